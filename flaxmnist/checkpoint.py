@@ -1,0 +1,210 @@
+"""Checkpoints: the only module that knows Orbax.
+
+A checkpoint holds a tree of arrays and a JSON record, which carries a checksum of each
+array. It counts as saved once Orbax has renamed its folder, so that a process killed at
+any moment leaves whole checkpoints only.
+"""
+
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from flaxmnist.checks import UserError
+
+_ARRAYS, _RECORD = "arrays", "record"
+
+
+def _rank(validation: dict[str, float]) -> float:
+    # Accuracies differ by whole examples: a part of one decides ties by the loss.
+    return validation["accuracy"] - 1e-7 * min(validation["loss"], 100.0)
+
+
+def is_better(one: dict[str, float], other: dict[str, float] | None) -> bool:
+    """Returns whether validation figures are better: more accurate, or less loss."""
+    return other is None or _rank(one) > _rank(other)
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """Returns a CRC-32 of each array that this process holds whole, by its path."""
+    sums = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            content = np.ascontiguousarray(
+                leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
+            )
+            sums[jax.tree_util.keystr(path)] = zlib.crc32(content)
+    return sums
+
+
+class Checkpoints:
+    """The checkpoints of a run: the last few, and the best on validation.
+
+    Args:
+      directory: their folder; made if it is not there.
+      keep: how many of the latest are kept, beside the best.
+      read_only: nothing in the folder is changed.
+    """
+
+    def __init__(self, directory: Path, keep: int = 3, read_only: bool = False):
+        # Orbax takes absolute paths alone.
+        self.directory = directory.absolute()
+        self._keep, self._read_only = keep, read_only
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        policies = checkpoint_managers
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_rank,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(self._keep),
+                    policies.BestN(
+                        get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+            create=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+        )
+        return ocp.CheckpointManager(
+            self.directory, options=options, item_names=(_ARRAYS, _RECORD)
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that are saved, in order."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the best checkpoint on validation; the latest, if none was evaluated."""
+        best = self._manager.best_step()
+        return self._manager.latest_step() if best is None else best
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        record: dict[str, Any],
+        validation: dict[str, float] | None,
+    ) -> None:
+        """Copies `tree` and starts writing; training may go on at once.
+
+        Args:
+          step: names the checkpoint.
+          tree: arrays, on any devices.
+          record: what is said of them, as JSON.
+          validation: `loss` and `accuracy` at this step, if they were measured.
+
+        Raises:
+          Exception: an earlier write failed.
+        """
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    _ARRAYS: ocp.args.StandardSave(tree),
+                    _RECORD: ocp.args.JsonSave(
+                        record | {"checksums": _checksums(tree)}
+                    ),
+                }
+            ),
+            metrics=validation,
+            force=True,
+        )
+
+    def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns the tree and the record of a step.
+
+        Args:
+          step: one of `steps`.
+          abstract: `jax.ShapeDtypeStruct`s, with the shardings wanted.
+
+        Raises:
+          UserError: there is no such step.
+          Exception: the checkpoint is damaged.
+        """
+        if step not in self.steps:
+            there = ", ".join(map(str, self.steps)) or "none"
+            raise UserError(
+                f"no checkpoint of step {step} in {self.directory}: there are {there}"
+            )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    _ARRAYS: ocp.args.StandardRestore(abstract),
+                    _RECORD: ocp.args.JsonRestore(),
+                }
+            ),
+        )
+        tree, record = restored[_ARRAYS], restored[_RECORD]
+        expected = record.pop("checksums")
+        for path, found in _checksums(tree).items():
+            if expected.get(path, found) != found:
+                raise ValueError(f"the checksum of {path} differs")
+        return tree, record
+
+    def restore_newest(
+        self, abstract: Any, warn: Callable[[str], None]
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """Returns step, tree and record of the newest checkpoint that is whole.
+
+        Damaged ones are moved aside, to ``damaged-checkpoints``, and `warn` is told.
+
+        Raises:
+          UserError: there are checkpoints, but all are damaged.
+        """
+        damaged = []
+        for step in reversed(self.steps):
+            try:
+                tree, record = self.restore(step, abstract)
+            except Exception as error:  # Orbax and TensorStore raise many kinds.
+                logging.getLogger(__name__).debug("step %d", step, exc_info=True)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                damaged.append(step)
+                warn(f"the checkpoint of step {step} is damaged ({reason[:160]})")
+                continue
+            self._put_aside(damaged)
+            if damaged:
+                warn(f"resuming from the one before, step {step}")
+            return step, tree, record
+        if damaged:
+            raise UserError(
+                f"every checkpoint in {self.directory} is damaged "
+                f"({', '.join(map(str, damaged))}): start anew with another --workdir"
+            )
+        return None
+
+    def _put_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        self._manager.close()
+        aside = self.directory.parent / "damaged-checkpoints"
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+            name = f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
+            os.replace(self.directory / str(step), aside / name)
+        self._manager = self._open()
+
+    def wait(self) -> None:
+        """Returns when all that was given to `save` is on disk; raises if it is not."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits as `wait` does and ends Orbax's threads."""
+        self.wait()
+        self._manager.close()

@@ -1,0 +1,161 @@
+"""What a user may say, and what to answer when it cannot be taken.
+
+Every option of the library is described once, by a :class:`Kind`; :func:`check`
+holds given values against a table of them. A mistake raises :class:`UserError`,
+which the command line prints as one or two lines, without a traceback.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+class UserError(Exception):
+    """A mistake of the user's: what was found, what was expected, what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'adam'? There are: adam, adamw, sgd"``."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{hint} There are: {', '.join(known)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What an option may hold.
+
+    Attributes:
+      expected: completes the sentence "expected …".
+      convert: returns the canonical value; raises `ValueError` or `TypeError`.
+    """
+
+    expected: str
+    convert: Callable[[Any], Any]
+
+
+def whole(minimum: int) -> Kind:
+    """A whole number; ``2.0`` is taken for 2."""
+
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or value != int(value) or value < minimum:
+            raise ValueError
+        return int(value)
+
+    return Kind(f"a whole number, {minimum} or more", convert)
+
+
+def real(minimum: float, *, below: float = math.inf, above: bool = False) -> Kind:
+    """A finite number from `minimum` (greater than it, if `above`), under `below`."""
+
+    def convert(value: Any) -> float:
+        if isinstance(value, bool | str) or not math.isfinite(value):
+            raise ValueError
+        if value < minimum or value >= below or (above and value == minimum):
+            raise ValueError
+        return float(value)
+
+    low = f"greater than {minimum:g}" if above else f"{minimum:g} or more"
+    high = "" if below == math.inf else f" and less than {below:g}"
+    return Kind(f"a number, {low}{high}", convert)
+
+
+def one_of(names: Iterable[str]) -> Kind:
+    """One of a few names."""
+    names = tuple(names)
+
+    def convert(value: Any) -> str:
+        if value not in names:
+            raise UserError(did_you_mean(value, names))
+        return value
+
+    return Kind(f"one of {', '.join(names)}", convert)
+
+
+def sizes(length: int | None = None) -> Kind:
+    """A tuple of whole numbers from 1 (of that many, if `length`)."""
+
+    def convert(value: Any) -> tuple[int, ...]:
+        items = tuple(value) if isinstance(value, tuple | list) else (value,)
+        if length is not None and len(items) != length:
+            raise ValueError
+        return tuple(whole(1).convert(item) for item in items)
+
+    many = "whole numbers from 1" if length is None else f"{length} whole numbers"
+    return Kind(f"{many}, such as (128, 32)", convert)
+
+
+def optional(kind: Kind) -> Kind:
+    """That kind, or None."""
+    return Kind(
+        f"{kind.expected}, or None",
+        lambda value: None if value is None else kind.convert(value),
+    )
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _duration(value: Any) -> int | str:
+    """Canonical form: a number of steps, or the text ``"<number> epochs"``."""
+    match = re.fullmatch(r"([0-9.]+)\s*(|steps?|epochs?)", str(value).strip())
+    if isinstance(value, bool) or not match or float(match[1]) <= 0:
+        raise ValueError
+    number, unit = float(match[1]), match[2]
+    if unit.startswith("epoch"):
+        return f"{number:g} epochs"
+    return whole(1).convert(number)
+
+
+boolean = Kind("True or False", _boolean)
+text = Kind("a text", _text)
+duration = Kind('a number of steps, or a text such as "2 epochs"', _duration)
+
+
+def to_steps(duration: int | str, steps_per_epoch: int) -> int:
+    """Returns a :data:`duration` in steps, at least one."""
+    if isinstance(duration, str):
+        return max(1, round(float(duration.split()[0]) * steps_per_epoch))
+    return duration
+
+
+def check(
+    group: str, values: Mapping[str, Any], kinds: Mapping[str, Kind]
+) -> dict[str, Any]:
+    """Holds `values` against `kinds` and returns them in canonical form.
+
+    Args:
+      group: where the values stand, such as ``"optimizer"``; "" for the top.
+      values: name → value as given.
+      kinds: name → what it may hold.
+
+    Raises:
+      UserError: a name is unknown or a value is not of its kind.
+    """
+    prefix = f"{group}." if group else ""
+    checked = {}
+    for name, value in values.items():
+        if name not in kinds:
+            raise UserError(f"no option {prefix}{name}{did_you_mean(name, kinds)}")
+        try:
+            checked[name] = kinds[name].convert(value)
+        except UserError as error:
+            raise UserError(f"{prefix}{name}={value!r} is unknown{error}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(
+                f"{prefix}{name}={value!r}: expected {kinds[name].expected}"
+            ) from None
+    return checked

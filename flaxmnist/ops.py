@@ -1,0 +1,99 @@
+"""Convolution and pooling, lowered so that training is fast on every platform.
+
+XLA's CPU backend differentiates a convolution inside a loop an order of magnitude
+slower than outside (jax-ml/jax#12868), and a training loop that stays on the device
+is such a loop. On CPU :func:`conv` is therefore a matrix product over patches
+(im2col; Chellapilla et al., 2006, "High Performance Convolutional Neural Networks
+for Document Processing"); elsewhere it is XLA's own convolution.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Padding = str | Sequence[tuple[int, int]]
+
+
+def conv_by_matmul(
+    images: Float[Array, "batch height width cin"],
+    kernel: Float[Array, "kh kw cin cout"],
+    strides: Sequence[int] = (1, 1),
+    padding: Padding = "SAME",
+    precision: Any = None,
+) -> Float[Array, "batch out_height out_width cout"]:
+    """Convolves by one matrix product: patches laid side by side, times the kernel."""
+    kh, kw, _, cout = kernel.shape
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(images.shape[1:3], (kh, kw), strides, padding)
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    sh, sw = strides
+    height = (padded.shape[1] - kh) // sh + 1
+    width = (padded.shape[2] - kw) // sw + 1
+    patches = jnp.concatenate(
+        [
+            padded[
+                :, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw
+            ]
+            for i in range(kh)
+            for j in range(kw)
+        ],
+        axis=-1,
+    )
+    return jnp.matmul(patches, kernel.reshape(-1, cout), precision=precision)
+
+
+def conv(
+    lhs: Float[Array, "batch height width cin"],
+    rhs: Float[Array, "kh kw cin_per_group cout"],
+    window_strides: Sequence[int],
+    padding: Padding,
+    **kwargs: Any,
+) -> Float[Array, "batch out_height out_width cout"]:
+    """Takes the place of `lax.conv_general_dilated` where a loop is differentiated.
+
+    The platform decides the lowering when the program is compiled. Dilated and
+    grouped convolutions are XLA's on every platform.
+
+    Args:
+      lhs: images, channels last.
+      rhs: kernel.
+      window_strides: one stride a spatial dimension.
+      padding: "SAME", "VALID" or a (low, high) pair a spatial dimension.
+      **kwargs: the other arguments of `lax.conv_general_dilated`, as `nn.Conv`
+        gives them.
+    """
+
+    def xla(lhs, rhs):
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
+
+    def matmul(lhs, rhs):
+        return conv_by_matmul(
+            lhs, rhs, window_strides, padding, kwargs.get("precision")
+        )
+
+    dilations = (
+        *(kwargs.get("lhs_dilation") or ()),
+        *(kwargs.get("rhs_dilation") or ()),
+    )
+    if lhs.shape[-1] != rhs.shape[-2] or any(dilation != 1 for dilation in dilations):
+        return xla(lhs, rhs)
+    return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+
+
+def max_pool(
+    images: Float[Array, "batch height width channels"], window: int = 2
+) -> Float[Array, "batch out_height out_width channels"]:
+    """Takes the maximum of each `window` × `window` square; a remainder is dropped.
+
+    Windows that do not overlap are a reshape, whose gradient is an elementwise
+    product; that of `nn.max_pool` is a select-and-scatter, many times slower on CPU.
+    """
+    batch, height, width, channels = images.shape
+    rows, columns = height // window, width // window
+    squares = images[:, : rows * window, : columns * window].reshape(
+        batch, rows, window, columns, window, channels
+    )
+    return squares.max(axis=(2, 4))

@@ -1,0 +1,80 @@
+"""The state of training, made where it will live."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Sharding
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step reads and writes; a pytree, so jit, shard and save it whole.
+
+    Attributes:
+      step: int32 `[]`, updates made.
+      params: the model's parameters.
+      opt_state: the optimizer's state.
+      model_state: the model's other collections, such as ``batch_stats``.
+      key: PRNG key of the run; each step folds its number into it.
+      model: the linen module (static).
+      tx: the optimizer (static: build it once, or steps compile again).
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    model_state: Any
+    key: Any
+    model: nn.Module = struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = struct.field(pytree_node=False)
+
+
+def _init(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    init_key, key = jax.random.split(jax.random.key(seed))
+    variables = dict(model.init(init_key, jnp.zeros((1, 28, 28, 1))))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        model_state=variables,
+        key=key,
+        model=model,
+        tx=tx,
+    )
+
+
+def abstract_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    seed: int = 0,
+    sharding: Sharding | None = None,
+) -> TrainState:
+    """Returns the state's shapes, dtypes and shardings; nothing is computed."""
+    shapes = jax.eval_shape(lambda: _init(model, tx, seed))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+    )
+
+
+def create_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    seed: int = 0,
+    sharding: Sharding | None = None,
+) -> TrainState:
+    """Returns the state before the first step, initialized straight into `sharding`.
+
+    Args:
+      model: maps `[batch, 28, 28, 1]` images to `[batch, 10]` logits; takes
+        `train: bool`, and a ``"dropout"`` key while training.
+      tx: any optax transformation.
+      seed: decides the parameters and every later random draw.
+      sharding: where each array lives; the default device if None.
+    """
+    return jax.jit(lambda: _init(model, tx, seed), out_shardings=sharding)()

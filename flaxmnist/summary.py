@@ -1,0 +1,100 @@
+"""What a run came to: the content of ``summary.json`` and the table of it."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+
+from flaxmnist import models
+from flaxmnist.evaluate import evaluate
+from flaxmnist.run import SPLITS, Run
+from flaxmnist.state import TrainState
+from flaxmnist.writers import Console
+
+
+def _versions() -> dict[str, str]:
+    packages = (
+        "flaxmnist",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+    )
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Returns configuration, data and versions: what a checkpoint is saved with."""
+    dataset = run.dataset
+    return {
+        "config": run.config.to_dict(),
+        "dataset": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "counts": dataset.counts,
+            "fingerprint": dataset.fingerprint,
+        },
+        "versions": _versions(),
+    }
+
+
+def evaluate_splits(run: Run, state: TrainState) -> dict[str, dict[str, Any]]:
+    """Returns loss, accuracy and count of each split."""
+    return {
+        split: evaluate(state, feed, run.everywhere).compute()
+        for split, feed in run.eval_feeds.items()
+    }
+
+
+def print_table(console: Console, summary: dict[str, Any]) -> None:
+    """Prints loss, accuracy and count of the three splits."""
+    dataset = summary["dataset"]
+    console.line()
+    console.line(
+        f"{summary['model']['name']} ({summary['model']['parameters']:,} parameters), "
+        f"step {summary['evaluated_step']}, on {dataset['name']} ({dataset['source']})"
+    )
+    console.line(f"{'':<12}{'loss':>8}  {'accuracy':>8}  {'count':>7}")
+    for split in SPLITS:
+        row = summary[split]
+        console.line(
+            f"{split:<12}{row['loss']:>8.4f}  {row['accuracy']:>8.2%}  {row['count']:>7,}"
+        )
+
+
+def summarize(
+    run: Run, state: TrainState, step: int, evaluated_step: int
+) -> dict[str, Any]:
+    """Evaluates the three splits and returns all that is known of the run.
+
+    Args:
+      run: the parts of the run.
+      state: the state to evaluate.
+      step: the last step trained.
+      evaluated_step: the step of `state`.
+    """
+    device = jax.devices()[0]
+    return {
+        **describe(run),
+        "model": {
+            "name": run.config.model.name,
+            "parameters": models.num_parameters(state.params),
+        },
+        "step": step,
+        "evaluated_step": evaluated_step,
+        **evaluate_splits(run, state),
+        "devices": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": run.everywhere.mesh.size,
+        },
+    }

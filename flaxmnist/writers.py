@@ -1,0 +1,180 @@
+"""What a run tells: to the person, to ``metrics.jsonl`` and to TensorBoard."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a whole file or nothing: under another name first, then renamed."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class MetricsWriter:
+    """Appends records to ``metrics.jsonl`` and to TensorBoard's event files.
+
+    Args:
+      workdir: folder of the run.
+      step: where the run resumes; what an earlier process wrote of later steps is
+        taken back, for it will be written again.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        # Imported here: a run that only evaluates needs none of it.
+        from tensorboardX import SummaryWriter
+
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            write_text(path, "".join(_until(path, step)))
+        self._file = path.open("a")
+        self._tensorboard = {
+            split: SummaryWriter(
+                str(workdir / "tensorboard" / split),
+                purge_step=step + 1 if step else None,
+            )
+            for split in ("train", "validation")
+        }
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes a record, which holds ``step``, ``split`` and figures."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name not in ("step", "split", "count"):
+                self._tensorboard[record["split"]].add_scalar(
+                    name, value, record["step"]
+                )
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._file.close()
+        for writer in self._tensorboard.values():
+            writer.close()
+
+
+def _until(path: Path, step: int) -> Iterator[str]:
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            keep = json.loads(line)["step"] <= step
+        except (ValueError, KeyError):  # The last line of a killed process.
+            keep = False
+        if keep:
+            yield line
+
+
+class Console:
+    """Speaks to a person: a live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._rich = RichConsole(highlight=False, markup=False)
+        self._bar: Progress | None = None
+
+    def line(self, text: str = "") -> None:
+        """Prints a line, above the bar if there is one."""
+        if self._rich.is_terminal:
+            self._rich.print(text, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Prints a warning between rules, on the error stream."""
+        rule = "!" * 78
+        lines = "\n".join(f"! {line}" for line in text.splitlines())
+        print(f"{rule}\n{lines}\n{rule}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, step: int, total: int) -> Iterator[None]:
+        """Shows a bar on a terminal while the block runs."""
+        if not self._rich.is_terminal:
+            yield
+            return
+        self._bar = Progress(
+            TextColumn("{task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._rich,
+            transient=True,
+        )
+        with self._bar:
+            self._bar.add_task("", completed=step, total=total, epoch="", figures="")
+            yield
+        self._bar = None
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Moves the bar to where training is."""
+        if self._bar:
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=record["step"],
+                epoch=f"epoch {record['epoch']:.1f}",
+                figures=f"loss {record['loss']:.4f}  accuracy {record['accuracy']:.4f}  "
+                f"{record['images_per_second']:,.0f} images/s",
+            )
+
+    def report(self, record: dict[str, Any], total: int) -> None:
+        """Prints a record as a line; on a terminal, training's are the bar's alone."""
+        if self._bar and record["split"] == "train":
+            return
+        text = (
+            f"step {record['step']}/{total}  epoch {record['epoch']:.2f}  "
+            f"{record['split']:<10}  loss {record['loss']:.4f}  "
+            f"accuracy {record['accuracy']:.4f}"
+        )
+        if "images_per_second" in record:
+            text += (
+                f"  {record['images_per_second']:,.0f} images/s"
+                f"  learning rate {record['learning_rate']:.2e}"
+            )
+        self.line(text)
+
+
+class Clock:
+    """Adds up wall-clock seconds by what they were spent on."""
+
+    def __init__(self, started: float | None = None):
+        self._started = time.time() if started is None else started
+        self.seconds = {"startup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - begin
+
+    def started_up(self) -> None:
+        """Counts all until now as start-up, but what was counted already."""
+        self.seconds["startup"] = (
+            time.time() - self._started - sum(self.seconds.values())
+        )
+
+    def table(self) -> dict[str, float]:
+        """Returns seconds by name, with ``other`` and ``total``."""
+        total = time.time() - self._started
+        rest = max(0.0, total - sum(self.seconds.values()))
+        table = self.seconds | {"other": rest, "total": total}
+        return {name: round(value, 3) for name, value in table.items()}
