@@ -27,9 +27,9 @@ def get_config(arg=None):
         "model": {"name": "cnn"},
         "optimizer": {
             "name": "adamw",
-            "learning_rate": 2e-3,
+            "learning_rate": 3e-3,
             "schedule": "one_cycle",
-            "weight_decay": 1e-2,
+            "weight_decay": 0.2,
         },
     }
     return make_config(**(recipe | variant(arg, VARIANTS)))

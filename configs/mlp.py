@@ -17,7 +17,7 @@ def get_config(arg=None):
     recipe = {
         "num_epochs": 10,
         "batch_size": 100,
-        "model": {"name": "mlp", "hidden": (128, 32)},
+        "model": {"name": "mlp", "hidden": (512, 256), "dropout_rate": 0.2},
         "optimizer": {
             "name": "adamw",
             "learning_rate": 2e-3,

@@ -17,6 +17,6 @@ def get_config(arg=None):
         "num_epochs": 8,
         "batch_size": 100,
         "model": {"name": "softmax"},
-        "optimizer": {"name": "adam", "learning_rate": 2e-3, "schedule": "cosine"},
+        "optimizer": {"name": "adam", "learning_rate": 4e-3, "schedule": "cosine"},
     }
     return make_config(**(recipe | variant(arg, VARIANTS)))

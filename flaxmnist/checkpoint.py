@@ -40,10 +40,8 @@ def _checksums(tree: Any) -> dict[str, int]:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         if leaf.is_fully_addressable or leaf.is_fully_replicated:
-            content = np.ascontiguousarray(
-                leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
-            )
-            sums[jax.tree_util.keystr(path)] = zlib.crc32(content)
+            content = np.ascontiguousarray(leaf)
+            sums[jax.tree_util.keystr(path)] = zlib.crc32(content.data)
     return sums
 
 
@@ -89,7 +87,7 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """Step of the best checkpoint on validation; the latest, if none was evaluated."""
+        """Step of the best on validation; the latest, if none was evaluated."""
         best = self._manager.best_step()
         return self._manager.latest_step() if best is None else best
 

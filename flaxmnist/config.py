@@ -131,7 +131,7 @@ def shipped() -> dict[str, Path]:
 
 
 def load(spec: str) -> ConfigDict:
-    """Returns the configuration of ``path/to/file.py``, ``name`` or either ``:variant``.
+    """Returns the configuration of ``FILE.py``, ``NAME`` or either with ``:VARIANT``.
 
     The file is Python and is run: load none that you do not trust.
 

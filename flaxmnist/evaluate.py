@@ -27,9 +27,7 @@ def evaluate(
       everywhere: the sharding of what every device holds.
       num_steps: stop after that many batches; 0 compiles and evaluates nothing.
     """
-    metrics = jax.tree.map(
-        lambda leaf: sharding.put(np.asarray(leaf), everywhere), Metrics.empty()
-    )
+    metrics = sharding.put_tree(Metrics.empty(), everywhere)
     stop = feed.steps_per_epoch if num_steps is None else max(num_steps, 1)
     first = 0
     for batches, span in feed.spans(0, stop):

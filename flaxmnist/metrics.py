@@ -38,7 +38,7 @@ class Metrics:
         labels: Int[Array, " batch"],
         mask: Bool[Array, " batch"],
     ) -> "Metrics":
-        """Returns the metrics of one batch; examples where `mask` is False are padding."""
+        """Returns the metrics of a batch; where `mask` is False is padding."""
         predictions = jnp.argmax(logits, axis=-1)
         confusion = cls.empty().confusion.at[labels, predictions].add(mask)
         return cls(jnp.where(mask, losses, 0).sum(), confusion)

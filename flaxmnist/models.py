@@ -1,7 +1,7 @@
 """The networks: images in, ten logits out."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from flaxmnist.checks import UserError, check, did_you_mean, real, sizes
 NUM_CLASSES = 10
 
 
-def scale(images: Num[Array, "batch *shape"]) -> Float[Array, "batch 28 28 1"]:
+def scale(images: Num[Array, "batch ..."]) -> Float[Array, "batch 28 28 1"]:
     """Brings images to float32 in [0, 1]: the one place where pixels are scaled.
 
     Args:
@@ -31,8 +31,9 @@ class SoftmaxRegression(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Num[Array, "batch *shape"], *, train: bool = False
+        self, images: Num[Array, "batch ..."], *, train: bool = False
     ) -> Float[Array, "batch 10"]:
+        """Returns the logits."""
         pixels = scale(images).reshape(-1, 28 * 28)
         return nn.Dense(NUM_CLASSES, kernel_init=nn.initializers.zeros)(pixels)
 
@@ -50,8 +51,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Num[Array, "batch *shape"], *, train: bool = False
+        self, images: Num[Array, "batch ..."], *, train: bool = False
     ) -> Float[Array, "batch 10"]:
+        """Returns the logits."""
         x = scale(images).reshape(-1, 28 * 28)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
@@ -78,8 +80,9 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Num[Array, "batch *shape"], *, train: bool = False
+        self, images: Num[Array, "batch ..."], *, train: bool = False
     ) -> Float[Array, "batch 10"]:
+        """Returns the logits."""
         # XLA's own convolution is the fastest everywhere until it is differentiated.
         conv = ops.conv if train else lax.conv_general_dilated
         x = scale(images)
@@ -115,7 +118,7 @@ def options(name: str, **given: Any) -> dict[str, Any]:
     if name not in MODELS:
         raise UserError(f"no model {name!r}{did_you_mean(name, MODELS)}")
     defaults = {
-        field.name: field.default
+        field.name: cast(Any, field.default)
         for field in dataclasses.fields(MODELS[name])
         if field.name in _KINDS
     }

@@ -1,7 +1,6 @@
 """What a configuration describes, built: data, model, optimizer, mesh."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +14,6 @@ from flaxmnist import data, models, optim, sharding
 from flaxmnist.checks import UserError, to_steps
 from flaxmnist.data.batches import FEEDS, Feed
 from flaxmnist.metrics import Metrics
-from flaxmnist.state import abstract_state
 
 SPLITS = ("train", "validation", "test")
 
@@ -32,6 +30,7 @@ class Run:
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     total_steps: int
+    every: dict[str, int]
     everywhere: NamedSharding
 
     def put(self, number: int) -> jax.Array:
@@ -45,16 +44,14 @@ class Run:
             Metrics.empty(),
         )
 
-    def abstract(self) -> dict[str, Any]:
-        """Returns the shapes of what a checkpoint holds."""
-        state = abstract_state(self.model, self.tx, sharding=self.everywhere)
-        window = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=self.everywhere
-            ),
-            jax.eval_shape(Metrics.empty),
-        )
-        return {"state": state, "window": window}
+    def due(self, event: str, step: int) -> bool:
+        """Returns whether `event` ("log", "eval", "checkpoint") falls on `step`."""
+        return step % self.every[event] == 0 or step == self.total_steps
+
+    def next_stop(self, step: int, most: int) -> int:
+        """Returns the step of the next event after `step`, at most `most` ahead."""
+        events = [(step // every + 1) * every for every in self.every.values()]
+        return min(step + most, self.total_steps, *events)
 
 
 def build(config: ConfigDict) -> Run:
@@ -68,14 +65,10 @@ def build(config: ConfigDict) -> Run:
     mesh = sharding.make_mesh(**config.mesh)
     devices = mesh.size
     if config.batch_size % devices:
-        fitting = [
-            n * devices
-            for n in (config.batch_size // devices, config.batch_size // devices + 1)
-            if n
-        ]
+        nearest = -(-config.batch_size // devices) * devices
         raise UserError(
             f"batch_size={config.batch_size} cannot be split over {devices} devices: "
-            f"expected a multiple, such as {' or '.join(map(str, fitting))}"
+            f"expected a multiple of that, such as {nearest}"
         )
     dataset = data.load(config.data.name, config.data.source, config.data.dir)
     for split, count in dataset.counts.items():
@@ -112,5 +105,9 @@ def build(config: ConfigDict) -> Run:
         tx=tx,
         schedule=jax.jit(schedule),
         total_steps=total_steps,
+        every={
+            event: to_steps(config[f"{event}_every"], steps_per_epoch)
+            for event in ("log", "eval", "checkpoint")
+        },
         everywhere=sharding.replicated(mesh),
     )

@@ -1,5 +1,7 @@
 """Where arrays live: a mesh over all devices, batches split over its `data` axis."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -36,10 +38,16 @@ def split_over_data(mesh: Mesh, axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def put(values: np.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
     """Places an array that every process holds whole; each sends its own part."""
+    array = np.asarray(values)
     # A transfer that is meant: a loop under `jax.transfer_guard` may make it.
     with jax.transfer_guard("allow"):
         return jax.make_array_from_callback(
             array.shape, sharding, lambda index: array[index]
         )
+
+
+def put_tree(tree: Any, sharding: NamedSharding) -> Any:
+    """Places every array of a tree, as :func:`put`."""
+    return jax.tree.map(lambda leaf: put(leaf, sharding), tree)

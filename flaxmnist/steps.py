@@ -5,7 +5,8 @@ A batch is a dict: ``image``, uint8 `[batch, 28, 28, 1]` (or float in [0, 1]);
 example is padding. Arrays may be sharded over devices; computation follows them.
 """
 
-from typing import Any, Protocol
+import dataclasses
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,8 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
 
     grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
@@ -62,11 +64,11 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
 
 @jax.jit
 def predict_step(
-    state: TrainState, images: Num[Array, "batch *shape"]
-) -> dict[str, Num[Array, "batch *outputs"]]:
+    state: TrainState, images: Num[Array, "batch ..."]
+) -> dict[str, Num[Array, "batch ..."]]:
     """Returns ``classes`` `[batch]`, ``probabilities`` and ``logits`` `[batch, 10]`."""
     variables = {"params": state.params, **state.model_state}
-    logits = state.model.apply(variables, images, train=False)
+    logits = cast(Array, state.model.apply(variables, images, train=False))
     return {
         "classes": jnp.argmax(logits, axis=-1),
         "probabilities": jax.nn.softmax(logits),

@@ -66,9 +66,8 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
     console.line(f"{'':<12}{'loss':>8}  {'accuracy':>8}  {'count':>7}")
     for split in SPLITS:
         row = summary[split]
-        console.line(
-            f"{split:<12}{row['loss']:>8.4f}  {row['accuracy']:>8.2%}  {row['count']:>7,}"
-        )
+        figures = f"{row['loss']:>8.4f}  {row['accuracy']:>8.2%}  {row['count']:>7,}"
+        console.line(f"{split:<12}{figures}")
 
 
 def summarize(

@@ -1,8 +1,8 @@
 """A run: started or resumed, trained, evaluated and summed up."""
 
+import dataclasses
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,55 @@ from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
 from flaxmnist.checkpoint import Checkpoints, is_better
-from flaxmnist.checks import UserError, to_steps
+from flaxmnist.checks import UserError
 from flaxmnist.evaluate import evaluate
+from flaxmnist.metrics import Metrics
 from flaxmnist.run import Run, build
-from flaxmnist.state import create_state
+from flaxmnist.state import TrainState, abstract_state, create_state
 from flaxmnist.steps import global_norm, train_steps
 from flaxmnist.summary import describe, print_table, summarize
 from flaxmnist.writers import Clock, Console, MetricsWriter, write_text
 
 # How long a dispatch should take: the bar moves and signals are heard between two.
 DISPATCH_SECONDS = 0.5
+
+
+@dataclasses.dataclass
+class Training:
+    """Where training is: all that a checkpoint holds, so all that resuming needs.
+
+    Attributes:
+      step: updates made.
+      state: the train state, on the mesh.
+      window: metrics of the steps since the last log.
+      best: the best `validation` figures, their `step`, and how many evaluations
+        have `waited` for better ones.
+    """
+
+    step: int
+    state: TrainState
+    window: Metrics
+    best: dict[str, Any]
+
+    def finished(self, run: Run) -> bool:
+        """Returns whether nothing is left to train."""
+        patience = run.config.patience
+        out_of_patience = patience is not None and self.best["waited"] >= patience
+        return self.step >= run.total_steps or out_of_patience
+
+
+def abstract_tree(run: Run) -> dict[str, Any]:
+    """Returns the shapes and shardings of the arrays that a checkpoint holds."""
+    window = jax.eval_shape(Metrics.empty)
+    return {
+        "state": abstract_state(run.model, run.tx, sharding=run.everywhere),
+        "window": jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=run.everywhere
+            ),
+            window,
+        ),
+    }
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -39,8 +78,8 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     changed = configs.differences(before, config)
     if changed:
         raise UserError(
-            f"{workdir} holds a run of another configuration: use another --workdir, or "
-            f"its options\n{'; '.join(changed)}"
+            f"{workdir} holds a run of another configuration: use another --workdir, "
+            f"or its options\n{'; '.join(changed)}"
         )
 
 
@@ -60,8 +99,8 @@ def _check_same_data(run: Run, record: dict[str, Any]) -> None:
         raise UserError(
             f"this run was trained on {before['name']} ({before['source']}, "
             f"{before['counts']['train']:,} examples), but the data is now "
-            f"{run.dataset.name} ({run.dataset.source}, {len(run.dataset.train):,}): set "
-            "data.source and data.dir to the former, or use another --workdir"
+            f"{run.dataset.name} ({run.dataset.source}, {len(run.dataset.train):,}): "
+            "set data.source and data.dir to the former, or use another --workdir"
         )
 
 
@@ -96,7 +135,7 @@ def evaluate_checkpoint(
             f"no checkpoint of step {chosen} in {workdir}: there are {there}"
         )
     run = build(config)
-    tree, record = checkpoints.restore(chosen, run.abstract())
+    tree, record = checkpoints.restore(chosen, abstract_tree(run))
     _check_same_data(run, record)
     summary = summarize(run, tree["state"], checkpoints.steps[-1], chosen)
     print_table(console, summary)
@@ -125,186 +164,202 @@ def train_and_evaluate(
       UserError: the configuration, the data or the folder cannot be used, or the loss
         is not finite any more.
     """
-    console = console or Console()
-    clock = Clock(started)
-    workdir = Path(workdir)
+    console, clock, workdir = console or Console(), Clock(started), Path(workdir)
     config = configs.resolve(config)
     check_workdir(config, workdir)
     run = build(config)
     if run.dataset.warning:
         console.warn(run.dataset.warning)
 
-    # Start, or resume.
     _open_workdir(config, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
-    best: dict[str, Any] = {"validation": None, "step": None, "waited": 0}
-    restored = checkpoints.restore_newest(run.abstract(), console.warn)
-    if restored is None:
-        step = 0
-        state = create_state(run.model, run.tx, config.seed, run.everywhere)
-        window = run.empty_metrics()
-    else:
-        step, tree, record = restored
-        _check_same_data(run, record)
-        state, window, best = tree["state"], tree["window"], record["best"]
-    total = run.total_steps
-    finished = _is_finished(run, step, best)
-    if step:
-        what = "is finished" if finished else "resumes"
-        console.line(f"{workdir} {what} at step {step} of {total}")
-        if finished and (summary := _finished_summary(workdir, step)):
+    at = _restore_or_create(run, checkpoints, console)
+    if at.step:
+        what = "is finished" if at.finished(run) else "resumes"
+        console.line(f"{workdir} {what} at step {at.step} of {run.total_steps}")
+        if at.finished(run) and (summary := _summary_of(workdir, at.step)):
             print_table(console, summary)
             return summary
-    writer = MetricsWriter(workdir, step) if jax.process_index() == 0 else None
-
-    def report(record: dict[str, Any]) -> None:
-        console.report(record, total)
-        if writer:
-            writer.write(record)
-
-    per_epoch = run.feed.steps_per_epoch
-    log_every, eval_every, checkpoint_every = (
-        to_steps(config[name], per_epoch)
-        for name in ("log_every", "eval_every", "checkpoint_every")
-    )
+    first_step = at.step
     clock.started_up()
 
-    # Zero steps: compiles, and changes nothing.
-    if not finished:
-        with clock("compile"):
-            batches, _ = next(run.feed.spans(step, step + 1))
-            state, window = train_steps(state, window, batches, run.put(0))
-            evaluate(state, run.eval_feeds["validation"], run.everywhere, num_steps=0)
-
-    first_step, logged_step, logged_seconds = step, step, 0.0
-    pace = 1
-    with console.progress(step, total):
-        while not finished:
-            stop = min(
-                step + pace,
-                total,
-                *(
-                    (step // every + 1) * every
-                    for every in (log_every, eval_every, checkpoint_every)
-                ),
-            )
-            begin = time.perf_counter()
-            with clock("train"), jax.transfer_guard("disallow"):
-                for batches, count in run.feed.spans(step, stop):
-                    state, window = train_steps(state, window, batches, run.put(count))
-                sums = jax.device_get(window)
-            seconds = time.perf_counter() - begin
-            if jax.process_count() == 1:
-                pace = max(1, math.ceil((stop - step) * DISPATCH_SECONDS / seconds))
-            else:  # Processes must cut alike, and their clocks differ.
-                pace = log_every
-            if not math.isfinite(sums.loss_sum):
-                raise _not_finite(run, checkpoints, step, stop)
-            step = stop
-            logged_seconds += seconds
-            figures = sums.compute()
-            record = {
-                "step": step,
-                "epoch": step / per_epoch,
-                "split": "train",
-                "loss": figures["loss"],
-                "accuracy": figures["accuracy"],
-                "learning_rate": float(run.schedule(step - 1)),
-                "images_per_second": (step - logged_step)
-                * config.batch_size
-                / logged_seconds,
-            }
-            console.update(record)
-
-            # The order of these three is what a resumed run relies on: whatever is
-            # written of a step is written before its checkpoint.
-            if step % log_every == 0 or step == total:
-                report(record)
-                window = run.empty_metrics()
-                logged_step, logged_seconds = step, 0.0
-            validation = None
-            if step % eval_every == 0 or step == total:
-                with clock("evaluate"):
-                    feed = run.eval_feeds["validation"]
-                    validation = evaluate(state, feed, run.everywhere).compute()
-                report(
-                    {"step": step, "epoch": step / per_epoch, "split": "validation"}
-                    | validation
-                )
-                if is_better(validation, best["validation"]):
-                    best = {"validation": validation, "step": step, "waited": 0}
-                else:
-                    best = best | {"waited": best["waited"] + 1}
-            finished = _is_finished(run, step, best)
-            if step % checkpoint_every == 0 or best["step"] == step or finished:
-                if not math.isfinite(global_norm(state.params)):
-                    raise _not_finite(run, checkpoints, logged_step, step)
-                checkpoints.save(
-                    step,
-                    {"state": state, "window": window},
-                    describe(run) | {"best": best},
-                    validation,
-                )
-    if step < total:
-        console.line(
-            f"stopped early: no better than step {best['step']} "
-            f"in {best['waited']} evaluations"
-        )
-
-    # Sum up, with what was best on validation.
+    with clock("compile"):
+        _compile(run, at)
+    with MetricsWriter(workdir, at.step) as writer:
+        _train(run, at, checkpoints, console, writer, clock)
     checkpoints.wait()
-    evaluated_step = checkpoints.best_step or step
-    if evaluated_step != step:
-        tree, _ = checkpoints.restore(evaluated_step, run.abstract())
-        state = tree["state"]
+
+    best_step = checkpoints.best_step or at.step
+    if best_step != at.step:
+        tree, _ = checkpoints.restore(best_step, abstract_tree(run))
+        at.state = tree["state"]
     with clock("evaluate"):
-        summary = summarize(run, state, step, evaluated_step)
-    checkpoints.close()
-    if writer:
-        writer.close()
-    images = (step - first_step) * config.batch_size
+        summary = summarize(run, at.state, at.step, best_step)
     summary["seconds"] = clock.table()
-    summary["images_per_second"] = images / max(clock.seconds["train"], 1e-9)
+    trained = (at.step - first_step) * config.batch_size
+    summary["images_per_second"] = trained / max(clock.seconds["train"], 1e-9)
     if jax.process_index() == 0:
         write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     print_table(console, summary)
-    console.line()
-    console.line(
-        "seconds: "
-        + ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())
-    )
+    seconds = ", ".join(f"{name} {s:.1f}" for name, s in summary["seconds"].items())
+    saved = ", ".join(map(str, checkpoints.steps))
+    console.line(f"\nseconds: {seconds}")
     console.line(
         f"{workdir}: config.json, metrics.jsonl, summary.json, tensorboard/, "
-        f"checkpoints/ (steps {', '.join(map(str, checkpoints.steps))})"
+        f"checkpoints/ (steps {saved})"
     )
+    checkpoints.close()
     return summary
 
 
-def _is_finished(run: Run, step: int, best: dict[str, Any]) -> bool:
-    patience = run.config.patience
-    return step >= run.total_steps or (
-        patience is not None and best["waited"] >= patience
+def _restore_or_create(
+    run: Run, checkpoints: Checkpoints, console: Console
+) -> Training:
+    restored = checkpoints.restore_newest(abstract_tree(run), console.warn)
+    if restored is None:
+        state = create_state(run.model, run.tx, run.config.seed, run.everywhere)
+        best = {"validation": None, "step": None, "waited": 0}
+        return Training(0, state, run.empty_metrics(), best)
+    step, tree, record = restored
+    _check_same_data(run, record)
+    return Training(step, tree["state"], tree["window"], record["best"])
+
+
+def _compile(run: Run, at: Training) -> None:
+    """Dispatches zero steps: that compiles, and changes nothing."""
+    if not at.finished(run):
+        batches, _ = next(run.feed.spans(at.step, at.step + 1))
+        at.state, at.window = train_steps(at.state, at.window, batches, run.put(0))
+    evaluate(at.state, run.eval_feeds["validation"], run.everywhere, num_steps=0)
+
+
+def _train(
+    run: Run,
+    at: Training,
+    checkpoints: Checkpoints,
+    console: Console,
+    writer: MetricsWriter,
+    clock: Clock,
+) -> None:
+    """Trains until `at` is finished."""
+    pace, logged_step, logged_seconds = 1, at.step, clock.seconds["train"]
+    with console.progress(at.step, run.total_steps):
+        while not at.finished(run):
+            first, begin = at.step, clock.seconds["train"]
+            with clock("train"):
+                figures = _advance(run, at, run.next_stop(first, pace))
+            if not math.isfinite(figures["loss"]):
+                raise _not_finite(run, checkpoints, first, at.step)
+            pace = _pace(run, at.step - first, clock.seconds["train"] - begin)
+
+            record = _record(run, at.step, "train", figures)
+            record["learning_rate"] = float(run.schedule(at.step - 1))
+            record["images_per_second"] = (
+                (at.step - logged_step)
+                * run.config.batch_size
+                / (clock.seconds["train"] - logged_seconds)
+            )
+            console.update(record)
+
+            # Whatever is written of a step is written before its checkpoint: a run
+            # that resumes from it takes back only what comes after.
+            if run.due("log", at.step):
+                console.report(record, run.total_steps)
+                writer.write(record)
+                at.window = run.empty_metrics()
+                logged_step, logged_seconds = at.step, clock.seconds["train"]
+            validation = None
+            if run.due("eval", at.step):
+                with clock("evaluate"):
+                    feed = run.eval_feeds["validation"]
+                    validation = evaluate(at.state, feed, run.everywhere).compute()
+                record = _record(run, at.step, "validation", validation)
+                console.report(record, run.total_steps)
+                writer.write(record)
+                at.best = _better(at, validation)
+            improved = at.best["step"] == at.step
+            if run.due("checkpoint", at.step) or improved or at.finished(run):
+                _save(run, at, checkpoints, validation, since=first)
+    if at.step < run.total_steps:
+        console.line(
+            f"stopped early: no better than step {at.best['step']} "
+            f"in {at.best['waited']} evaluations"
+        )
+
+
+def _advance(run: Run, at: Training, stop: int) -> dict[str, Any]:
+    """Trains up to `stop` and returns the figures of the window."""
+    with jax.transfer_guard("disallow"):
+        for batches, count in run.feed.spans(at.step, stop):
+            at.state, at.window = train_steps(
+                at.state, at.window, batches, run.put(count)
+            )
+        at.step = stop
+        return jax.device_get(at.window).compute()
+
+
+def _pace(run: Run, steps: int, seconds: float) -> int:
+    """Returns how many steps the next dispatch should take."""
+    if jax.process_count() > 1:  # Processes must cut alike, and their clocks differ.
+        return run.every["log"]
+    return max(1, math.ceil(steps * DISPATCH_SECONDS / seconds))
+
+
+def _record(run: Run, step: int, split: str, figures: dict[str, Any]) -> dict[str, Any]:
+    epoch = step / run.feed.steps_per_epoch
+    loss, accuracy = figures["loss"], figures["accuracy"]
+    return {
+        "step": step,
+        "epoch": epoch,
+        "split": split,
+        "loss": loss,
+        "accuracy": accuracy,
+    }
+
+
+def _better(at: Training, validation: dict[str, Any]) -> dict[str, Any]:
+    if is_better(validation, at.best["validation"]):
+        return {"validation": validation, "step": at.step, "waited": 0}
+    return at.best | {"waited": at.best["waited"] + 1}
+
+
+def _save(
+    run: Run,
+    at: Training,
+    checkpoints: Checkpoints,
+    validation: dict[str, Any] | None,
+    since: int,
+) -> None:
+    # The loss was finite before the last update; what that made may not be.
+    if not math.isfinite(global_norm(at.state.params)):
+        raise _not_finite(run, checkpoints, since, at.step)
+    checkpoints.save(
+        at.step,
+        {"state": at.state, "window": at.window},
+        describe(run) | {"best": at.best},
+        validation,
     )
 
 
-def _finished_summary(workdir: Path, step: int) -> dict[str, Any] | None:
+def _not_finite(run: Run, checkpoints: Checkpoints, first: int, last: int) -> UserError:
+    checkpoints.wait()
+    kept = "there is no checkpoint yet"
+    if steps := checkpoints.steps:
+        kept = (
+            f"the last good checkpoint is of step {steps[-1]}, "
+            f"in {checkpoints.directory}"
+        )
+    return UserError(
+        f"the loss is not finite any more, between the steps {first} and {last}; {kept}"
+        f"\nTry a smaller optimizer.learning_rate than "
+        f"{run.config.optimizer.learning_rate:g}, or optimizer.clip_norm=1"
+    )
+
+
+def _summary_of(workdir: Path, step: int) -> dict[str, Any] | None:
+    """Returns ``summary.json`` if it is of that step."""
     try:
         summary = json.loads((workdir / "summary.json").read_text())
     except (OSError, ValueError):
         return None
     return summary if summary.get("step") == step else None
-
-
-def _not_finite(run: Run, checkpoints: Checkpoints, first: int, last: int) -> UserError:
-    checkpoints.wait()
-    steps = checkpoints.steps
-    kept = (
-        f"the last good checkpoint is of step {steps[-1]}, in {checkpoints.directory}"
-        if steps
-        else "there is no checkpoint yet"
-    )
-    return UserError(
-        f"the loss is not finite any more, between the steps {first} and {last}: "
-        f"{kept}\nTry a smaller optimizer.learning_rate than "
-        f"{run.config.optimizer.learning_rate:g}, or optimizer.clip_norm=1"
-    )

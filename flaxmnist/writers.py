@@ -1,14 +1,15 @@
 """What a run tells: to the person, to ``metrics.jsonl`` and to TensorBoard."""
 
+import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
@@ -35,6 +36,8 @@ def write_text(path: Path, content: str) -> None:
 class MetricsWriter:
     """Appends records to ``metrics.jsonl`` and to TensorBoard's event files.
 
+    A context manager. Of several processes, the first alone writes.
+
     Args:
       workdir: folder of the run.
       step: where the run resumes; what an earlier process wrote of later steps is
@@ -42,36 +45,43 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, step: int):
+        self._stack = contextlib.ExitStack()
+        if jax.process_index() != 0:
+            return
         # Imported here: a run that only evaluates needs none of it.
         from tensorboardX import SummaryWriter
 
         path = workdir / "metrics.jsonl"
         if path.exists():
             write_text(path, "".join(_until(path, step)))
-        self._file = path.open("a")
+        self._file = self._stack.enter_context(path.open("a"))
         self._tensorboard = {
-            split: SummaryWriter(
-                str(workdir / "tensorboard" / split),
-                purge_step=step + 1 if step else None,
+            split: self._stack.enter_context(
+                SummaryWriter(
+                    str(workdir / "tensorboard" / split),
+                    purge_step=step + 1 if step else None,
+                )
             )
             for split in ("train", "validation")
         }
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes a record, which holds ``step``, ``split`` and figures."""
+        if jax.process_index() != 0:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in record.items():
-            if name not in ("step", "split", "count"):
+            if name not in ("step", "split"):
                 self._tensorboard[record["split"]].add_scalar(
                     name, value, record["step"]
                 )
 
-    def close(self) -> None:
-        """Flushes and closes the files."""
-        self._file.close()
-        for writer in self._tensorboard.values():
-            writer.close()
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
 
 
 def _until(path: Path, step: int) -> Iterator[str]:
@@ -104,7 +114,7 @@ class Console:
         lines = "\n".join(f"! {line}" for line in text.splitlines())
         print(f"{rule}\n{lines}\n{rule}", file=sys.stderr, flush=True)
 
-    @contextmanager
+    @contextlib.contextmanager
     def progress(self, step: int, total: int) -> Iterator[None]:
         """Shows a bar on a terminal while the block runs."""
         if not self._rich.is_terminal:
@@ -132,7 +142,8 @@ class Console:
                 self._bar.task_ids[0],
                 completed=record["step"],
                 epoch=f"epoch {record['epoch']:.1f}",
-                figures=f"loss {record['loss']:.4f}  accuracy {record['accuracy']:.4f}  "
+                figures=f"loss {record['loss']:.4f}  "
+                f"accuracy {record['accuracy']:.4f}  "
                 f"{record['images_per_second']:,.0f} images/s",
             )
 
@@ -160,8 +171,9 @@ class Clock:
         self._started = time.time() if started is None else started
         self.seconds = {"startup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0}
 
-    @contextmanager
+    @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Counts the block's seconds under `name`."""
         begin = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - begin

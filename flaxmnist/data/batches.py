@@ -185,7 +185,7 @@ class HostFeed:
             return jax.make_array_from_callback(
                 (*rows.shape, *rest),
                 over_data,
-                lambda index: array[rows[index[:2]]].astype(dtype, copy=False),
+                lambda part: array[rows[(part or ())[:2]]].astype(dtype),
             )
 
         first = np.int32(epoch * self.steps_per_epoch + begin)

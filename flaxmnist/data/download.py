@@ -1,4 +1,4 @@
-"""Fetches the MNIST family from where TensorFlow Datasets has it, checked and cached."""
+"""Fetches the MNIST family from TFDS's addresses, checked and cached."""
 
 import contextlib
 import hashlib
@@ -33,15 +33,21 @@ class DownloadError(UserError):
     """The network or a server failed, so that another source may be tried."""
 
 
+def package_folder(name: str) -> Path:
+    """Returns where a package lies, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"the package {name} is not installed", name=name)
+    return Path(spec.submodule_search_locations[0])
+
+
 def registered(name: str) -> list[Resource]:
     """Returns the four files of a data set of the family, in the order of `idx.STEMS`.
 
     The registry is a table inside the tensorflow-datasets package; reading it needs
     neither TensorFlow nor an import.
     """
-    spec = importlib.util.find_spec("tensorflow_datasets")
-    assert spec and spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0])
+    folder = package_folder("tensorflow_datasets")
     lines = (folder / "url_checksums" / f"{name}.txt").read_text().splitlines()
     resources = []
     for line in lines:
@@ -90,10 +96,9 @@ def reachable(url: str) -> bool:
     def ask() -> None:
         request = urllib.request.Request(url, method="HEAD")
         with contextlib.suppress(OSError, ValueError):
-            try:
+            # An error is an answer too; the transfer will say what is wrong.
+            with contextlib.suppress(urllib.error.HTTPError):
                 urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
-            except urllib.error.HTTPError:
-                pass  # An answer all the same; the transfer will say what is wrong.
             answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)

