@@ -5,11 +5,11 @@ array. It counts as saved once Orbax has renamed its folder, so that a process k
 any moment leaves whole checkpoints only.
 """
 
-import logging
+import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,17 @@ def _checksums(tree: Any) -> dict[str, int]:
     return sums
 
 
+class DamagedError(UserError):
+    """A checkpoint is not what was saved."""
+
+    def __init__(self, directory: Path, step: int, error: Exception):
+        self.step = step
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        super().__init__(
+            f"the checkpoint of step {step} in {directory} is damaged ({reason[:160]})"
+        )
+
+
 class Checkpoints:
     """The checkpoints of a run: the last few, and the best on validation.
 
@@ -52,13 +63,37 @@ class Checkpoints:
       directory: their folder; made if it is not there.
       keep: how many of the latest are kept, beside the best.
       read_only: nothing in the folder is changed.
+      warn: is told of damaged checkpoints, which are moved aside, to
+        ``damaged-checkpoints``.
+
+    Raises:
+      DamagedError: `read_only`, and a checkpoint cannot be listed.
     """
 
-    def __init__(self, directory: Path, keep: int = 3, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 3,
+        read_only: bool = False,
+        warn: Callable[[str], None] = print,
+    ):
         # Orbax takes absolute paths alone.
         self.directory = directory.absolute()
-        self._keep, self._read_only = keep, read_only
+        self._keep, self._read_only, self._warn = keep, read_only, warn
+        self._put_aside(list(self._unlistable()))
         self._manager = self._open()
+
+    def _unlistable(self) -> Iterator[DamagedError]:
+        """Yields what Orbax's manager could not open the folder with."""
+        for folder in self.directory.glob("[0-9]*"):
+            if not folder.name.isdigit():
+                continue
+            try:
+                json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+                if (metrics := folder / "metrics" / "metrics").exists():
+                    _rank(json.loads(metrics.read_text()))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                yield DamagedError(self.directory, int(folder.name), error)
 
     def _open(self) -> ocp.CheckpointManager:
         policies = checkpoint_managers
@@ -131,71 +166,62 @@ class Checkpoints:
           abstract: `jax.ShapeDtypeStruct`s, with the shardings wanted.
 
         Raises:
-          UserError: there is no such step.
-          Exception: the checkpoint is damaged.
+          UserError: there is no such step, or (`DamagedError`) it is damaged.
         """
         if step not in self.steps:
             there = ", ".join(map(str, self.steps)) or "none"
             raise UserError(
                 f"no checkpoint of step {step} in {self.directory}: there are {there}"
             )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    _ARRAYS: ocp.args.StandardRestore(abstract),
-                    _RECORD: ocp.args.JsonRestore(),
-                }
-            ),
-        )
-        tree, record = restored[_ARRAYS], restored[_RECORD]
-        expected = record.pop("checksums")
-        for path, found in _checksums(tree).items():
-            if expected.get(path, found) != found:
-                raise ValueError(f"the checksum of {path} differs")
+        args = {
+            _ARRAYS: ocp.args.StandardRestore(abstract),
+            _RECORD: ocp.args.JsonRestore(),
+        }
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            tree, record = restored[_ARRAYS], restored[_RECORD]
+            expected = record.pop("checksums")
+            for path, found in _checksums(tree).items():
+                if expected.get(path, found) != found:
+                    raise ValueError(f"the checksum of {path} differs")
+        except Exception as error:  # Orbax and TensorStore raise many kinds.
+            raise DamagedError(self.directory, step, error) from error
         return tree, record
 
-    def restore_newest(
-        self, abstract: Any, warn: Callable[[str], None]
-    ) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_newest(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Returns step, tree and record of the newest checkpoint that is whole.
-
-        Damaged ones are moved aside, to ``damaged-checkpoints``, and `warn` is told.
 
         Raises:
           UserError: there are checkpoints, but all are damaged.
         """
-        damaged = []
+        damaged: list[DamagedError] = []
         for step in reversed(self.steps):
             try:
                 tree, record = self.restore(step, abstract)
-            except Exception as error:  # Orbax and TensorStore raise many kinds.
-                logging.getLogger(__name__).debug("step %d", step, exc_info=True)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                damaged.append(step)
-                warn(f"the checkpoint of step {step} is damaged ({reason[:160]})")
+            except DamagedError as error:
+                damaged.append(error)
                 continue
-            self._put_aside(damaged)
             if damaged:
-                warn(f"resuming from the one before, step {step}")
+                self._manager.close()
+                self._put_aside(damaged)
+                self._manager = self._open()
             return step, tree, record
         if damaged:
             raise UserError(
-                f"every checkpoint in {self.directory} is damaged "
-                f"({', '.join(map(str, damaged))}): start anew with another --workdir"
+                f"{damaged[0]}, and so is every one before it: start anew with "
+                "another --workdir"
             )
         return None
 
-    def _put_aside(self, steps: list[int]) -> None:
-        if not steps:
-            return
-        self._manager.close()
+    def _put_aside(self, damaged: list[DamagedError]) -> None:
+        if damaged and self._read_only:
+            raise damaged[0]
         aside = self.directory.parent / "damaged-checkpoints"
-        aside.mkdir(exist_ok=True)
-        for step in steps:
-            name = f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
-            os.replace(self.directory / str(step), aside / name)
-        self._manager = self._open()
+        for error in damaged:
+            self._warn(f"{error}\nIt is now in {aside}; the one before it is used.")
+            aside.mkdir(exist_ok=True)
+            name = f"{error.step}-{time.strftime('%Y%m%dT%H%M%S')}"
+            os.replace(self.directory / str(error.step), aside / name)
 
     def wait(self) -> None:
         """Returns when all that was given to `save` is on disk; raises if it is not."""

@@ -22,7 +22,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{hint} There are: {', '.join(known)}"
+    # Hundreds of names help nobody.
+    return f"{hint} There are: {', '.join(known)}" if len(known) < 30 else hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +39,18 @@ class Kind:
     convert: Callable[[Any], Any]
 
 
-def whole(minimum: int) -> Kind:
-    """A whole number; ``2.0`` is taken for 2."""
+def whole(minimum: int, *, below: float = math.inf) -> Kind:
+    """A whole number from `minimum`, under `below`; ``2.0`` is taken for 2."""
 
     def convert(value: Any) -> int:
-        if isinstance(value, bool) or value != int(value) or value < minimum:
+        if isinstance(value, bool | str) or value != int(value):
+            raise ValueError
+        if not minimum <= value < below:
             raise ValueError
         return int(value)
 
-    return Kind(f"a whole number, {minimum} or more", convert)
+    high = "" if below == math.inf else f" and less than {below:,}"
+    return Kind(f"a whole number, {minimum} or more{high}", convert)
 
 
 def real(minimum: float, *, below: float = math.inf, above: bool = False) -> Kind:
@@ -97,6 +101,11 @@ def optional(kind: Kind) -> Kind:
     )
 
 
+def _epochs(value: Any) -> float:
+    number = real(0, above=True).convert(value)
+    return int(number) if number.is_integer() else number
+
+
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError
@@ -120,6 +129,7 @@ def _duration(value: Any) -> int | str:
     return whole(1).convert(number)
 
 
+epochs = Kind("a number, greater than 0", _epochs)
 boolean = Kind("True or False", _boolean)
 text = Kind("a text", _text)
 duration = Kind('a number of steps, or a text such as "2 epochs"', _duration)

@@ -15,10 +15,10 @@ from flaxmnist.data.batches import FEEDS
 from flaxmnist.data.sources import SOURCES
 
 _KINDS = {
-    "seed": checks.whole(0),
+    "seed": checks.whole(0, below=2**32),
     "batch_size": checks.whole(1),
     "eval_batch_size": checks.whole(1),
-    "num_epochs": checks.optional(checks.real(0, above=True)),
+    "num_epochs": checks.optional(checks.epochs),
     "num_steps": checks.optional(checks.whole(1)),
     "log_every": checks.duration,
     "eval_every": checks.duration,

@@ -6,7 +6,7 @@ example is padding. Arrays may be sharded over devices; computation follows them
 """
 
 import dataclasses
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from flaxmnist.state import TrainState
 Batch = dict[str, Any]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """A pytree that yields batches inside a compiled program."""
 

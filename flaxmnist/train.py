@@ -172,8 +172,10 @@ def train_and_evaluate(
         console.warn(run.dataset.warning)
 
     _open_workdir(config, workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
-    at = _restore_or_create(run, checkpoints, console)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", config.keep_checkpoints, warn=console.warn
+    )
+    at = _restore_or_create(run, checkpoints)
     if at.step:
         what = "is finished" if at.finished(run) else "resumes"
         console.line(f"{workdir} {what} at step {at.step} of {run.total_steps}")
@@ -212,10 +214,8 @@ def train_and_evaluate(
     return summary
 
 
-def _restore_or_create(
-    run: Run, checkpoints: Checkpoints, console: Console
-) -> Training:
-    restored = checkpoints.restore_newest(abstract_tree(run), console.warn)
+def _restore_or_create(run: Run, checkpoints: Checkpoints) -> Training:
+    restored = checkpoints.restore_newest(abstract_tree(run))
     if restored is None:
         state = create_state(run.model, run.tx, run.config.seed, run.everywhere)
         best = {"validation": None, "step": None, "waited": 0}

@@ -4,10 +4,11 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, did_you_mean
 from flaxmnist.data.download import cache_dir
 
 
@@ -37,19 +38,34 @@ def prepare(name: str, directory: str | None) -> Path:
     Raises:
       UserError: TensorFlow is not installed, or TFDS has no such set or failed.
     """
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.partition("/")[0] not in known:
+        raise UserError(
+            f"data.name={name!r}: TensorFlow Datasets has no such set"
+            f"{did_you_mean(name, known)}"
+        )
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"data.name={name!r} is not prepared, and TensorFlow Datasets needs "
             "TensorFlow to do that: pip install 'flaxmnist[tfds]'"
         )
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=directory, file_format="array_record")
-        builder.download_and_prepare()
-    except tfds.core.registered.DatasetNotFoundError:
-        raise UserError(f"TensorFlow Datasets has no data set {name!r}") from None
+    builder = tfds.builder(name, data_dir=directory, file_format="array_record")
+    _check_features(builder.info.features, name)
+    builder.download_and_prepare()
     return Path(builder.data_dir)
+
+
+def _check_features(features: Any, where: Path | str) -> None:
+    features = features or {}
+    shape = features["image"].shape if "image" in features else None
+    classes = getattr(features.get("label"), "num_classes", None)
+    if shape != (28, 28, 1) or not classes or classes > 10:
+        raise UserError(
+            f"{where} holds images of {shape} in {classes} classes: expected "
+            "(28, 28, 1) in at most 10"
+        )
 
 
 def read(folder: Path) -> list[np.ndarray]:
@@ -68,16 +84,7 @@ def read(folder: Path) -> list[np.ndarray]:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
-    features = builder.info.features or {}
-    shape = features["image"].shape if "image" in features else None
-    classes = (
-        getattr(features["label"], "num_classes", None) if "label" in features else None
-    )
-    if shape != (28, 28, 1) or not classes or classes > 10:
-        raise UserError(
-            f"{folder} holds images of {shape} in {classes} classes: expected "
-            "(28, 28, 1) in at most 10"
-        )
+    _check_features(builder.info.features, folder)
     arrays = []
     for split in ("train", "test"):
         if split not in builder.info.splits:

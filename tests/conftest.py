@@ -1,0 +1,96 @@
+"""Eight virtual CPU devices, strict JAX, checked shapes; tiny data and shared runs."""
+
+import os
+from pathlib import Path
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+with install_import_hook(
+    ["flaxmnist.ops", "flaxmnist.models", "flaxmnist.steps"], "beartype.beartype"
+):
+    import flaxmnist.steps
+
+import numpy as np
+import optax
+import pytest
+
+from flaxmnist import config as configs
+from flaxmnist import data, models, sharding, state, train
+
+FULL_MNIST = os.environ.get("FLAXMNIST_DATA_DIR")
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's caches, or finds data by accident."""
+    monkeypatch.delenv("FLAXMNIST_DATA_DIR", raising=False)
+    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
+
+
+@pytest.fixture(scope="session")
+def mnist_dir():
+    """The folder of the original MNIST files."""
+    if not FULL_MNIST:
+        pytest.skip("needs the full MNIST: set FLAXMNIST_DATA_DIR to its four files")
+    return Path(FULL_MNIST).resolve()
+
+
+@pytest.fixture(scope="session")
+def synthetic():
+    return data.load("synthetic", "synthetic")
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    return sharding.make_mesh(1)
+
+
+def tiny_config(**changes):
+    """A run of 40 steps of a small network, 20 an epoch, on one device."""
+    options = {
+        "num_steps": 40,
+        "log_every": 10,
+        "eval_every": 20,
+        "checkpoint_every": 20,
+        "model": {"name": "cnn", "features": (2, 4), "hidden": (16,)},
+        "optimizer": {"learning_rate": 1e-2},
+        "data": {"source": "synthetic"},
+        "mesh": {"data": 1},
+    }
+    return configs.make_config(**(options | changes))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A finished run: its folder and its summary. Copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, train.train_and_evaluate(tiny_config(), workdir)
+
+
+@pytest.fixture
+def make_state(mesh):
+    """Makes a small network's state."""
+    tx = optax.adam(1e-2)
+
+    def make(model=None, seed=0, mesh=mesh, tx=tx):
+        model = model or models.CNN(features=(2, 4), hidden=(16,))
+        return state.create_state(model, tx, seed, sharding.replicated(mesh))
+
+    return make
+
+
+def batch_of(split, count, start=0):
+    """A batch as a user would make it."""
+    images = split.images[start : start + count, ..., None]
+    return {
+        "image": images,
+        "label": split.labels[start : start + count].astype(np.int32),
+    }
+
+
+__all__ = ["batch_of", "flaxmnist", "tiny_config"]

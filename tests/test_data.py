@@ -1,0 +1,344 @@
+"""Where images come from, the splits, and the order they are seen in."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import importlib.util
+import io
+import json
+import shutil
+import struct
+import sys
+import threading
+import time
+import zlib
+
+import numpy as np
+import pytest
+
+from flaxmnist import data, sharding
+from flaxmnist.checks import UserError
+from flaxmnist.data import DeviceFeed, HostFeed, download, epoch_order, idx, tfds
+
+ORDER_CRC = 3848404746
+NAMES = [f"{stem}-idx{3 if 'images' in stem else 1}-ubyte" for stem in idx.STEMS]
+
+
+def write_idx(folder, names=NAMES, counts=(24, 12), compress=False):
+    """Writes four small files in MNIST's format; returns their arrays."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = []
+    for index, name in enumerate(names):
+        count = counts[index // 2]
+        if index % 2 == 0:
+            array = rng.integers(0, 256, (count, 28, 28)).astype(np.uint8)
+        else:
+            array = (np.arange(count) % 10).astype(np.uint8)
+        arrays.append(array)
+        content = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        content += array.tobytes()
+        if compress:
+            content, name = gzip.compress(content), name + ".gz"
+        (folder / name).write_bytes(content)
+    return arrays
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("dotted", [False, True])
+@pytest.mark.parametrize("inside", ["", "MNIST/raw", "mnist"])
+def test_idx_files_in_every_spelling(tmp_path, compress, dotted, inside):
+    names = [name.replace("-idx", ".idx") for name in NAMES] if dotted else NAMES
+    arrays = write_idx(tmp_path / inside, names, compress=compress)
+    dataset = data.load("mnist", "idx", str(tmp_path))
+    # The first twelfth is for validation, as the tutorials hold out 5,000 of 60,000.
+    np.testing.assert_array_equal(dataset.validation.images, arrays[0][:2])
+    np.testing.assert_array_equal(dataset.train.images, arrays[0][2:])
+    np.testing.assert_array_equal(dataset.train.labels, arrays[1][2:])
+    np.testing.assert_array_equal(dataset.test.images, arrays[2])
+
+
+def test_mnist_has_the_tutorials_splits(mnist_dir):
+    dataset = data.load("mnist", "idx", str(mnist_dir))
+    assert dataset.counts == {"train": 55_000, "validation": 5_000, "test": 10_000}
+    assert list(dataset.validation.labels[:5]) == [5, 0, 4, 1, 9]
+    assert list(dataset.test.labels[:5]) == [7, 2, 1, 0, 4]
+
+
+def test_a_folder_of_another_set_is_refused(mnist_dir):
+    with pytest.raises(UserError, match="is of mnist: expected fashion_mnist"):
+        data.load("fashion_mnist", "idx", str(mnist_dir))
+
+
+def test_the_bundled_subset_is_stratified_and_fixed():
+    dataset = data.load("mnist", "bundled")
+    for split, each in (("train", 400), ("validation", 50), ("test", 50)):
+        labels = getattr(dataset, split).labels
+        np.testing.assert_array_equal(np.bincount(labels), [each] * 10)
+        assert (np.diff(labels.astype(int)) != 0).mean() > 0.8  # Not sorted by class.
+    images = np.concatenate([dataset.train.images, dataset.test.images])
+    assert len(np.unique(images.reshape(-1, 784), axis=0)) == 4_500
+    assert dataset.fingerprint == data.load("mnist", "bundled").fingerprint
+
+
+# The order of the data.
+
+
+def test_the_order_is_a_permutation_and_never_changes():
+    order = epoch_order(seed=0, epoch=0, count=55_000)
+    np.testing.assert_array_equal(np.sort(order), np.arange(55_000))
+    assert zlib.crc32(order) == ORDER_CRC
+    for seed, epoch in ((0, 1), (1, 0)):
+        assert (epoch_order(seed, epoch, 55_000) == order).mean() < 0.001
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_host_and_device_yield_the_same_batches(synthetic, monkeypatch, devices):
+    monkeypatch.setattr("flaxmnist.data.batches.SLAB_BYTES", 784 * 80 * 7)
+    mesh = sharding.make_mesh(devices)
+    feeds = [feed(synthetic.train, 80, mesh, seed=5) for feed in (DeviceFeed, HostFeed)]
+    seen = []
+    for feed in feeds:
+        assert feed.steps_per_epoch == 25
+        step, batches = 3, []
+        for span, count in feed.spans(3, 61):  # Into the third epoch.
+            batches += [span.at(step + offset) for offset in range(count)]
+            step += count
+        seen.append(batches)
+    assert len(seen[0]) == len(seen[1]) == 58
+    for one, other in zip(*seen, strict=True):
+        for name in ("image", "label", "mask"):
+            np.testing.assert_array_equal(one[name], other[name])
+    order = epoch_order(5, 0, 2_000)[3 * 80 : 4 * 80]
+    np.testing.assert_array_equal(seen[0][0]["label"], synthetic.train.labels[order])
+    np.testing.assert_array_equal(
+        seen[0][0]["image"][..., 0], synthetic.train.images[order]
+    )
+
+
+# Downloads, from a server on this machine.
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves files, as its `behaviour` says: whole, slow, cut or wrong."""
+
+    def __init__(self, folder, behaviour):
+        self.behaviour, self.requests = behaviour, []
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def copyfile(self, source, outputfile):
+        content, behaviour = source.read(), self.server.behaviour
+        self.server.requests.append(self.path)
+        if behaviour == "wrong":
+            content = bytes(len(content))
+        if behaviour == "cut":
+            content = content[: len(content) // 2]
+        parts = 3 if behaviour == "slow" else 1
+        size = -(-len(content) // parts)
+        for start in range(0, len(content), size):
+            outputfile.write(content[start : start + size])
+            outputfile.flush()
+            time.sleep(0.1 if behaviour == "slow" else 0)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Starts a server of files and registers them, as TFDS registers its own."""
+    servers = []
+
+    def start(folder, behaviour="whole"):
+        server = Server(folder, behaviour)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        package = tmp_path / "package"
+        (package / "url_checksums").mkdir(parents=True, exist_ok=True)
+        lines = []
+        for name in sorted(path.name for path in folder.iterdir()):
+            content = (folder / name).read_bytes()
+            url = f"http://127.0.0.1:{server.server_port}/{name}"
+            digest = hashlib.sha256(content).hexdigest()
+            lines.append(f"{url}\t{len(content)}\t{digest}\t{name}\n")
+        (package / "url_checksums" / "mnist.txt").write_text("".join(lines))
+        monkeypatch.setattr(
+            download,
+            "package_folder",
+            lambda name, real=download.package_folder: (
+                package if name == "tensorflow_datasets" else real(name)
+            ),
+        )
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def files(tmp_path):
+    write_idx(tmp_path / "served", compress=True)
+    return tmp_path / "served"
+
+
+@pytest.mark.parametrize("behaviour", ["whole", "slow"])
+def test_a_download_is_checked_cached_and_not_repeated(serve, files, behaviour):
+    server = serve(files, behaviour)
+    first = data.load("mnist", "tfds")
+    assert len(server.requests) == 4
+    assert data.load("mnist", "auto").fingerprint == first.fingerprint
+    assert len(server.requests) == 4
+    assert first.counts == {"train": 22, "validation": 2, "test": 12}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"), [("cut", "of .* bytes"), ("wrong", "has the SHA-256")]
+)
+def test_a_bad_download_is_never_taken_for_a_file(serve, files, behaviour, said):
+    server = serve(files, behaviour)
+    with pytest.raises(UserError, match=said):
+        data.load("mnist", "tfds")
+    assert list((download.cache_dir() / "mnist").iterdir()) == []
+    dataset = data.load("mnist", "auto")
+    assert dataset.source == "bundled"
+    assert "BUNDLED SUBSET" in dataset.warning
+    server.behaviour = "whole"
+    assert data.load("mnist", "auto").counts["train"] == 22
+
+
+def test_a_cached_file_that_changed_is_fetched_again(serve, files):
+    server = serve(files)
+    data.load("mnist", "tfds")
+    cached = download.cache_dir() / "mnist" / f"{NAMES[1]}.gz"
+    cached.write_bytes(cached.read_bytes()[:-1])
+    data.load("mnist", "auto")
+    assert server.requests[4:] == [f"/{NAMES[1]}.gz"]
+
+
+def test_without_a_network_only_auto_falls_back(serve, files):
+    server = serve(files)
+    server.shutdown()
+    server.server_close()
+    begin = time.monotonic()
+    assert data.load("mnist", "auto").source == "bundled"
+    assert time.monotonic() - begin < 10
+    with pytest.raises(UserError, match="cannot be reached"):
+        data.load("mnist", "tfds")
+    with pytest.raises(UserError, match=r"no train-images"):
+        data.load("mnist", "auto", str(files.parent))
+
+
+def test_the_real_files_through_a_download(serve, mnist_dir, tmp_path):
+    given = data.load("mnist", "idx", str(mnist_dir))
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for path in mnist_dir.glob("*-ubyte.gz"):
+        shutil.copyfile(path, folder / path.name)
+    real = {resource.name: resource.sha256 for resource in download.registered("mnist")}
+    serve(folder)
+    served = {
+        resource.name: resource.sha256 for resource in download.registered("mnist")
+    }
+    assert served == real
+    dataset = data.load("mnist", "tfds")
+    assert dataset.fingerprint == given.fingerprint
+
+
+# TensorFlow Datasets.
+
+
+def test_sets_outside_the_family_say_what_they_need(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == "tensorflow" else find(name, *rest),
+    )
+    with pytest.raises(UserError, match=r"pip install 'flaxmnist\[tfds\]'"):
+        data.load("emnist", "tfds")
+
+
+def test_prepared_sets_are_found_by_format_and_version(tmp_path):
+    for version, file_format in (
+        ("3.0.1", "array_record"),
+        ("10.0.0", "array_record"),
+        ("11.0.0", "tfrecord"),
+    ):
+        folder = tmp_path / "mnist" / version
+        folder.mkdir(parents=True)
+        info = {"name": "mnist", "fileFormat": file_format}
+        (folder / "dataset_info.json").write_text(json.dumps(info))
+    assert tfds.prepared("mnist", str(tmp_path)) == tmp_path / "mnist" / "10.0.0"
+    assert tfds.prepared("kmnist", str(tmp_path)) is None
+
+
+def write_prepared(base, classes=10):
+    """Writes a set as TFDS prepares it, without TensorFlow."""
+    import tensorflow_datasets as tensorflow_datasets
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from PIL import Image
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = base / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    features = tensorflow_datasets.features
+    features.FeaturesDict(
+        {
+            "image": features.Image(shape=(28, 28, 1)),
+            "label": features.ClassLabel(num_classes=classes),
+        }
+    ).save_config(folder)
+    splits, written = [], []
+    for split, count in (("train", 24), ("test", 12)):
+        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28))
+        written.append(images.astype(np.uint8))
+        writer = ArrayRecordWriter(
+            str(folder / f"mnist-{split}.array_record-00000-of-00001"), "group_size:1"
+        )
+        for index, image in enumerate(written[-1]):
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG")
+            example = tf_example_pb2.Example()
+            feature = example.features.feature
+            feature["image"].bytes_list.value.append(buffer.getvalue())
+            feature["label"].int64_list.value.append(index % 10)
+            writer.write(example.SerializeToString())
+        writer.close()
+        splits.append(
+            {
+                "name": split,
+                "shardLengths": [str(count)],
+                "numBytes": "1",
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
+        )
+    info = {
+        "name": "mnist",
+        "version": "3.0.1",
+        "fileFormat": "array_record",
+        "splits": splits,
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return written
+
+
+def test_a_prepared_set_is_read_without_tensorflow_and_cached(tmp_path, monkeypatch):
+    train, test = write_prepared(tmp_path)
+    dataset = data.load("mnist", "tfds", str(tmp_path))
+    np.testing.assert_array_equal(dataset.train.images, train[2:])
+    np.testing.assert_array_equal(dataset.test.images, test)
+    np.testing.assert_array_equal(dataset.test.labels, np.arange(12) % 10)
+    assert "tensorflow" not in sys.modules
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    again = data.load("mnist", "auto", str(tmp_path))
+    assert again.fingerprint == dataset.fingerprint
+
+
+def test_a_prepared_set_of_too_many_classes_is_refused(tmp_path):
+    write_prepared(tmp_path, classes=62)
+    with pytest.raises(UserError, match=r"62 classes: expected \(28, 28, 1\)"):
+        data.load("mnist", "tfds", str(tmp_path))

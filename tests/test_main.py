@@ -1,0 +1,288 @@
+"""The command line: what it takes, what it answers, and how it ends."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_data import NAMES, write_idx
+
+from flaxmnist import config as configs
+from flaxmnist import main
+
+TINY = ["--config=mlp:smoke", "--config.num_steps=4", "--config.mesh.data=1"]
+
+
+def run(capsys, *flags):
+    """Returns exit code, standard output and error output."""
+    code = main.main(flags)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def files(tmp_path):
+    """Four good files, of which a test breaks one."""
+    write_idx(tmp_path, counts=(240, 20))
+    return {name: tmp_path / name for name in NAMES}
+
+
+def missing(tmp_path):
+    files(tmp_path)[NAMES[2]].unlink()
+
+
+def truncated(tmp_path):
+    path = files(tmp_path)[NAMES[0]]
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def too_long(tmp_path):
+    path = files(tmp_path)[NAMES[1]]
+    path.write_bytes(path.read_bytes() + b"0")
+
+
+def claims_billions(tmp_path):
+    path = files(tmp_path)[NAMES[0]]
+    path.write_bytes(path.read_bytes().replace(b"\0\0\0\xf0", b"\x7f\xff\xff\xff", 1))
+
+
+def wrong_magic(tmp_path):
+    paths = files(tmp_path)
+    paths[NAMES[0]].write_bytes(paths[NAMES[1]].read_bytes())
+
+
+def no_gzip(tmp_path):
+    path = files(tmp_path)[NAMES[3]]
+    path.rename(path.with_name(path.name + ".gz"))
+
+
+def fewer_labels(tmp_path):
+    paths = files(tmp_path)
+    other = tmp_path / "other"
+    write_idx(other, counts=(239, 20))
+    paths[NAMES[1]].write_bytes((other / NAMES[1]).read_bytes())
+
+
+def label_above_9(tmp_path):
+    path = files(tmp_path)[NAMES[3]]
+    path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
+
+
+BAD_FLAGS = [
+    (["--config=nope"], r"no configuration 'nope'. There are: cnn, mlp, softmax"),
+    (["--config=configs/cn.py"], r"did you mean 'cnn'"),
+    (["--config=cnn:smok"], r"no variant 'smok'; did you mean 'smoke'"),
+    ([], r"no --config: expected a file, or one of cnn"),
+    ([*TINY, "--confg=x"], r"unknown argument '--confg=x'; did you mean '--config'"),
+    ([*TINY, "--mode=evaluate"], r"invalid choice: 'evaluate'"),
+    ([*TINY, "--step=3"], r"--step is for --mode eval"),
+    ([*TINY, "--num_cpu_devices=0"], r"--num_cpu_devices 0: expected 1 or more"),
+    ([*TINY, "--config.sed=1"], r"no option sed; did you mean 'seed'"),
+    ([*TINY, "--config.optimizer.learnin_rate=1"], r"did you mean 'learning_rate'"),
+    ([*TINY, "--config.optimiser.name=sgd"], r"did you mean 'optimizer'"),
+    ([*TINY, "--config.model.dropout=0.1"], r"no option model.dropout; did you mean"),
+    ([*TINY, "--config.model.name=cmn"], r"no model 'cmn'; did you mean 'cnn'"),
+    ([*TINY, "--config.optimizer.name=adamm"], r"is unknown; did you mean 'adam'"),
+    ([*TINY, "--config.optimizer.schedule=cosin"], r"did you mean 'cosine'"),
+    ([*TINY, "--config.data.source=tdfs"], r"did you mean 'tfds'"),
+    ([*TINY, "--config.data.placement=gpu"], r"There are: device, host"),
+    (
+        [*TINY, "--config.data.source=tfds", "--config.data.name=mnst"],
+        r"data.name='mnst'.*did you mean 'mnist'",
+    ),
+    ([*TINY, "--config.model=7"], r"model=7: expected a group of options"),
+    ([*TINY, "--config.seed"], r"--config.seed has no value"),
+    ([*TINY, "--config.seed=one"], r"seed='one': expected a whole number, 0 or more"),
+    ([*TINY, "--config.seed=99999999999999999999"], r"expected a whole number"),
+    ([*TINY, "--config.batch_size=0"], r"batch_size=0: expected .* 1 or more"),
+    ([*TINY, "--config.batch_size=2.5"], r"batch_size=2.5: expected a whole number"),
+    ([*TINY, "--config.batch_size=2001"], r"expected at most 2,000"),
+    ([*TINY, "--config.num_epochs=-1"], r"num_epochs=-1: expected a number"),
+    ([*TINY, "--config.num_epochs=2"], r"num_epochs=2 and num_steps=4: expected one"),
+    ([*TINY, "--config.log_every=often"], r"log_every='often': expected a number of"),
+    ([*TINY, "--config.optimizer.learning_rate=-0.1"], r"greater than 0"),
+    ([*TINY, "--config.optimizer.learning_rate=nan"], r"expected a number"),
+    ([*TINY, "--config.optimizer.momentum=0.9"], r"has no use with .*expected 'sgd'"),
+    ([*TINY, "--config.optimizer.warmup=9"], r"warmup is 9 steps: expected fewer"),
+    ([*TINY, "--config.model.dropout_rate=1.5"], r"0 or more and less than 1"),
+    ([*TINY, "--config.model.hidden=(8,0)"], r"model.hidden=\(8, 0\): expected whole"),
+    ([*TINY, "--config.mesh.data=9"], r"mesh.data=9: there are 8 devices"),
+    ([*TINY, "--config.mesh.data=8"], r"batch_size=100 cannot .* such as 104"),
+    ([*TINY, "--workdir=/dev/null"], r"--workdir /dev/null is a file"),
+    ([*TINY, "--workdir=/dev/null/x"], r"--workdir /dev/null/x cannot be written"),
+    ([*TINY, "--workdir=/proc/flaxmnist"], r"--workdir /proc/.* cannot be written"),
+    ([*TINY, "--mode=eval"], r"--mode eval has no run to evaluate"),
+    ([*TINY, "--mode=eval", "--workdir=nothing"], r"no checkpoint in nothing: train"),
+]
+BAD_FILES = [
+    (missing, r"no t10k-images-idx3-ubyte \(or .gz\) in"),
+    (truncated, r"holds 188,159 bytes of data: its header announces 188,160"),
+    (too_long, r"holds more bytes of data: its header announces 240"),
+    (claims_billions, r"its header announces 1,683,627,179,248"),
+    (wrong_magic, r"starts with 00000801: expected 00000803"),
+    (no_gzip, r"cannot be read \(Not a gzipped file"),
+    (fewer_labels, r"holds 240 images but .* 239 labels"),
+    (label_above_9, r"holds the label 10: expected labels from 0 to 9"),
+]
+
+
+def assert_clear(code, error, said, folder):
+    import re
+
+    assert code == 2
+    assert re.search(said, error), error
+    assert "Traceback" not in error
+    assert 1 <= len(error.strip().splitlines()) <= 2
+    assert error.startswith("flaxmnist: ")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), BAD_FLAGS, ids=lambda value: str(value)[-40:]
+)
+def test_a_mistake_in_the_flags(flags, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run(capsys, *flags)
+    assert_clear(code, error, said, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"), BAD_FILES, ids=[spoil.__name__ for spoil, _ in BAD_FILES]
+)
+def test_a_mistake_in_the_data(spoil, said, capsys, tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    spoil(there)
+    flags = [*TINY, "--config.data.source=auto", f"--config.data.dir={there}"]
+    code, _, error = run(capsys, *flags)
+    assert_clear(code, error, said, here)
+
+
+def test_another_configuration_in_the_same_folder(capsys, finished_run):
+    workdir, _ = finished_run
+    before = sorted(path for path in workdir.rglob("*"))
+    changes = ["--config.batch_size=50", "--config.optimizer.learning_rate=0.5"]
+    code, _, error = run(capsys, f"--workdir={workdir}", *changes)
+    assert code == 2
+    assert "batch_size: 100 there, 50 here" in error
+    assert "optimizer.learning_rate: 0.01 there, 0.5 here" in error
+    assert sorted(path for path in workdir.rglob("*")) == before
+
+
+def test_a_step_that_is_not_there_lists_those_that_are(capsys, finished_run):
+    workdir, _ = finished_run
+    flags = ["--mode=eval", f"--workdir={workdir}", "--step=7"]
+    code, _, error = run(capsys, *flags)
+    assert code == 2
+    assert "no checkpoint of step 7" in error
+    assert error.strip().endswith("there are 20, 40")
+
+
+def test_overrides_are_taken_in_every_form(tmp_path):
+    config = configs.load("mlp:smoke")
+    config = configs.override(
+        config,
+        [
+            ("num_epochs", "2.0"),
+            ("model.hidden", "(64, 32)"),
+            ("optimizer.learning_rate", "3e-4"),
+            ("optimizer.warmup", "0.5 epochs"),
+            ("log_every", "50"),
+            ("patience", "none"),
+            ("data.dir", "some/where"),
+        ],
+    )
+    assert config.num_epochs == 2
+    assert config.model.hidden == (64, 32)
+    assert config.optimizer.learning_rate == 3e-4
+    assert config.optimizer.warmup == "0.5 epochs"
+    assert config.log_every == 50
+    assert config.patience is None
+    assert config.data.dir == "some/where"
+    assert configs.from_json(configs.to_json(config)).to_dict() == config.to_dict()
+    steps = configs.override(configs.load("cnn"), [("num_steps", "7")])
+    assert (steps.num_steps, steps.num_epochs) == (7, None)
+    other = configs.override(configs.load("cnn"), [("model.name", "mlp")])
+    assert (
+        other.model.to_dict()
+        == configs.make_config(num_steps=1, model={"name": "mlp"}).model.to_dict()
+    )
+
+
+def test_every_shipped_configuration_and_its_smoke_variant_load():
+    assert set(configs.shipped()) == {"cnn", "mlp", "softmax"}
+    for name in configs.shipped():
+        assert configs.load(name).model.name == name
+        assert configs.load(f"{name}:smoke").data.source == "synthetic"
+
+
+def test_a_run_without_a_workdir_from_any_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, *TINY[1:], "--config=configs/mlp.py:smoke")
+    assert code == 0
+    first, *_ = out.splitlines()
+    workdir = Path(first.removeprefix("workdir: "))
+    assert workdir.parts[0] == "runs"
+    assert workdir.name.startswith("mlp-")
+    assert (workdir / "summary.json").is_file()
+    assert str(workdir) in out.splitlines()[-1]
+
+
+def test_piped_output_is_plain_lines_and_a_terminal_gets_a_bar(tmp_path):
+    pty = pytest.importorskip("pty")
+    command = [sys.executable, "-m", "flaxmnist.main", "--config=mlp:smoke"]
+    command += [
+        "--config.num_steps=300",
+        "--config.log_every=100",
+        "--num_cpu_devices=1",
+    ]
+    piped = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'a'}"], capture_output=True, check=True
+    )
+    text = piped.stdout.decode()
+    assert piped.stderr == b""
+    assert all(character.isprintable() or character == "\n" for character in text)
+    reports = [line for line in text.splitlines() if line.startswith("step ")]
+    assert len([line for line in reports if "train" in line]) == 3
+
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*command, f"--workdir={tmp_path / 'b'}"],
+        stdout=follower,
+        stderr=follower,
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"},
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            block = os.read(leader, 1 << 16)
+        except OSError:  # The other end is closed.
+            break
+        if not block:
+            break
+        shown += block
+    assert process.wait() == 0
+    os.close(leader)
+    screen = shown.decode()
+    for part in ("\x1b[", "images/s", "ETA", "epoch", "loss", "accuracy", "/300"):
+        assert part in screen
+    assert "test" in screen.splitlines()[-5] + screen.splitlines()[-4]
+
+
+def test_the_bundled_warning_cannot_be_missed(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("flaxmnist.data.download.reachable", lambda url: False)
+    flags = ["--config=softmax", "--config.num_steps=2", "--config.mesh.data=1"]
+    code, out, error = run(capsys, *flags, f"--workdir={tmp_path}")
+    assert code == 0
+    assert "BUNDLED SUBSET" in error
+    assert "mnist (bundled)" in out
+    assert '"source": "bundled"' in (tmp_path / "summary.json").read_text()
+
+
+def test_modules_import_only_from_the_floors_below():
+    root = Path(__file__).parents[1]
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,74 @@
+"""Each lowering computes what XLA's own operation does, and so do its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from flaxmnist import ops
+
+SHAPES = [
+    # image, kernel, strides, padding
+    ((2, 8, 8, 3), (5, 5), (1, 1), "SAME"),
+    ((1, 7, 9, 2), (3, 2), (1, 1), "SAME"),
+    ((2, 9, 7, 2), (3, 3), (2, 2), "SAME"),
+    ((2, 8, 8, 1), (5, 3), (1, 1), "VALID"),
+    ((1, 11, 8, 2), (4, 4), (3, 2), "VALID"),
+    ((2, 6, 6, 2), (3, 3), (2, 1), ((2, 0), (1, 3))),
+    ((2, 5, 5, 4), (1, 1), (1, 1), "SAME"),
+]
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.mark.parametrize(("shape", "kernel", "strides", "padding"), SHAPES)
+def test_conv_and_its_gradients_equal_lax_conv_in_float64(
+    shape, kernel, strides, padding
+):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        images = jnp.asarray(rng.normal(size=shape))
+        weights = jnp.asarray(rng.normal(size=(*kernel, shape[-1], 6)))
+
+        def total(conv):
+            def scalar(images, weights):
+                out = conv(images, weights, strides, padding, dimension_numbers=LAYOUT)
+                return (jnp.sin(out) * jnp.arange(out.size).reshape(out.shape)).sum()
+
+            return jax.value_and_grad(scalar, argnums=(0, 1))(images, weights)
+
+        ours, theirs = total(ops.conv), total(lax.conv_general_dilated)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-8),
+            ours,
+            theirs,
+        )
+
+
+def test_dilated_and_grouped_convolutions_are_xlas():
+    images, rng = jnp.ones((1, 8, 8, 4)), np.random.default_rng(0)
+    for options, cin in (
+        ({"rhs_dilation": (2, 2)}, 4),
+        ({"feature_group_count": 2}, 2),
+    ):
+        kernel = jnp.asarray(rng.normal(size=(3, 3, cin, 4)), jnp.float32)
+        args = (images, kernel, (1, 1), "SAME")
+        np.testing.assert_array_equal(
+            ops.conv(*args, dimension_numbers=LAYOUT, **options),
+            lax.conv_general_dilated(*args, dimension_numbers=LAYOUT, **options),
+        )
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2)])
+def test_max_pool_and_its_gradient_equal_those_of_linen(shape):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+    def theirs(images):
+        return nn.max_pool(images, (2, 2), strides=(2, 2))
+
+    for pool in (
+        lambda f: f(images),
+        lambda f: jax.grad(lambda x: (f(x) ** 2).sum())(images),
+    ):
+        np.testing.assert_allclose(pool(ops.max_pool), pool(theirs), rtol=1e-6)

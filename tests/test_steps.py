@@ -1,0 +1,188 @@
+"""What somebody relies on who imports the steps into a loop of their own."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import batch_of
+
+from flaxmnist import models, sharding, steps
+from flaxmnist.data import DeviceFeed, HostFeed
+from flaxmnist.evaluate import evaluate
+from flaxmnist.metrics import Metrics
+
+
+class NormalizedMLP(nn.Module):
+    """A model with state beside its parameters."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = models.scale(images).reshape(-1, 784)
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
+        return nn.Dense(10)(x)
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_loop_of_ones_own_learns(make_state, synthetic):
+    state = make_state()
+    before = steps.eval_step(state, batch_of(synthetic.test, 500)).compute()
+    for start in range(0, 2000, 50):
+        state, _ = steps.train_step(state, batch_of(synthetic.train, 50, start))
+    after = steps.eval_step(state, batch_of(synthetic.test, 500)).compute()
+    assert int(state.step) == 40
+    assert before["accuracy"] < 0.3 < 0.8 < after["accuracy"]
+
+
+def test_the_first_loss_of_softmax_regression_is_ln_10(make_state, synthetic):
+    state = make_state(models.SoftmaxRegression())
+    metrics = steps.eval_step(state, batch_of(synthetic.test, 100)).compute()
+    assert metrics["loss"] == pytest.approx(np.log(10), rel=1e-6)
+
+
+def test_the_cross_entropy_stays_finite_where_probabilities_vanish(make_state):
+    state = make_state(models.SoftmaxRegression(), tx=optax.sgd(0.1))
+    state.params["Dense_0"]["bias"] = jnp.arange(10) * 1e4
+    batch = {"image": np.zeros((4, 28, 28, 1), np.uint8), "label": np.arange(4)}
+    state, metrics = steps.train_step(state, batch)
+    assert metrics.compute()["loss"] == pytest.approx(7.5e4)
+    assert np.isfinite(steps.global_norm(state.params))
+
+
+def test_uint8_and_scaled_floats_are_the_same_images(make_state, synthetic):
+    state, batch = make_state(), batch_of(synthetic.test, 8)
+    scaled = (batch["image"] / 255).astype(np.float32)
+    outputs = steps.predict_step(state, batch["image"])
+    np.testing.assert_allclose(
+        outputs["logits"], steps.predict_step(state, scaled)["logits"], atol=1e-6
+    )
+    np.testing.assert_allclose(outputs["probabilities"].sum(-1), np.ones(8), rtol=1e-6)
+    assert_equal(outputs["classes"], outputs["probabilities"].argmax(-1))
+
+
+def test_dropout_draws_anew_each_step_and_only_in_training(make_state, synthetic):
+    still = optax.sgd(0.0)
+    model = models.MLP(hidden=(64,), dropout_rate=0.5)
+    state, batch = make_state(model, tx=still), batch_of(synthetic.train, 50)
+    evaluated = [steps.eval_step(state, batch).compute() for _ in range(2)]
+    losses = []
+    for _ in range(2):
+        state, metrics = steps.train_step(state, batch)
+        losses.append(metrics.compute()["loss"])
+    assert evaluated[0] == evaluated[1]
+    assert losses[0] != losses[1]
+
+
+def test_padding_changes_no_update(make_state, synthetic):
+    batch = batch_of(synthetic.train, 50)
+    mask = np.arange(50) < 30
+    whole = jax.tree.map(lambda x: x[:30], batch)
+    model = models.MLP(hidden=(16,))
+    padded, _ = steps.train_step(make_state(model), batch | {"mask": mask})
+    plain, _ = steps.train_step(make_state(model), whole)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        padded.params,
+        plain.params,
+    )
+
+
+def test_batch_statistics_are_kept_and_used(make_state, synthetic):
+    state, batch = make_state(NormalizedMLP()), batch_of(synthetic.train, 100)
+    fresh = jax.device_get(state.model_state)
+    state, _ = steps.train_step(state, batch)
+    moved = jax.device_get(state.model_state)
+    mean = moved["batch_stats"]["BatchNorm_0"]["mean"]
+    assert not np.array_equal(mean, fresh["batch_stats"]["BatchNorm_0"]["mean"])
+    assert_equal(jax.device_get(state.model_state), moved)
+    steps.eval_step(state, batch)
+    assert_equal(jax.device_get(state.model_state), moved)
+
+
+@pytest.mark.parametrize("placement", [DeviceFeed, HostFeed])
+def test_many_steps_in_one_dispatch_are_those_steps(
+    placement, make_state, synthetic, mesh
+):
+    feed = placement(synthetic.train, 100, mesh, seed=3)
+    one_by_one, total = make_state(), Metrics.empty()
+    many, window = make_state(), Metrics.empty()
+    for batches, count in feed.spans(0, 24):  # Across the end of an epoch of 20.
+        for step in range(int(one_by_one.step), int(one_by_one.step) + count):
+            batch = jax.jit(lambda b, s: b.at(s))(batches, step)
+            one_by_one, metrics = steps.train_step(one_by_one, batch)
+            total = total.merge(metrics)
+        many, window = steps.train_steps(many, window, batches, jnp.int32(count))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        many.params,
+        one_by_one.params,
+    )
+    assert_equal(window.confusion.sum(), total.confusion.sum())
+
+
+def test_the_hot_loop_moves_nothing_and_traces_once(make_state, synthetic, mesh):
+    feed = DeviceFeed(synthetic.train, 100, mesh, seed=0)
+    everywhere = sharding.replicated(mesh)
+    state = make_state()
+    window = sharding.put_tree(Metrics.empty(), everywhere)
+    counts = [sharding.put(np.int32(count), everywhere) for count in (0, 1, 3, 7)]
+    batches, _ = next(feed.spans(0, 11))
+    state, window = steps.train_steps(state, window, batches, counts[0])
+    traced = steps.train_steps._cache_size()
+    with jax.transfer_guard("disallow_explicit"):
+        for count in counts:
+            state, window = steps.train_steps(state, window, batches, count)
+    assert steps.train_steps._cache_size() == traced
+    assert int(state.step) == 11
+
+
+def test_the_training_program_holds_no_convolution_on_cpu(make_state, synthetic, mesh):
+    """XLA's CPU backend runs its gradient in a loop ten times slower."""
+    feed = DeviceFeed(synthetic.train, 100, mesh, seed=0)
+    batches, _ = next(feed.spans(0, 1))
+    window = sharding.put_tree(Metrics.empty(), sharding.replicated(mesh))
+    lowered = steps.train_steps.lower(make_state(), window, batches, jnp.int32(1))
+    program = lowered.compile().as_text()
+    assert re.findall(r"\b(?:convolution|select-and-scatter)\(", program) == []
+    assert not re.search(r"custom_call_target=\"[^\"]*conv", program)
+
+
+def test_eight_devices_make_the_parameters_of_one(make_state, synthetic):
+    states, totals = [], []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(devices)
+        feed = DeviceFeed(synthetic.train, 80, mesh, seed=1)
+        everywhere = sharding.replicated(mesh)
+        state = make_state(mesh=mesh, tx=optax.sgd(0.05, momentum=0.9))
+        window = sharding.put_tree(Metrics.empty(), everywhere)
+        for batches, count in feed.spans(0, 20):
+            count = sharding.put(np.int32(count), everywhere)
+            state, window = steps.train_steps(state, window, batches, count)
+        kernel = state.params["Dense_0"]["kernel"]
+        assert kernel.sharding.is_fully_replicated
+        assert len(kernel.sharding.device_set) == devices
+        states.append(jax.device_get(state.params))
+        # 64 divides neither the 500 examples nor does 8 divide the last batch.
+        evaluation = DeviceFeed(synthetic.test, 64, mesh)
+        totals.append(evaluate(state, evaluation, everywhere).compute())
+    # Sums over devices are in another order: float32 rounding, 20 steps of it.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states
+    )
+    assert totals[0]["count"] == totals[1]["count"] == 500
+    assert totals[0] == pytest.approx(totals[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 500, 1000])
+def test_evaluation_counts_every_example_once(batch_size, make_state, synthetic, mesh):
+    state = make_state(models.SoftmaxRegression())
+    for placement in (DeviceFeed, HostFeed):
+        feed = placement(synthetic.test, batch_size, mesh)
+        metrics = evaluate(state, feed, sharding.replicated(mesh))
+        assert_equal(metrics.confusion.sum(axis=1), np.bincount(synthetic.test.labels))
