@@ -59,6 +59,8 @@ class DamagedError(UserError):
 class Checkpoints:
     """The checkpoints of a run: the last few, and the best on validation.
 
+    A context manager: on leaving, all that was given to `save` is on disk.
+
     Args:
       directory: their folder; made if it is not there.
       keep: how many of the latest are kept, beside the best.
@@ -228,7 +230,10 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Waits as `wait` does and ends Orbax's threads."""
         self.wait()
         self._manager.close()

@@ -11,9 +11,11 @@ from pathlib import Path
 import jax
 import psutil
 from absl import logging as absl_logging
+from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
 from flaxmnist import train
+from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError, did_you_mean
 
 _DESCRIPTION = """\
@@ -91,16 +93,11 @@ def _parse(
     return args, overrides
 
 
-def _load_config(spec: str | None, workdir: Path | None):
+def _load_config(spec: str | None, workdir: Path | None) -> ConfigDict:
     if spec is not None:
         return configs.load(spec)
-    if workdir is not None and (workdir / "config.json").is_file():
-        try:
-            return configs.from_json((workdir / "config.json").read_text())
-        except ValueError as error:
-            raise UserError(
-                f"{workdir / 'config.json'} cannot be read: {error}"
-            ) from None
+    if workdir is not None and (config := workdirs.saved_config(workdir)):
+        return config
     raise UserError(
         "no --config: expected a file, or one of " + ", ".join(configs.shipped())
     )

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
+from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints, is_better
 from flaxmnist.checks import UserError
 from flaxmnist.evaluate import evaluate
@@ -62,37 +63,6 @@ def abstract_tree(run: Run) -> dict[str, Any]:
     }
 
 
-def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError if `workdir` cannot hold this run; writes nothing into it."""
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file: expected a folder")
-    saved = workdir / "config.json"
-    if not saved.exists():
-        return
-    try:
-        before = configs.from_json(saved.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{saved} cannot be read ({error}): use another --workdir"
-        ) from None
-    changed = configs.differences(before, config)
-    if changed:
-        raise UserError(
-            f"{workdir} holds a run of another configuration: use another --workdir, "
-            f"or its options\n{'; '.join(changed)}"
-        )
-
-
-def _open_workdir(config: ConfigDict, workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / "config.json", configs.to_json(config))
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} cannot be written ({error.strerror}): use another"
-        ) from None
-
-
 def _check_same_data(run: Run, record: dict[str, Any]) -> None:
     before = record["dataset"]
     if before["fingerprint"] != run.dataset.fingerprint:
@@ -122,22 +92,18 @@ def evaluate_checkpoint(
     workdir = Path(workdir)
     folder = workdir / "checkpoints"
     if not folder.is_dir():
-        raise UserError(f"no checkpoint in {workdir}: train first, with --mode train")
+        raise UserError(f"no checkpoint in {workdir}: train first")
     config = configs.resolve(config)
-    check_workdir(config, workdir)
-    checkpoints = Checkpoints(folder, read_only=True)
-    chosen = checkpoints.best_step if step is None else step
-    if chosen is None:
-        raise UserError(f"no checkpoint in {workdir}: train first, with --mode train")
-    if chosen not in checkpoints.steps:
-        there = ", ".join(map(str, checkpoints.steps))
-        raise UserError(
-            f"no checkpoint of step {chosen} in {workdir}: there are {there}"
-        )
-    run = build(config)
-    tree, record = checkpoints.restore(chosen, abstract_tree(run))
+    workdirs.check(workdir, config)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        chosen = checkpoints.best_step if step is None else step
+        if chosen is None:
+            raise UserError(f"no checkpoint in {workdir}: train first")
+        run = build(config)
+        tree, record = checkpoints.restore(chosen, abstract_tree(run))
+        last_step = checkpoints.steps[-1]
     _check_same_data(run, record)
-    summary = summarize(run, tree["state"], checkpoints.steps[-1], chosen)
+    summary = summarize(run, tree["state"], last_step, chosen)
     print_table(console, summary)
     return summary
 
@@ -166,20 +132,28 @@ def train_and_evaluate(
     """
     console, clock, workdir = console or Console(), Clock(started), Path(workdir)
     config = configs.resolve(config)
-    check_workdir(config, workdir)
+    workdirs.check(workdir, config)
     run = build(config)
     if run.dataset.warning:
         console.warn(run.dataset.warning)
 
-    _open_workdir(config, workdir)
-    checkpoints = Checkpoints(
+    workdirs.make_writable(workdir)
+    with Checkpoints(
         workdir / "checkpoints", config.keep_checkpoints, warn=console.warn
-    )
+    ) as checkpoints:
+        return _train_and_evaluate(run, workdir, checkpoints, console, clock)
+
+
+def _train_and_evaluate(
+    run: Run, workdir: Path, checkpoints: Checkpoints, console: Console, clock: Clock
+) -> dict[str, Any]:
     at = _restore_or_create(run, checkpoints)
+    if jax.process_index() == 0:
+        write_text(workdir / "config.json", configs.to_json(run.config))
     if at.step:
         what = "is finished" if at.finished(run) else "resumes"
         console.line(f"{workdir} {what} at step {at.step} of {run.total_steps}")
-        if at.finished(run) and (summary := _summary_of(workdir, at.step)):
+        if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
             print_table(console, summary)
             return summary
     first_step = at.step
@@ -198,7 +172,7 @@ def train_and_evaluate(
     with clock("evaluate"):
         summary = summarize(run, at.state, at.step, best_step)
     summary["seconds"] = clock.table()
-    trained = (at.step - first_step) * config.batch_size
+    trained = (at.step - first_step) * run.config.batch_size
     summary["images_per_second"] = trained / max(clock.seconds["train"], 1e-9)
     if jax.process_index() == 0:
         write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -210,7 +184,6 @@ def train_and_evaluate(
         f"{workdir}: config.json, metrics.jsonl, summary.json, tensorboard/, "
         f"checkpoints/ (steps {saved})"
     )
-    checkpoints.close()
     return summary
 
 
@@ -354,12 +327,3 @@ def _not_finite(run: Run, checkpoints: Checkpoints, first: int, last: int) -> Us
         f"\nTry a smaller optimizer.learning_rate than "
         f"{run.config.optimizer.learning_rate:g}, or optimizer.clip_norm=1"
     )
-
-
-def _summary_of(workdir: Path, step: int) -> dict[str, Any] | None:
-    """Returns ``summary.json`` if it is of that step."""
-    try:
-        summary = json.loads((workdir / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return summary if summary.get("step") == step else None

@@ -90,6 +90,10 @@ BAD_FLAGS = [
         [*TINY, "--config.data.source=tfds", "--config.data.name=mnst"],
         r"data.name='mnst'.*did you mean 'mnist'",
     ),
+    (
+        [*TINY, "--config.data.source=idx", "--config.data.name=kmist"],
+        r"data.name='kmist'.*did you mean 'kmnist'",
+    ),
     ([*TINY, "--config.model=7"], r"model=7: expected a group of options"),
     ([*TINY, "--config.seed"], r"--config.seed has no value"),
     ([*TINY, "--config.seed=one"], r"seed='one': expected a whole number, 0 or more"),

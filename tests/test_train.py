@@ -34,7 +34,6 @@ def saved(config, workdir, step=None):
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
     step = checkpoints.steps[-1] if step is None else step
     tree, record = checkpoints.restore(step, train.abstract_tree(build(config)))
-    checkpoints.close()
     tree["state"] = tree["state"].replace(key=jax.random.key_data(tree["state"].key))
     return jax.device_get(tree), record
 
@@ -304,6 +303,8 @@ def test_other_data_under_the_same_run_is_refused(finished_run, tmp_path):
     config = tiny_config(data={"source": "bundled"}, num_steps=60)
     with pytest.raises(UserError, match=r"trained on synthetic .*now mnist \(bundled"):
         train.train_and_evaluate(config, workdir)
+    for name in ("config.json", "metrics.jsonl", "summary.json"):
+        assert (workdir / name).read_bytes() == (finished_run[0] / name).read_bytes()
 
 
 # On all of MNIST.

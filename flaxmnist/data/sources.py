@@ -88,6 +88,9 @@ def load_idx(name: str, directory: str | None) -> Dataset:
     They may also lie where torchvision leaves them (``MNIST/raw``), or in a folder of
     the set's name.
     """
+    if name not in download.FAMILY:
+        hint = did_you_mean(name, download.FAMILY)
+        raise UserError(f"data.name={name!r} is no set of IDX files{hint}")
     given = _given_directory(directory)
     if given is None:
         raise UserError(
