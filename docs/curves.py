@@ -1,4 +1,7 @@
-"""Draws the curves of runs: python docs/curves.py docs/curves.png runs/a runs/b …"""
+"""Draws the curves of runs.
+
+python docs/curves.py docs/curves.png runs/a runs/b …
+"""
 
 import json
 import sys

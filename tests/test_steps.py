@@ -1,6 +1,7 @@
 """What somebody relies on who imports the steps into a loop of their own."""
 
 import re
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -24,6 +25,14 @@ class NormalizedMLP(nn.Module):
         x = models.scale(images).reshape(-1, 784)
         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
         return nn.Dense(10)(x)
+
+
+def test_the_readmes_ten_lines_run(monkeypatch, capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    monkeypatch.setattr("flaxmnist.data.download.reachable", lambda url: False)
+    exec(lines.replace("range(200)", "range(2)"), {})
+    assert "'accuracy'" in capsys.readouterr().out
 
 
 def assert_equal(one, other):
