@@ -58,9 +58,9 @@ def prepare(name: str, directory: str | None) -> Path:
 
 
 def _check_features(features: Any, where: Path | str) -> None:
-    features = features or {}
-    shape = features["image"].shape if "image" in features else None
-    classes = getattr(features.get("label"), "num_classes", None)
+    found = {name: features[name] for name in ("image", "label") if name in features}
+    shape = getattr(found.get("image"), "shape", None)
+    classes = getattr(found.get("label"), "num_classes", None)
     if shape != (28, 28, 1) or not classes or classes > 10:
         raise UserError(
             f"{where} holds images of {shape} in {classes} classes: expected "
