@@ -23,7 +23,7 @@ def get_config(arg=None):
     """Returns the configuration; `arg` names a variant."""
     recipe = {
         "num_epochs": 4,
-        "batch_size": 100,
+        "batch_size": 128,
         "model": {"name": "cnn"},
         "optimizer": {
             "name": "adamw",

@@ -16,7 +16,7 @@ def get_config(arg=None):
     """Returns the configuration; `arg` names a variant."""
     recipe = {
         "num_epochs": 10,
-        "batch_size": 100,
+        "batch_size": 128,
         "model": {"name": "mlp", "hidden": (512, 256), "dropout_rate": 0.2},
         "optimizer": {
             "name": "adamw",

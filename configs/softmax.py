@@ -15,7 +15,7 @@ def get_config(arg=None):
     """Returns the configuration; `arg` names a variant."""
     recipe = {
         "num_epochs": 8,
-        "batch_size": 100,
+        "batch_size": 128,
         "model": {"name": "softmax"},
         "optimizer": {"name": "adam", "learning_rate": 4e-3, "schedule": "cosine"},
     }

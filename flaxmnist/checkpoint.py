@@ -41,7 +41,9 @@ def _checksums(tree: Any) -> dict[str, int]:
             leaf = jax.random.key_data(leaf)
         if leaf.is_fully_addressable or leaf.is_fully_replicated:
             content = np.ascontiguousarray(leaf)
-            sums[jax.tree_util.keystr(path)] = zlib.crc32(content.data)
+            sums[jax.tree_util.keystr(path)] = zlib.crc32(
+                content.reshape(-1).view(np.uint8).data
+            )
     return sums
 
 
@@ -85,11 +87,12 @@ class Checkpoints:
         self._put_aside(list(self._unlistable()))
         self._manager = self._open()
 
+    def _folders(self) -> list[Path]:
+        return [path for path in self.directory.glob("[0-9]*") if path.name.isdigit()]
+
     def _unlistable(self) -> Iterator[DamagedError]:
         """Yields what Orbax's manager could not open the folder with."""
-        for folder in self.directory.glob("[0-9]*"):
-            if not folder.name.isdigit():
-                continue
+        for folder in self._folders():
             try:
                 json.loads((folder / "_CHECKPOINT_METADATA").read_text())
                 if (metrics := folder / "metrics" / "metrics").exists():
@@ -160,12 +163,16 @@ class Checkpoints:
             force=True,
         )
 
-    def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    def restore(
+        self, step: int, abstract: Any, check: Callable[[dict[str, Any]], None]
+    ) -> tuple[Any, dict[str, Any]]:
         """Returns the tree and the record of a step.
 
         Args:
           step: one of `steps`.
           abstract: `jax.ShapeDtypeStruct`s, with the shardings wanted.
+          check: is given the record before the arrays are read; raises `UserError` if
+            they are not what `abstract` describes.
 
         Raises:
           UserError: there is no such step, or (`DamagedError`) it is damaged.
@@ -175,23 +182,33 @@ class Checkpoints:
             raise UserError(
                 f"no checkpoint of step {step} in {self.directory}: there are {there}"
             )
-        args = {
-            _ARRAYS: ocp.args.StandardRestore(abstract),
-            _RECORD: ocp.args.JsonRestore(),
-        }
+        read_record = ocp.args.JsonRestore()
+        read_arrays = ocp.args.StandardRestore(abstract)
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-            tree, record = restored[_ARRAYS], restored[_RECORD]
+            record = self._read(step, _RECORD, read_record)
             expected = record.pop("checksums")
+            check(record)
+            tree = self._read(step, _ARRAYS, read_arrays)
             for path, found in _checksums(tree).items():
                 if expected.get(path, found) != found:
                     raise ValueError(f"the checksum of {path} differs")
+        except UserError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise many kinds.
             raise DamagedError(self.directory, step, error) from error
         return tree, record
 
-    def restore_newest(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def _read(self, step: int, item: str, args: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[
+            item
+        ]
+
+    def restore_newest(
+        self, abstract: Any, check: Callable[[dict[str, Any]], None]
+    ) -> tuple[int, Any, dict[str, Any]] | None:
         """Returns step, tree and record of the newest checkpoint that is whole.
+
+        The arguments are those of `restore`.
 
         Raises:
           UserError: there are checkpoints, but all are damaged.
@@ -199,7 +216,7 @@ class Checkpoints:
         damaged: list[DamagedError] = []
         for step in reversed(self.steps):
             try:
-                tree, record = self.restore(step, abstract)
+                tree, record = self.restore(step, abstract, check)
             except DamagedError as error:
                 damaged.append(error)
                 continue
@@ -209,18 +226,24 @@ class Checkpoints:
                 self._manager = self._open()
             return step, tree, record
         if damaged:
-            raise UserError(
-                f"{damaged[0]}, and so is every one before it: start anew with "
-                "another --workdir"
-            )
+            raise self._all_damaged(damaged[0])
         return None
+
+    def _all_damaged(self, error: DamagedError) -> UserError:
+        return UserError(
+            f"{error}, and so is every one before it: start anew with another --workdir"
+        )
 
     def _put_aside(self, damaged: list[DamagedError]) -> None:
         if damaged and self._read_only:
             raise damaged[0]
+        if damaged and len(damaged) == len(self._folders()):
+            raise self._all_damaged(max(damaged, key=lambda error: error.step))
         aside = self.directory.parent / "damaged-checkpoints"
         for error in damaged:
-            self._warn(f"{error}\nIt is now in {aside}; the one before it is used.")
+            self._warn(
+                f"{error}\nIt is now in {aside}; the newest that is whole is used."
+            )
             aside.mkdir(exist_ok=True)
             name = f"{error.step}-{time.strftime('%Y%m%dT%H%M%S')}"
             os.replace(self.directory / str(error.step), aside / name)
@@ -235,5 +258,7 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         """Waits as `wait` does and ends Orbax's threads."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()

@@ -12,6 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+# Steps are counted in int32.
+MAX_STEPS = 2**31
+
 
 class UserError(Exception):
     """A mistake of the user's: what was found, what was expected, what to do."""
@@ -73,7 +76,7 @@ def one_of(names: Iterable[str]) -> Kind:
     names = tuple(names)
 
     def convert(value: Any) -> str:
-        if value not in names:
+        if not isinstance(value, str) or value not in names:
             raise UserError(did_you_mean(value, names))
         return value
 
@@ -81,15 +84,16 @@ def one_of(names: Iterable[str]) -> Kind:
 
 
 def sizes(length: int | None = None) -> Kind:
-    """A tuple of whole numbers from 1 (of that many, if `length`)."""
+    """A tuple of whole numbers from 1 to 65,536 (of that many, if `length`)."""
 
     def convert(value: Any) -> tuple[int, ...]:
         items = tuple(value) if isinstance(value, tuple | list) else (value,)
         if length is not None and len(items) != length:
             raise ValueError
-        return tuple(whole(1).convert(item) for item in items)
+        return tuple(whole(1, below=65_537).convert(item) for item in items)
 
-    many = "whole numbers from 1" if length is None else f"{length} whole numbers"
+    many = "whole numbers from 1 to 65,536"
+    many = many if length is None else f"{length} {many}"
     return Kind(f"{many}, such as (128, 32)", convert)
 
 
@@ -102,7 +106,7 @@ def optional(kind: Kind) -> Kind:
 
 
 def _epochs(value: Any) -> float:
-    number = real(0, above=True).convert(value)
+    number = real(0, above=True, below=MAX_STEPS).convert(value)
     return int(number) if number.is_integer() else number
 
 
@@ -113,20 +117,22 @@ def _boolean(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # A folder may be named by a number.
+    if not isinstance(value, str) or not value:
         raise TypeError
     return value
 
 
 def _duration(value: Any) -> int | str:
     """Canonical form: a number of steps, or the text ``"<number> epochs"``."""
-    match = re.fullmatch(r"([0-9.]+)\s*(|steps?|epochs?)", str(value).strip())
-    if isinstance(value, bool) or not match or float(match[1]) <= 0:
+    match = re.fullmatch(r"([0-9.e+-]+)\s*(|steps?|epochs?)", str(value).strip())
+    if isinstance(value, bool) or not match:
         raise ValueError
     number, unit = float(match[1]), match[2]
     if unit.startswith("epoch"):
-        return f"{number:g} epochs"
-    return whole(1).convert(number)
+        return f"{epochs.convert(number)} epochs"
+    return whole(1, below=MAX_STEPS).convert(number)
 
 
 epochs = Kind("a number, greater than 0", _epochs)

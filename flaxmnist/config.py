@@ -3,7 +3,8 @@
 import ast
 import importlib.util
 import json
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from flaxmnist.data.sources import SOURCES
 
 _KINDS = {
     "seed": checks.whole(0, below=2**32),
-    "batch_size": checks.whole(1),
-    "eval_batch_size": checks.whole(1),
+    "batch_size": checks.whole(1, below=checks.MAX_STEPS),
+    "eval_batch_size": checks.whole(1, below=checks.MAX_STEPS),
     "num_epochs": checks.optional(checks.epochs),
-    "num_steps": checks.optional(checks.whole(1)),
+    "num_steps": checks.optional(checks.whole(1, below=checks.MAX_STEPS)),
     "log_every": checks.duration,
     "eval_every": checks.duration,
     "checkpoint_every": checks.duration,
@@ -85,10 +86,14 @@ def make_config(**changes: Any) -> ConfigDict:
     values = _defaults()
     for name, value in changes.items():
         if name in _GROUPS:
-            values[name].update(value)
+            values[name] = {**values[name], **value} if _is_group(value) else value
         else:
             values[name] = value
     return resolve(ConfigDict(values, type_safe=False))
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -102,11 +107,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
         "", {name: v for name, v in given.items() if name not in _GROUPS}, _KINDS
     )
     for group in _GROUPS:
-        if not isinstance(given[group], dict):
+        if not _is_group(given[group]):
             raise UserError(f"{group}={given[group]!r}: expected a group of options")
-    values["model"] = {"name": given["model"].get("name")} | models.options(
-        **given["model"]
-    )
+    name = given["model"].get("name")
+    chosen = {k: v for k, v in given["model"].items() if k != "name"}
+    values["model"] = {"name": name} | models.options(name, **chosen)
     for group, kinds in (
         ("optimizer", optim.KINDS),
         ("data", _DATA_KINDS),
@@ -142,7 +147,8 @@ def load(spec: str) -> ConfigDict:
     path = Path(where)
     ours = shipped()
     if not path.is_file():
-        if path.stem not in ours or path.parent.name not in ("", "configs"):
+        known = path.suffix in ("", ".py") and str(path.parent) in (".", "configs")
+        if path.stem not in ours or not known:
             raise UserError(
                 f"no configuration {where!r}{did_you_mean(path.stem, ours)}"
             )
@@ -153,10 +159,24 @@ def load(spec: str) -> ConfigDict:
             f"{path} is no Python file: expected one with get_config(arg=None)"
         )
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} defines no get_config(arg=None)")
-    return resolve(module.get_config(variant or None))
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(variant or None)
+    except UserError:
+        raise
+    except Exception as error:  # The user's own code: anything may go wrong in it.
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)
+        raise UserError(
+            f"{path}, line {line}: {type(error).__name__}: {error}; expected a "
+            "get_config(arg=None)"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{path}: get_config returned {config!r}: expected a ConfigDict"
+        )
+    return resolve(config)
 
 
 def variant(arg: str | None, variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -176,16 +196,27 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
     """Returns `config` with changes such as ``("optimizer.learning_rate", "3e-4")``.
 
     Giving one of `num_epochs` and `num_steps` takes the other's place. Another
-    `model.name` brings that model's own defaults.
+    `model.name` brings that model's own defaults, and another `optimizer.name` drops
+    what only the former optimizer takes.
 
     Raises:
       UserError: as :func:`resolve`.
     """
     values = config.to_dict()
     parsed = {key: _literal(text) for key, text in changes}
+    for group in _GROUPS:
+        if group in parsed:
+            raise UserError(
+                f"{group}={parsed[group]!r}: expected a group of options; set one of "
+                f"them, such as {group}.{next(iter(values[group]))}"
+            )
     name = parsed.get("model.name", values["model"]["name"])
     if name != values["model"]["name"]:
         values["model"] = {"name": name}
+    old = values["optimizer"]["name"]
+    if parsed.get("optimizer.name", old) != old:
+        _, own = optim.OPTIMIZERS[old]
+        values["optimizer"] |= dict.fromkeys(own)
     for one, other in (("num_epochs", "num_steps"), ("num_steps", "num_epochs")):
         if parsed.get(one) is not None and other not in parsed:
             values[other] = None
@@ -213,8 +244,16 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Returns the configuration that :func:`to_json` wrote."""
-    return resolve(ConfigDict(json.loads(text), type_safe=False))
+    """Returns the configuration that :func:`to_json` wrote.
+
+    Raises:
+      ValueError: it is no configuration.
+      UserError: something in it is not possible.
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("it holds no configuration")
+    return resolve(ConfigDict(values, type_safe=False))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,12 +11,7 @@ from flaxmnist.state import TrainState
 from flaxmnist.steps import eval_steps
 
 
-def evaluate(
-    state: TrainState,
-    feed: Feed,
-    everywhere: NamedSharding,
-    num_steps: int | None = None,
-) -> Metrics:
+def evaluate(state: TrainState, feed: Feed, everywhere: NamedSharding) -> Metrics:
     """Returns the metrics of every example of a split, each counted once.
 
     Everything is dispatched before anything is read back.
@@ -25,14 +20,10 @@ def evaluate(
       state: whose parameters and model state are evaluated.
       feed: the split, in order and padded (`seed=None`).
       everywhere: the sharding of what every device holds.
-      num_steps: stop after that many batches; 0 compiles and evaluates nothing.
     """
-    metrics = sharding.put_tree(Metrics.empty(), everywhere)
-    stop = feed.steps_per_epoch if num_steps is None else max(num_steps, 1)
-    first = 0
-    for batches, span in feed.spans(0, stop):
-        count = span if num_steps != 0 else 0
-        bounds = (sharding.put(np.int32(n), everywhere) for n in (first, count))
-        metrics = eval_steps(state, metrics, batches, *bounds)
-        first += span
+    metrics, first = sharding.put_tree(Metrics.empty(), everywhere), 0
+    for batches, count in feed.spans(0, feed.steps_per_epoch):
+        span = sharding.put_tree((np.int32(first), np.int32(count)), everywhere)
+        metrics = eval_steps(state, metrics, batches, *span)
+        first += count
     return jax.device_get(metrics)

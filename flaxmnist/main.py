@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ Trains and evaluates an image classifier.
   %(prog)s --config cnn --workdir runs/a --config.optimizer.learning_rate=3e-4
   %(prog)s --workdir runs/a                  (again: resumes, or says it is finished)
   %(prog)s --workdir runs/a --mode eval      (the best checkpoint, or --step N)
+
+--config.NAME=VALUE changes any option, as in --config.model.hidden=(256,128).
 """
 
 
@@ -45,12 +48,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE[:VARIANT]",
         help="a configuration file, or the name of one that comes with flaxmnist: "
         f"{', '.join(configs.shipped())}; by default, that of --workdir",
-    )
-    parser.add_argument(
-        "--config.NAME",
-        dest="_overrides",
-        metavar="VALUE",
-        help="changes an option, as in --config.optimizer.learning_rate=3e-4",
     )
     parser.add_argument(
         "--workdir", type=Path, metavar="DIR", help="default: runs/<config>-<UTC time>"
@@ -84,8 +81,14 @@ def _parse(
         if not equals and (value := next(remaining, "")) == "":
             raise UserError(f"{flag} has no value: expected {flag}=VALUE")
         overrides.append((key, value))
-    if args.num_cpu_devices is not None and args.num_cpu_devices < 1:
-        raise UserError(f"--num_cpu_devices {args.num_cpu_devices}: expected 1 or more")
+    if args.num_cpu_devices is not None and not 1 <= args.num_cpu_devices <= 1024:
+        raise UserError(
+            f"--num_cpu_devices {args.num_cpu_devices}: expected 1 to 1,024"
+        )
+    if args.workdir is not None and not args.workdir.name:
+        raise UserError(
+            f"--workdir {str(args.workdir)!r}: expected a folder of its own"
+        )
     if args.mode == "eval" and args.workdir is None:
         raise UserError("--mode eval has no run to evaluate: expected --workdir DIR")
     if args.step is not None and args.mode != "eval":
@@ -96,8 +99,10 @@ def _parse(
 def _load_config(spec: str | None, workdir: Path | None) -> ConfigDict:
     if spec is not None:
         return configs.load(spec)
-    if workdir is not None and (config := workdirs.saved_config(workdir)):
-        return config
+    if workdir is not None:
+        if config := workdirs.saved_config(workdir):
+            return config
+        raise UserError(f"no run in {workdir}: expected one, or --config to start one")
     raise UserError(
         "no --config: expected a file, or one of " + ", ".join(configs.shipped())
     )
@@ -148,6 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except BrokenPipeError:  # Whoever read the output has gone, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

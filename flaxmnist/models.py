@@ -109,13 +109,13 @@ _KINDS = {
 }
 
 
-def options(name: str, **given: Any) -> dict[str, Any]:
+def options(name: Any, **given: Any) -> dict[str, Any]:
     """Returns every option of the model `name`, checked; the defaults where not given.
 
     Raises:
       UserError: the model or an option is unknown, or a value is not possible.
     """
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise UserError(f"no model {name!r}{did_you_mean(name, MODELS)}")
     defaults = {
         field.name: cast(Any, field.default)
@@ -132,7 +132,7 @@ def options(name: str, **given: Any) -> dict[str, Any]:
     return checked
 
 
-def build(name: str, **given: Any) -> nn.Module:
+def build(name: Any, **given: Any) -> nn.Module:
     """Returns the model `name`; see :func:`options` for what it takes and raises."""
     return MODELS[name](**options(name, **given))
 

@@ -137,6 +137,8 @@ def build(
             f"optimizer.{option}={given[option]} has no use with "
             f"optimizer.name={name!r}: expected {' or '.join(map(repr, users))}"
         )
+    if given.get("nesterov") and not given.get("momentum"):
+        raise UserError("optimizer.nesterov has no use without optimizer.momentum")
     tx = make(rate, **given)
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)

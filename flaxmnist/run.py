@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
 from flaxmnist import data, models, optim, sharding
-from flaxmnist.checks import UserError, to_steps
+from flaxmnist.checks import MAX_STEPS, UserError, to_steps
 from flaxmnist.data.batches import FEEDS, Feed
-from flaxmnist.metrics import Metrics
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,13 +35,6 @@ class Run:
     def put(self, number: int) -> jax.Array:
         """Returns a number as every device's int32."""
         return sharding.put(np.int32(number), self.everywhere)
-
-    def empty_metrics(self) -> Metrics:
-        """Returns metrics of no example, on every device."""
-        return jax.tree.map(
-            lambda leaf: sharding.put(np.asarray(leaf), self.everywhere),
-            Metrics.empty(),
-        )
 
     def due(self, event: str, step: int) -> bool:
         """Returns whether `event` ("log", "eval", "checkpoint") falls on `step`."""
@@ -83,6 +75,11 @@ def build(config: ConfigDict) -> Run:
     total_steps = config.num_steps or to_steps(
         f"{config.num_epochs} epochs", steps_per_epoch
     )
+    if total_steps >= MAX_STEPS:
+        raise UserError(
+            f"num_epochs={config.num_epochs} are {total_steps:,} steps: expected fewer "
+            f"than {MAX_STEPS:,}"
+        )
     optimizer = config.optimizer.to_dict()
     warmup = optimizer.pop("warmup")
     tx, schedule = optim.build(
@@ -92,14 +89,17 @@ def build(config: ConfigDict) -> Run:
         steps_per_epoch=steps_per_epoch,
     )
     make_feed = FEEDS[config.data.placement]
-    eval_batch = -(-config.eval_batch_size // devices) * devices
+    feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
+    largest = max(dataset.counts.values())
+    eval_batch = -(-min(config.eval_batch_size, largest) // devices) * devices
     return Run(
         config=config,
         dataset=dataset,
-        feed=make_feed(dataset.train, config.batch_size, mesh, config.seed),
+        feed=feed,
         eval_feeds={
-            split: make_feed(getattr(dataset, split), eval_batch, mesh)
-            for split in SPLITS
+            "train": feed.in_order(eval_batch),
+            "validation": make_feed(dataset.validation, eval_batch, mesh),
+            "test": make_feed(dataset.test, eval_batch, mesh),
         },
         model=model,
         tx=tx,

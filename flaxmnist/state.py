@@ -51,11 +51,10 @@ def _init(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> Trai
 def abstract_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    seed: int = 0,
     sharding: Sharding | None = None,
 ) -> TrainState:
     """Returns the state's shapes, dtypes and shardings; nothing is computed."""
-    shapes = jax.eval_shape(lambda: _init(model, tx, seed))
+    shapes = jax.eval_shape(lambda: _init(model, tx, 0))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

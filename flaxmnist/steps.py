@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Int, Num
 
 from flaxmnist.metrics import Metrics
 from flaxmnist.state import TrainState
@@ -120,6 +120,11 @@ def eval_steps(
 
 
 @jax.jit
-def global_norm(tree: Any) -> Float[Array, ""]:
-    """Returns the L2 norm of a tree; not finite if any number in it is not."""
-    return optax.global_norm(tree)
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Returns whether every floating-point number in a tree is finite."""
+    floats = [
+        leaf
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))

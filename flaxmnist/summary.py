@@ -1,5 +1,6 @@
 """What a run came to: the content of ``summary.json`` and the table of it."""
 
+import functools
 import importlib.metadata
 import platform
 from typing import Any
@@ -13,6 +14,7 @@ from flaxmnist.state import TrainState
 from flaxmnist.writers import Console
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     packages = (
         "flaxmnist",
@@ -43,6 +45,7 @@ def describe(run: Run) -> dict[str, Any]:
             "counts": dataset.counts,
             "fingerprint": dataset.fingerprint,
         },
+        "total_steps": run.total_steps,
         "versions": _versions(),
     }
 

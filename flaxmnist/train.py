@@ -1,6 +1,7 @@
 """A run: started or resumed, trained, evaluated and summed up."""
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,14 +11,15 @@ import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
+from flaxmnist import sharding
 from flaxmnist import workdir as workdirs
-from flaxmnist.checkpoint import Checkpoints, is_better
+from flaxmnist.checkpoint import Checkpoints, DamagedError, is_better
 from flaxmnist.checks import UserError
 from flaxmnist.evaluate import evaluate
 from flaxmnist.metrics import Metrics
 from flaxmnist.run import Run, build
 from flaxmnist.state import TrainState, abstract_state, create_state
-from flaxmnist.steps import global_norm, train_steps
+from flaxmnist.steps import all_finite, eval_steps, train_steps
 from flaxmnist.summary import describe, print_table, summarize
 from flaxmnist.writers import Clock, Console, MetricsWriter, write_text
 
@@ -53,7 +55,7 @@ def abstract_tree(run: Run) -> dict[str, Any]:
     """Returns the shapes and shardings of the arrays that a checkpoint holds."""
     window = jax.eval_shape(Metrics.empty)
     return {
-        "state": abstract_state(run.model, run.tx, sharding=run.everywhere),
+        "state": abstract_state(run.model, run.tx, run.everywhere),
         "window": jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=run.everywhere
@@ -63,7 +65,8 @@ def abstract_tree(run: Run) -> dict[str, Any]:
     }
 
 
-def _check_same_data(run: Run, record: dict[str, Any]) -> None:
+def _check_same_run(run: Run, record: dict[str, Any]) -> None:
+    """Raises UserError unless a checkpoint's record is of this run."""
     before = record["dataset"]
     if before["fingerprint"] != run.dataset.fingerprint:
         raise UserError(
@@ -72,6 +75,7 @@ def _check_same_data(run: Run, record: dict[str, Any]) -> None:
             f"{run.dataset.name} ({run.dataset.source}, {len(run.dataset.train):,}): "
             "set data.source and data.dir to the former, or use another --workdir"
         )
+    workdirs.check_same(configs.from_json(json.dumps(record["config"])), run.config)
 
 
 def evaluate_checkpoint(
@@ -100,9 +104,12 @@ def evaluate_checkpoint(
         if chosen is None:
             raise UserError(f"no checkpoint in {workdir}: train first")
         run = build(config)
-        tree, record = checkpoints.restore(chosen, abstract_tree(run))
+        tree, _ = checkpoints.restore(
+            chosen, abstract_tree(run), functools.partial(_check_same_run, run)
+        )
         last_step = checkpoints.steps[-1]
-    _check_same_data(run, record)
+    if run.dataset.warning:
+        console.warn(run.dataset.warning)
     summary = summarize(run, tree["state"], last_step, chosen)
     print_table(console, summary)
     return summary
@@ -147,7 +154,7 @@ def train_and_evaluate(
 def _train_and_evaluate(
     run: Run, workdir: Path, checkpoints: Checkpoints, console: Console, clock: Clock
 ) -> dict[str, Any]:
-    at = _restore_or_create(run, checkpoints)
+    at = _restore_or_create(run, checkpoints, console)
     if jax.process_index() == 0:
         write_text(workdir / "config.json", configs.to_json(run.config))
     if at.step:
@@ -165,15 +172,21 @@ def _train_and_evaluate(
         _train(run, at, checkpoints, console, writer, clock)
     checkpoints.wait()
 
-    best_step = checkpoints.best_step or at.step
+    best_step, best_state = checkpoints.best_step or at.step, at.state
     if best_step != at.step:
-        tree, _ = checkpoints.restore(best_step, abstract_tree(run))
-        at.state = tree["state"]
+        try:
+            tree, _ = checkpoints.restore(
+                best_step, abstract_tree(run), functools.partial(_check_same_run, run)
+            )
+            best_state = tree["state"]
+        except DamagedError as error:
+            console.warn(f"{error}\nThe last state is evaluated instead.")
+            best_step = at.step
     with clock("evaluate"):
-        summary = summarize(run, at.state, at.step, best_step)
+        summary = summarize(run, best_state, at.step, best_step)
     summary["seconds"] = clock.table()
     trained = (at.step - first_step) * run.config.batch_size
-    summary["images_per_second"] = trained / max(clock.seconds["train"], 1e-9)
+    summary["images_per_second"] = trained / clock.seconds["train"] if trained else None
     if jax.process_index() == 0:
         write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     print_table(console, summary)
@@ -187,23 +200,41 @@ def _train_and_evaluate(
     return summary
 
 
-def _restore_or_create(run: Run, checkpoints: Checkpoints) -> Training:
-    restored = checkpoints.restore_newest(abstract_tree(run))
+def _restore_or_create(
+    run: Run, checkpoints: Checkpoints, console: Console
+) -> Training:
+    restored = checkpoints.restore_newest(
+        abstract_tree(run), functools.partial(_check_same_run, run)
+    )
     if restored is None:
         state = create_state(run.model, run.tx, run.config.seed, run.everywhere)
         best = {"validation": None, "step": None, "waited": 0}
-        return Training(0, state, run.empty_metrics(), best)
+        return Training(0, state, _no_metrics(run), best)
     step, tree, record = restored
-    _check_same_data(run, record)
+    if record["total_steps"] != run.total_steps and step < run.total_steps:
+        console.warn(
+            f"the run is now {run.total_steps} steps long, no longer "
+            f"{record['total_steps']}: a cosine or one_cycle schedule is stretched to "
+            "that, and the learning rate jumps"
+        )
     return Training(step, tree["state"], tree["window"], record["best"])
 
 
 def _compile(run: Run, at: Training) -> None:
-    """Dispatches zero steps: that compiles, and changes nothing."""
+    """Dispatches zero steps of each kind: that compiles, and changes nothing."""
+    zero = run.put(0)
     if not at.finished(run):
         batches, _ = next(run.feed.spans(at.step, at.step + 1))
-        at.state, at.window = train_steps(at.state, at.window, batches, run.put(0))
-    evaluate(at.state, run.eval_feeds["validation"], run.everywhere, num_steps=0)
+        at.state, at.window = train_steps(at.state, at.window, batches, zero)
+    for feed in run.eval_feeds.values():
+        batches, _ = next(feed.spans(0, 1))
+        eval_steps(at.state, _no_metrics(run), batches, zero, zero)
+    all_finite(at.state)
+    run.schedule(at.step)
+
+
+def _no_metrics(run: Run) -> Metrics:
+    return sharding.put_tree(Metrics.empty(), run.everywhere)
 
 
 def _train(
@@ -221,7 +252,11 @@ def _train(
             first, begin = at.step, clock.seconds["train"]
             with clock("train"):
                 figures = _advance(run, at, run.next_stop(first, pace))
-            if not math.isfinite(figures["loss"]):
+            finite = math.isfinite(figures["loss"])
+            if finite and any(run.due(event, at.step) for event in run.every):
+                # The loss is of before the last update; what that made may not be.
+                finite = all_finite(at.state)
+            if not finite:
                 raise _not_finite(run, checkpoints, first, at.step)
             pace = _pace(run, at.step - first, clock.seconds["train"] - begin)
 
@@ -239,7 +274,7 @@ def _train(
             if run.due("log", at.step):
                 console.report(record, run.total_steps)
                 writer.write(record)
-                at.window = run.empty_metrics()
+                at.window = _no_metrics(run)
                 logged_step, logged_seconds = at.step, clock.seconds["train"]
             validation = None
             if run.due("eval", at.step):
@@ -252,7 +287,12 @@ def _train(
                 at.best = _better(at, validation)
             improved = at.best["step"] == at.step
             if run.due("checkpoint", at.step) or improved or at.finished(run):
-                _save(run, at, checkpoints, validation, since=first)
+                checkpoints.save(
+                    at.step,
+                    {"state": at.state, "window": at.window},
+                    describe(run) | {"best": at.best},
+                    validation,
+                )
     if at.step < run.total_steps:
         console.line(
             f"stopped early: no better than step {at.best['step']} "
@@ -294,24 +334,6 @@ def _better(at: Training, validation: dict[str, Any]) -> dict[str, Any]:
     if is_better(validation, at.best["validation"]):
         return {"validation": validation, "step": at.step, "waited": 0}
     return at.best | {"waited": at.best["waited"] + 1}
-
-
-def _save(
-    run: Run,
-    at: Training,
-    checkpoints: Checkpoints,
-    validation: dict[str, Any] | None,
-    since: int,
-) -> None:
-    # The loss was finite before the last update; what that made may not be.
-    if not math.isfinite(global_norm(at.state.params)):
-        raise _not_finite(run, checkpoints, since, at.step)
-    checkpoints.save(
-        at.step,
-        {"state": at.state, "window": at.window},
-        describe(run) | {"best": at.best},
-        validation,
-    )
 
 
 def _not_finite(run: Run, checkpoints: Checkpoints, first: int, last: int) -> UserError:

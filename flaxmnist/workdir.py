@@ -22,7 +22,7 @@ def saved_config(workdir: Path) -> ConfigDict | None:
         return None
     try:
         return configs.from_json(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): use another --workdir"
         ) from None
@@ -32,9 +32,10 @@ def saved_summary(workdir: Path, step: int) -> dict[str, Any] | None:
     """Returns ``summary.json`` if it is of that step."""
     try:
         summary = json.loads((workdir / "summary.json").read_text())
-    except (OSError, ValueError):
+        whole = {"model", "dataset", "evaluated_step", "train", "validation", "test"}
+        return summary if summary["step"] == step and whole <= summary.keys() else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return summary if summary.get("step") == step else None
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -43,14 +44,23 @@ def check(workdir: Path, config: ConfigDict) -> None:
     Raises:
       UserError: it is a file, or holds a run that differs in what matters.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file: expected a folder")
-    before = saved_config(workdir)
-    changed = configs.differences(before, config) if before else []
-    if changed:
+    try:
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"--workdir {workdir} is a file: expected a folder")
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: {error.strerror}") from None
+    # Without a checkpoint there is nothing that another configuration could spoil.
+    started = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+    if started and (before := saved_config(workdir)):
+        check_same(before, config)
+
+
+def check_same(before: ConfigDict, config: ConfigDict) -> None:
+    """Raises UserError if a run's configuration differs in what matters."""
+    if changed := configs.differences(before, config):
         raise UserError(
-            f"{workdir} holds a run of another configuration: use another --workdir, "
-            f"or its options\n{'; '.join(changed)}"
+            "--workdir holds a run of another configuration: use another, or its "
+            f"options\n{'; '.join(changed)}"
         )
 
 
@@ -61,7 +71,8 @@ def make_writable(workdir: Path) -> None:
       UserError: it cannot be made, or nothing can be written into it.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        for folder in (workdir, workdir / "checkpoints", workdir / "tensorboard"):
+            folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as error:

@@ -18,6 +18,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from tensorboardX import summary as tensorboard_summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 
 def write_text(path: Path, content: str) -> None:
@@ -31,6 +34,40 @@ def write_text(path: Path, content: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class EventFile:
+    """A TensorBoard event file, written at once.
+
+    tensorboardX's own `SummaryWriter` queues: what it was given would not survive the
+    process being killed.
+
+    Args:
+      folder: gets a new file.
+      step: what older files hold of later steps is not shown.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=step + 1, session_log=restart)
+
+    def _write(self, **content: Any) -> None:
+        event = event_pb2.Event(wall_time=time.time(), **content)
+        self._writer.write_event(event)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Writes a number."""
+        self._write(step=step, summary=tensorboard_summary.scalar(name, value))
+
+    def flush(self) -> None:
+        """Sees to it that all is on disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._writer.close()
 
 
 class MetricsWriter:
@@ -48,34 +85,26 @@ class MetricsWriter:
         self._stack = contextlib.ExitStack()
         if jax.process_index() != 0:
             return
-        # Imported here: a run that only evaluates needs none of it.
-        from tensorboardX import SummaryWriter
-
         path = workdir / "metrics.jsonl"
         if path.exists():
             write_text(path, "".join(_until(path, step)))
         self._file = self._stack.enter_context(path.open("a"))
-        self._tensorboard = {
-            split: self._stack.enter_context(
-                SummaryWriter(
-                    str(workdir / "tensorboard" / split),
-                    purge_step=step + 1 if step else None,
-                )
-            )
-            for split in ("train", "validation")
-        }
+        self._events = {}
+        for split in ("train", "validation"):
+            events = EventFile(workdir / "tensorboard" / split, step)
+            self._events[split] = self._stack.enter_context(contextlib.closing(events))
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes a record, which holds ``step``, ``split`` and figures."""
         if jax.process_index() != 0:
             return
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
+        events = self._events[record["split"]]
         for name, value in record.items():
             if name not in ("step", "split"):
-                self._tensorboard[record["split"]].add_scalar(
-                    name, value, record["step"]
-                )
+                events.scalar(name, value, record["step"])
+        events.flush()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -85,20 +114,20 @@ class MetricsWriter:
 
 
 def _until(path: Path, step: int) -> Iterator[str]:
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            keep = json.loads(line)["step"] <= step
-        except (ValueError, KeyError):  # The last line of a killed process.
-            keep = False
-        if keep:
-            yield line
+    for line in path.read_text(errors="replace").splitlines():
+        # The last line of a killed process may be cut.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                yield line + "\n"
 
 
 class Console:
     """Speaks to a person: a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self._rich = RichConsole(highlight=False, markup=False)
+        self._rich = RichConsole(
+            highlight=False, markup=False, force_terminal=sys.stdout.isatty()
+        )
         self._bar: Progress | None = None
 
     def line(self, text: str = "") -> None:

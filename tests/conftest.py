@@ -58,7 +58,7 @@ def tiny_config(**changes):
         "eval_every": 20,
         "checkpoint_every": 20,
         "model": {"name": "cnn", "features": (2, 4), "hidden": (16,)},
-        "optimizer": {"learning_rate": 1e-2},
+        "optimizer": {"learning_rate": 1e-2, "schedule": "exponential"},
         "data": {"source": "synthetic"},
         "mesh": {"data": 1},
     }

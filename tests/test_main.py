@@ -1,6 +1,7 @@
 """The command line: what it takes, what it answers, and how it ends."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,8 +76,15 @@ BAD_FLAGS = [
     ([], r"no --config: expected a file, or one of cnn"),
     ([*TINY, "--confg=x"], r"unknown argument '--confg=x'; did you mean '--config'"),
     ([*TINY, "--mode=evaluate"], r"invalid choice: 'evaluate'"),
+    (["--config=cnn.yaml"], r"no configuration 'cnn.yaml'; did you mean 'cnn'"),
+    (["--mode=eval", "--workdir=typo"], r"no run in typo: expected one, or --config"),
+    ([*TINY, "--workdir="], r"--workdir '.': expected a folder of its own"),
+    ([*TINY, f"--workdir={'x' * 300}"], r"--workdir x+: File name too long"),
+    ([*TINY, "--config.model.name=[1]"], r"no model \[1\]"),
+    ([*TINY, "--config.model.hidden=9999999"], r"whole numbers from 1 to 65,536"),
+    ([*TINY, "--config.num_epochs=1e300"], r"num_epochs=1e\+300: expected a number"),
     ([*TINY, "--step=3"], r"--step is for --mode eval"),
-    ([*TINY, "--num_cpu_devices=0"], r"--num_cpu_devices 0: expected 1 or more"),
+    ([*TINY, "--num_cpu_devices=0"], r"--num_cpu_devices 0: expected 1 to 1,024"),
     ([*TINY, "--config.sed=1"], r"no option sed; did you mean 'seed'"),
     ([*TINY, "--config.optimizer.learnin_rate=1"], r"did you mean 'learning_rate'"),
     ([*TINY, "--config.optimiser.name=sgd"], r"did you mean 'optimizer'"),
@@ -106,12 +114,16 @@ BAD_FLAGS = [
     ([*TINY, "--config.log_every=often"], r"log_every='often': expected a number of"),
     ([*TINY, "--config.optimizer.learning_rate=-0.1"], r"greater than 0"),
     ([*TINY, "--config.optimizer.learning_rate=nan"], r"expected a number"),
+    (
+        [*TINY, "--config.optimizer.name=sgd", "--config.optimizer.nesterov=true"],
+        r"nesterov has no use without optimizer.momentum",
+    ),
     ([*TINY, "--config.optimizer.momentum=0.9"], r"has no use with .*expected 'sgd'"),
     ([*TINY, "--config.optimizer.warmup=9"], r"warmup is 9 steps: expected fewer"),
     ([*TINY, "--config.model.dropout_rate=1.5"], r"0 or more and less than 1"),
     ([*TINY, "--config.model.hidden=(8,0)"], r"model.hidden=\(8, 0\): expected whole"),
     ([*TINY, "--config.mesh.data=9"], r"mesh.data=9: there are 8 devices"),
-    ([*TINY, "--config.mesh.data=8"], r"batch_size=100 cannot .* such as 104"),
+    ([*TINY, "--config.mesh.data=7"], r"batch_size=128 cannot .* such as 133"),
     ([*TINY, "--workdir=/dev/null"], r"--workdir /dev/null is a file"),
     ([*TINY, "--workdir=/dev/null/x"], r"--workdir /dev/null/x cannot be written"),
     ([*TINY, "--workdir=/proc/flaxmnist"], r"--workdir /proc/.* cannot be written"),
@@ -163,6 +175,50 @@ def test_a_mistake_in_the_data(spoil, said, capsys, tmp_path, monkeypatch):
     assert_clear(code, error, said, here)
 
 
+CONFIG_FILES = [
+    ("def get_config(arg=None)\n", r"c.py, line 1: SyntaxError: "),
+    ("import nosuch\n", r"c.py, line 1: ModuleNotFoundError: No module named 'nosuch'"),
+    ("x = 1\n", r"has no attribute 'get_config'; expected a get_config\(arg=None\)"),
+    ("def get_config():\n    pass\n", r"TypeError: .* takes 0 positional"),
+    ("def get_config(arg):\n    return {}\n", r"returned \{\}: expected a ConfigDict"),
+    (
+        "from flaxmnist.config import make_config\n"
+        "get_config = lambda arg: make_config(num_steps=1, model='cnn')\n",
+        r"model='cnn': expected a group of options",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "said"), CONFIG_FILES)
+def test_a_mistake_in_a_configuration_file(
+    content, said, capsys, tmp_path, monkeypatch
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (tmp_path / "c.py").write_text(content)
+    code, _, error = run(capsys, "--config=../c.py")
+    assert_clear(code, error, said, here)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"name": ["a"]}}'])
+def test_a_damaged_config_json_names_the_file(content, capsys, finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run[0], tmp_path / "run")
+    (workdir / "config.json").write_text(content)
+    code, _, error = run(capsys, f"--workdir={workdir}")
+    assert code == 2
+    assert "config.json cannot be read" in error
+
+
+def test_a_folder_without_a_checkpoint_takes_another_configuration(capsys, tmp_path):
+    rate = "--config.optimizer.learning_rate"
+    flags = [*TINY, f"--workdir={tmp_path}", "--config.optimizer.name=sgd"]
+    code, _, error = run(capsys, *flags, f"{rate}=1e38")
+    assert code == 2
+    assert "there is no checkpoint yet" in error
+    assert run(capsys, *flags, f"{rate}=1e-3")[0] == 0
+
+
 def test_another_configuration_in_the_same_folder(capsys, finished_run):
     workdir, _ = finished_run
     before = sorted(path for path in workdir.rglob("*"))
@@ -207,6 +263,10 @@ def test_overrides_are_taken_in_every_form(tmp_path):
     assert configs.from_json(configs.to_json(config)).to_dict() == config.to_dict()
     steps = configs.override(configs.load("cnn"), [("num_steps", "7")])
     assert (steps.num_steps, steps.num_epochs) == (7, None)
+    sgd = configs.override(
+        configs.load("cnn"), [("optimizer.name", "sgd"), ("optimizer.momentum", "0.9")]
+    )
+    assert (sgd.optimizer.momentum, sgd.optimizer.weight_decay) == (0.9, None)
     other = configs.override(configs.load("cnn"), [("model.name", "mlp")])
     assert (
         other.model.to_dict()
@@ -242,7 +302,10 @@ def test_piped_output_is_plain_lines_and_a_terminal_gets_a_bar(tmp_path):
         "--num_cpu_devices=1",
     ]
     piped = subprocess.run(
-        [*command, f"--workdir={tmp_path / 'a'}"], capture_output=True, check=True
+        [*command, f"--workdir={tmp_path / 'a'}"],
+        capture_output=True,
+        check=True,
+        env=os.environ | {"FORCE_COLOR": "1"},
     )
     text = piped.stdout.decode()
     assert piped.stderr == b""

@@ -6,9 +6,10 @@ undisturbed one would have seen.
 """
 
 import concurrent.futures
+import copy
 import functools
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -92,18 +93,19 @@ class Feed(Protocol):
     def spans(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
         """Yields `(batches, num_steps)` that cover the steps `start` … `stop - 1`."""
 
+    def in_order(self, batch_size: int) -> "Feed":
+        """Returns a feed of the same examples for evaluation: once each, in order."""
+
 
 class _Order:
     """The rows of each step: shuffled full batches, or all rows once, padded."""
 
     def __init__(self, count: int, batch_size: int, seed: int | None):
         self.count, self.batch_size, self.seed = count, batch_size, seed
-        shuffled = seed is not None
         self.steps_per_epoch = (
-            count // batch_size if shuffled else -(-count // batch_size)
+            -(-count // batch_size) if seed is None else count // batch_size
         )
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as its feed
     def epoch(self, epoch: int) -> np.ndarray:
         """Returns the rows of an epoch, int32 `[steps, batch]`."""
         size = self.steps_per_epoch * self.batch_size
@@ -129,19 +131,29 @@ class DeviceFeed:
     def __init__(
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
-        self._order = _Order(len(split), batch_size, seed)
-        self.steps_per_epoch = self._order.steps_per_epoch
-        self._mesh = mesh
         everywhere = sharding.replicated(mesh)
+        self._mesh = mesh
         self._images = sharding.put(split.images.reshape(-1, 784), everywhere)
         self._labels = sharding.put(split.labels.astype(np.int32), everywhere)
+        self._start(_Order(len(split), batch_size, seed))
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - lives as long as its feed
-    def _epoch(self, epoch: int) -> DeviceBatches:
+    def _start(self, order: _Order) -> None:
+        self._order = order
+        self.steps_per_epoch = order.steps_per_epoch
+        # The epoch at hand: one is enough, and it goes with its feed.
+        self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
+
+    def _make_epoch(self, epoch: int) -> DeviceBatches:
         order = sharding.put(
             self._order.epoch(epoch), sharding.split_over_data(self._mesh, axis=1)
         )
         return DeviceBatches(self._images, self._labels, order)
+
+    def in_order(self, batch_size: int) -> "DeviceFeed":
+        """See :class:`Feed`."""
+        feed = copy.copy(self)
+        feed._start(_Order(self._order.count, batch_size, None))
+        return feed
 
     def spans(self, start: int, stop: int) -> Iterator[tuple[DeviceBatches, int]]:
         """See :class:`Feed`."""
@@ -161,44 +173,48 @@ class HostFeed:
     def __init__(
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
-        self._split = split
+        self._split, self._mesh = split, mesh
         self._order = _Order(len(split), batch_size, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self._slab_steps = max(
             1, min(SLAB_BYTES // (784 * batch_size), self.steps_per_epoch)
         )
-        self._mesh = mesh
+        self._rows = functools.lru_cache(maxsize=2)(self._order.epoch)
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "flaxmnist-prefetch")
         self._slabs: dict[tuple[int, int], concurrent.futures.Future[HostBatches]] = {}
 
+    def in_order(self, batch_size: int) -> "HostFeed":
+        """See :class:`Feed`."""
+        return HostFeed(self._split, batch_size, self._mesh)
+
     def _load(self, epoch: int, index: int) -> HostBatches:
         begin = index * self._slab_steps
-        rows = self._order.epoch(epoch)[begin : begin + self._slab_steps]
+        rows = self._rows(epoch)[begin : begin + self._slab_steps]
         short = self._slab_steps - len(rows)
         rows = np.pad(rows, ((0, short), (0, 0)), constant_values=PADDING)
-        images = self._split.images.reshape(-1, 784)
-        labels = self._split.labels
         over_data = sharding.split_over_data(self._mesh, axis=1)
 
-        def send(array: np.ndarray, dtype: Any, *rest: int) -> jax.Array:
+        def send(array: np.ndarray, dtype: Any) -> jax.Array:
             # Each device's part is gathered alone: a process reads what it sends.
             return jax.make_array_from_callback(
-                (*rows.shape, *rest),
+                rows.shape + array.shape[1:],
                 over_data,
-                lambda part: array[rows[(part or ())[:2]]].astype(dtype),
+                lambda part: array[rows[cast(Any, part)[:2]]].astype(dtype, copy=False),
             )
 
         first = np.int32(epoch * self.steps_per_epoch + begin)
         return HostBatches(
-            images=send(images, np.uint8, 784),
-            labels=send(labels, np.int32),
+            images=send(self._split.images.reshape(-1, 784), np.uint8),
+            labels=send(self._split.labels, np.int32),
             mask=sharding.put(rows != PADDING, over_data),
             first=sharding.put(first, sharding.replicated(self._mesh)),
         )
 
     def _slab(self, epoch: int, index: int) -> HostBatches:
-        last = index == -(-self.steps_per_epoch // self._slab_steps) - 1
-        following = (epoch + 1, 0) if last else (epoch, index + 1)
+        following = (epoch, index + 1)
+        if (index + 1) * self._slab_steps >= self.steps_per_epoch:
+            # In order, each pass begins where the last one did.
+            following = (epoch if self._order.seed is None else epoch + 1, 0)
         wanted = ((epoch, index), following)
         for key in wanted:
             if key not in self._slabs:

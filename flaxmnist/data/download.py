@@ -113,7 +113,8 @@ def fetch(name: str) -> list[Path]:
     A file gets its name only when it is complete and its SHA-256 is the registered one.
 
     Raises:
-      DownloadError: no network, or the transfer was cut off, stalled or not the file.
+      DownloadError: no network, the transfer was cut off, stalled or not the file,
+        or the cache cannot be written.
     """
     resources = registered(name)
     if not reachable(resources[0].url):
@@ -122,13 +123,17 @@ def fetch(name: str) -> list[Path]:
             "files with data.dir or FLAXMNIST_DATA_DIR"
         )
     folder = cache_dir() / name
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for resource in resources:
-        path = folder / resource.name
-        if not path.is_file() or sha256(path) != resource.sha256:
-            _transfer(resource, path)
-        paths.append(path)
+    paths = [folder / resource.name for resource in resources]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, resource in zip(paths, resources, strict=True):
+            if not path.is_file() or sha256(path) != resource.sha256:
+                _transfer(resource, path)
+    except OSError as error:
+        raise DownloadError(
+            f"{folder} cannot be written ({error.strerror}): set FLAXMNIST_CACHE_DIR "
+            "to a folder that can"
+        ) from None
     return paths
 
 

@@ -1,6 +1,7 @@
 """The data sets by name and source, and their splits."""
 
 import dataclasses
+import functools
 import gzip
 import io
 import os
@@ -56,7 +57,7 @@ class Dataset:
             "test": len(self.test),
         }
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Returns a CRC-32 of the training split: which examples, in which order."""
         crc = 0
@@ -105,9 +106,10 @@ def load_idx(name: str, directory: str | None) -> Dataset:
         "fashion_mnist": "FashionMNIST",
         "kmnist": "KMNIST",
     }
-    inside = (folder / name, folder / torchvision.get(name, name) / "raw")
-    paths = idx.find(next((path for path in inside if path.is_dir()), folder))
+    inside = (folder / name, folder / torchvision[name] / "raw")
+    paths = idx.find(next((path for path in inside if list(path.glob("*-*"))), folder))
     # The files do not say what they hold, but the registered ones are known.
+    arrays = idx.read_all(paths)
     found = download.sha256(paths[3])
     for other in download.FAMILY:
         if other != name and found == download.registered(other)[3].sha256:
@@ -115,7 +117,7 @@ def load_idx(name: str, directory: str | None) -> Dataset:
                 f"{paths[3]} is of {other}: expected {name}; set data.name={other!r}, "
                 "or data.dir to another folder"
             )
-    return _split(name, "idx", idx.read_all(paths))
+    return _split(name, "idx", arrays)
 
 
 def load_tfds(name: str, directory: str | None) -> Dataset:

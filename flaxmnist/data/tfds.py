@@ -1,15 +1,18 @@
 """Data sets prepared by TensorFlow Datasets, read without TensorFlow where possible."""
 
+import contextlib
+import hashlib
 import importlib.util
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flaxmnist.checks import UserError, did_you_mean
-from flaxmnist.data.download import cache_dir
+from flaxmnist.data.download import DownloadError, cache_dir, reachable, registered
 
 
 def prepared(name: str, directory: str | None) -> Path | None:
@@ -36,7 +39,8 @@ def prepare(name: str, directory: str | None) -> Path:
     """Has TFDS download and prepare a set, which needs TensorFlow.
 
     Raises:
-      UserError: TensorFlow is not installed, or TFDS has no such set or failed.
+      UserError: TFDS has no such set, it is not of the kind that `read` takes,
+        TensorFlow is not installed, or there is no network.
     """
     import tensorflow_datasets as tfds
 
@@ -50,6 +54,11 @@ def prepare(name: str, directory: str | None) -> Path:
         raise UserError(
             f"data.name={name!r} is not prepared, and TensorFlow Datasets needs "
             "TensorFlow to do that: pip install 'flaxmnist[tfds]'"
+        )
+    # Without a network TFDS would try for minutes.
+    if not reachable(registered("mnist")[0].url):
+        raise DownloadError(
+            f"data.name={name!r} is not prepared, and there is no network"
         )
     builder = tfds.builder(name, data_dir=directory, file_format="array_record")
     _check_features(builder.info.features, name)
@@ -76,11 +85,13 @@ def read(folder: Path) -> list[np.ndarray]:
     Raises:
       UserError: the set is not of 28×28×1 images with at most ten labels.
     """
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    cache = cache_dir() / "tfds" / f"{folder.parent.name}-{folder.name}-{size}.npz"
-    if cache.is_file():
-        with np.load(cache, allow_pickle=False) as arrays:
-            return [arrays[f"arr_{index}"] for index in range(4)]
+    identity = f"{folder.resolve()}{(folder / 'dataset_info.json').read_text()}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    cache = cache_dir() / "tfds" / f"{folder.parent.name}-{digest}.npz"
+    # One that is missing or damaged is made again.
+    damage = contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile)
+    with damage, np.load(cache, allow_pickle=False) as arrays:
+        return [arrays[f"arr_{index}"] for index in range(4)]
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -99,8 +110,13 @@ def read(folder: Path) -> list[np.ndarray]:
             example = source[index]
             images[index], labels[index] = example["image"][..., 0], example["label"]
         arrays += [images, labels]
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    # A cache that cannot be written costs time, nothing else.
     partial = cache.with_suffix(f".{os.getpid()}.npz")
-    np.savez(partial, *arrays)
-    os.replace(partial, cache)
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            np.savez(partial, *arrays)
+            os.replace(partial, cache)
+        finally:
+            partial.unlink(missing_ok=True)
     return arrays
