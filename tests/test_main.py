@@ -99,6 +99,10 @@ BAD_FLAGS = [
         r"data.name='mnst'.*did you mean 'mnist'",
     ),
     (
+        [*TINY, "--config.data.source=auto", "--config.data.name=mnst"],
+        r"data.name='mnst'.*did you mean 'mnist'",
+    ),
+    (
         [*TINY, "--config.data.source=idx", "--config.data.name=kmist"],
         r"data.name='kmist'.*did you mean 'kmnist'",
     ),

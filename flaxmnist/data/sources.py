@@ -188,14 +188,15 @@ def load_auto(name: str, directory: str | None) -> Dataset:
     A folder that is given but does not hold the data is an error: only the network may
     be missing.
     """
-    if given := _given_directory(directory):
-        if tfds.prepared(name, given):
-            return load_tfds(name, given)
+    given = _given_directory(directory)
+    if given and tfds.prepared(name, given):
+        return load_tfds(name, given)
+    if given and name in download.FAMILY:
         return load_idx(name, directory)
     if name in download.FAMILY and (paths := download.cached(name)):
         return _split(name, "tfds", idx.read_all(paths))
     try:
-        return load_tfds(name, None)
+        return load_tfds(name, directory)
     except download.DownloadError as error:
         if name != "mnist":
             raise
