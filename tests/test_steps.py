@@ -80,12 +80,15 @@ def test_dropout_draws_anew_each_step_and_only_in_training(make_state, synthetic
     still = optax.sgd(0.0)
     model = models.MLP(hidden=(64,), dropout_rate=0.5)
     state, batch = make_state(model, tx=still), batch_of(synthetic.train, 50)
-    evaluated = [steps.eval_step(state, batch).compute() for _ in range(2)]
+    whole = models.MLP(hidden=(64,)).apply(
+        {"params": state.params}, jnp.asarray(batch["image"])
+    )
+    evaluated = steps.predict_step(state, batch["image"])["logits"]
+    np.testing.assert_allclose(evaluated, whole, rtol=1e-5)
     losses = []
     for _ in range(2):
         state, metrics = steps.train_step(state, batch)
         losses.append(metrics.compute()["loss"])
-    assert evaluated[0] == evaluated[1]
     assert losses[0] != losses[1]
 
 
@@ -171,6 +174,10 @@ def test_eight_devices_make_the_parameters_of_one(make_state, synthetic):
         everywhere = sharding.replicated(mesh)
         state = make_state(mesh=mesh, tx=optax.sgd(0.05, momentum=0.9))
         window = sharding.put_tree(Metrics.empty(), everywhere)
+        if devices > 1:  # Each has a part of the batch, so gradients are summed.
+            batches, _ = next(feed.spans(0, 1))
+            lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
+            assert "all-reduce" in lowered.compile().as_text()
         for batches, count in feed.spans(0, 20):
             count = sharding.put(np.int32(count), everywhere)
             state, window = steps.train_steps(state, window, batches, count)
