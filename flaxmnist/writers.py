@@ -13,11 +13,11 @@ import jax
 from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from tensorboardX import summary as tensorboard_summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
@@ -151,13 +151,14 @@ class Console:
             return
         self._bar = Progress(
             TextColumn("{task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[figures]}"),
             TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=self._rich,
             transient=True,
+            expand=True,
         )
         with self._bar:
             self._bar.add_task("", completed=step, total=total, epoch="", figures="")
@@ -171,8 +172,7 @@ class Console:
                 self._bar.task_ids[0],
                 completed=record["step"],
                 epoch=f"epoch {record['epoch']:.1f}",
-                figures=f"loss {record['loss']:.4f}  "
-                f"accuracy {record['accuracy']:.4f}  "
+                figures=f"loss {record['loss']:.3f} accuracy {record['accuracy']:.3f} "
                 f"{record['images_per_second']:,.0f} images/s",
             )
 
