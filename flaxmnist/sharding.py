@@ -1,10 +1,11 @@
 """Where arrays live: a mesh over all devices, batches split over its `data` axis."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from flaxmnist.checks import UserError
 
@@ -36,6 +37,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_over_data(mesh: Mesh, axis: int) -> NamedSharding:
     """Returns the sharding of an array whose `axis` is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def abstract(make: Callable[[], Any], sharding: Sharding | None) -> Any:
+    """Returns the tree that `make` would, as shapes and dtypes in `sharding`."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(make),
+    )
 
 
 def put(values: np.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:

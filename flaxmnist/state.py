@@ -9,6 +9,8 @@ import optax
 from flax import struct
 from jax.sharding import Sharding
 
+from flaxmnist.sharding import abstract
+
 
 @struct.dataclass
 class TrainState:
@@ -54,11 +56,7 @@ def abstract_state(
     sharding: Sharding | None = None,
 ) -> TrainState:
     """Returns the state's shapes, dtypes and shardings; nothing is computed."""
-    shapes = jax.eval_shape(lambda: _init(model, tx, 0))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-    )
+    return abstract(lambda: _init(model, tx, 0), sharding)
 
 
 def create_state(

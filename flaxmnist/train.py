@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,15 @@ class Training:
 
 def abstract_tree(run: Run) -> dict[str, Any]:
     """Returns the shapes and shardings of the arrays that a checkpoint holds."""
-    window = jax.eval_shape(Metrics.empty)
     return {
         "state": abstract_state(run.model, run.tx, run.everywhere),
-        "window": jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=run.everywhere
-            ),
-            window,
-        ),
+        "window": sharding.abstract(Metrics.empty, run.everywhere),
     }
+
+
+def _expected(run: Run) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
+    """Returns what a checkpoint of this run is restored into, and checked with."""
+    return abstract_tree(run), functools.partial(_check_same_run, run)
 
 
 def _check_same_run(run: Run, record: dict[str, Any]) -> None:
@@ -75,7 +75,8 @@ def _check_same_run(run: Run, record: dict[str, Any]) -> None:
             f"{run.dataset.name} ({run.dataset.source}, {len(run.dataset.train):,}): "
             "set data.source and data.dir to the former, or use another --workdir"
         )
-    workdirs.check_same(configs.from_json(json.dumps(record["config"])), run.config)
+    trained = configs.resolve(ConfigDict(record["config"], type_safe=False))
+    workdirs.check_same(trained, run.config)
 
 
 def evaluate_checkpoint(
@@ -104,9 +105,7 @@ def evaluate_checkpoint(
         if chosen is None:
             raise UserError(f"no checkpoint in {workdir}: train first")
         run = build(config)
-        tree, _ = checkpoints.restore(
-            chosen, abstract_tree(run), functools.partial(_check_same_run, run)
-        )
+        tree, _ = checkpoints.restore(chosen, *_expected(run))
         last_step = checkpoints.steps[-1]
     if run.dataset.warning:
         console.warn(run.dataset.warning)
@@ -175,9 +174,7 @@ def _train_and_evaluate(
     best_step, best_state = checkpoints.best_step or at.step, at.state
     if best_step != at.step:
         try:
-            tree, _ = checkpoints.restore(
-                best_step, abstract_tree(run), functools.partial(_check_same_run, run)
-            )
+            tree, _ = checkpoints.restore(best_step, *_expected(run))
             best_state = tree["state"]
         except DamagedError as error:
             console.warn(f"{error}\nThe last state is evaluated instead.")
@@ -203,9 +200,7 @@ def _train_and_evaluate(
 def _restore_or_create(
     run: Run, checkpoints: Checkpoints, console: Console
 ) -> Training:
-    restored = checkpoints.restore_newest(
-        abstract_tree(run), functools.partial(_check_same_run, run)
-    )
+    restored = checkpoints.restore_newest(*_expected(run))
     if restored is None:
         state = create_state(run.model, run.tx, run.config.seed, run.everywhere)
         best = {"validation": None, "step": None, "waited": 0}
@@ -261,7 +256,6 @@ def _train(
             pace = _pace(run, at.step - first, clock.seconds["train"] - begin)
 
             record = _record(run, at.step, "train", figures)
-            record["learning_rate"] = float(run.schedule(at.step - 1))
             record["images_per_second"] = (
                 (at.step - logged_step)
                 * run.config.batch_size
@@ -272,6 +266,7 @@ def _train(
             # Whatever is written of a step is written before its checkpoint: a run
             # that resumes from it takes back only what comes after.
             if run.due("log", at.step):
+                record["learning_rate"] = float(run.schedule(at.step - 1))
                 console.report(record, run.total_steps)
                 writer.write(record)
                 at.window = _no_metrics(run)
@@ -319,14 +314,12 @@ def _pace(run: Run, steps: int, seconds: float) -> int:
 
 
 def _record(run: Run, step: int, split: str, figures: dict[str, Any]) -> dict[str, Any]:
-    epoch = step / run.feed.steps_per_epoch
-    loss, accuracy = figures["loss"], figures["accuracy"]
     return {
         "step": step,
-        "epoch": epoch,
+        "epoch": step / run.feed.steps_per_epoch,
         "split": split,
-        "loss": loss,
-        "accuracy": accuracy,
+        "loss": figures["loss"],
+        "accuracy": figures["accuracy"],
     }
 
 

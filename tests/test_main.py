@@ -1,6 +1,7 @@
 """The command line: what it takes, what it answers, and how it ends."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -147,8 +148,6 @@ BAD_FILES = [
 
 
 def assert_clear(code, error, said, folder):
-    import re
-
     assert code == 2
     assert re.search(said, error), error
     assert "Traceback" not in error

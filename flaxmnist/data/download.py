@@ -75,12 +75,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_whole(path: Path, resource: Resource) -> bool:
+    return path.is_file() and sha256(path) == resource.sha256
+
+
 def cached(name: str) -> list[Path] | None:
     """Returns the four cached files if all are there, whole and unchanged."""
     paths = []
     for resource in registered(name):
         path = cache_dir() / name / resource.name
-        if not path.is_file() or sha256(path) != resource.sha256:
+        if not _is_whole(path, resource):
             return None
         paths.append(path)
     return paths
@@ -127,7 +131,7 @@ def fetch(name: str) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, resource in zip(paths, resources, strict=True):
-            if not path.is_file() or sha256(path) != resource.sha256:
+            if not _is_whole(path, resource):
                 _transfer(resource, path)
     except OSError as error:
         raise DownloadError(
