@@ -2,12 +2,25 @@
 
 python -m flaxmnist.main --config configs/softmax.py
 python -m flaxmnist.main --config configs/softmax.py:smoke     # seconds, made-up data
+
+`beginners` is TensorFlow's "MNIST for ML Beginners" (mnist_softmax.py): one layer from
+zero, gradient descent at 0.5, 1,000 steps of 100 images. Published: about 92 %.
+
+python -m flaxmnist.main --config configs/softmax.py:beginners
 """
 
 from flaxmnist.config import make_config, variant
 
 VARIANTS = {
     "smoke": {"num_epochs": 5, "data": {"source": "synthetic"}},
+    "beginners": {
+        "num_epochs": None,
+        "num_steps": 1_000,
+        "batch_size": 100,
+        "eval_every": 1_000,
+        "checkpoint_every": 1_000,
+        "optimizer": {"name": "sgd", "learning_rate": 0.5},
+    },
 }
 
 

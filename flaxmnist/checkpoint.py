@@ -33,18 +33,33 @@ def is_better(one: dict[str, float], other: dict[str, float] | None) -> bool:
     return other is None or _rank(one) > _rank(other)
 
 
-def _checksums(tree: Any) -> dict[str, int]:
-    """Returns a CRC-32 of each array that this process holds whole, by its path."""
-    sums = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yields each array of a tree, or its shape and dtype, under its name."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if leaf.is_fully_addressable or leaf.is_fully_replicated:
-            content = np.ascontiguousarray(leaf)
-            sums[jax.tree_util.keystr(path)] = zlib.crc32(
-                content.reshape(-1).view(np.uint8).data
+            leaf = (
+                jax.random.key_data(leaf)
+                if isinstance(leaf, jax.Array)
+                else jax.eval_shape(jax.random.key_data, leaf)
             )
-    return sums
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _kinds(tree: Any) -> dict[str, str]:
+    """Returns ``{"state/params/Dense_0/bias": "float32 [128]", …}``."""
+    return {
+        name: f"{leaf.dtype} [{', '.join(map(str, leaf.shape))}]"
+        for name, leaf in _leaves(tree)
+    }
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """Returns a CRC-32 of each array that this process holds whole, by its name."""
+    return {
+        name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+        for name, leaf in _leaves(tree)
+        if leaf.is_fully_addressable or leaf.is_fully_replicated
+    }
 
 
 class DamagedError(UserError):
@@ -153,9 +168,9 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 **{
-                    _ARRAYS: ocp.args.StandardSave(tree),
+                    _ARRAYS: ocp.args.PyTreeSave(tree),
                     _RECORD: ocp.args.JsonSave(
-                        record | {"checksums": _checksums(tree)}
+                        record | {"arrays": _kinds(tree), "checksums": _checksums(tree)}
                     ),
                 }
             ),
@@ -170,25 +185,34 @@ class Checkpoints:
 
         Args:
           step: one of `steps`.
-          abstract: `jax.ShapeDtypeStruct`s, with the shardings wanted.
+          abstract: `jax.ShapeDtypeStruct`s, with the shardings wanted; a part of the
+            tree that was saved is enough.
           check: is given the record before the arrays are read; raises `UserError` if
-            they are not what `abstract` describes.
+            they are not what is wanted.
 
         Raises:
-          UserError: there is no such step, or (`DamagedError`) it is damaged.
+          UserError: there is no such step, its arrays are not those of `abstract`, or
+            (`DamagedError`) it is damaged.
         """
         if step not in self.steps:
             there = ", ".join(map(str, self.steps)) or "none"
             raise UserError(
                 f"no checkpoint of step {step} in {self.directory}: there are {there}"
             )
-        read_record = ocp.args.JsonRestore()
-        read_arrays = ocp.args.StandardRestore(abstract)
         try:
-            record = self._read(step, _RECORD, read_record)
+            record = self._read(step, _RECORD, ocp.args.JsonRestore())
             expected = record.pop("checksums")
             check(record)
-            tree = self._read(step, _ARRAYS, read_arrays)
+            self._check_kinds(step, record.pop("arrays"), _kinds(abstract))
+            tree = self._read(
+                step,
+                _ARRAYS,
+                ocp.args.PyTreeRestore(
+                    abstract,
+                    ocp.checkpoint_utils.construct_restore_args(abstract),
+                    partial_restore=True,
+                ),
+            )
             for path, found in _checksums(tree).items():
                 if expected.get(path, found) != found:
                     raise ValueError(f"the checksum of {path} differs")
@@ -197,6 +221,21 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many kinds.
             raise DamagedError(self.directory, step, error) from error
         return tree, record
+
+    def _check_kinds(
+        self, step: int, there: dict[str, str], here: dict[str, str]
+    ) -> None:
+        parts = {name.split("/")[1] for name in here}
+        there = {
+            name: kind for name, kind in there.items() if name.split("/")[1] in parts
+        }
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                raise UserError(
+                    f"the checkpoint of step {step} in {self.directory} is of another "
+                    f"model: {name.partition('/')[2]} is {there.get(name, 'not')} "
+                    f"there, {here.get(name, 'not')} here"
+                )
 
     def _read(self, step: int, item: str, args: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[

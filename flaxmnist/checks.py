@@ -83,18 +83,39 @@ def one_of(names: Iterable[str]) -> Kind:
     return Kind(f"one of {', '.join(names)}", convert)
 
 
-def sizes(length: int | None = None) -> Kind:
-    """A tuple of whole numbers from 1 to 65,536 (of that many, if `length`)."""
+def some_of(names: Iterable[str], always: str | None = None) -> Kind:
+    """A tuple of a few names, or a text such as ``"a,b"``; `always` among them."""
+    names = tuple(names)
+
+    def convert(value: Any) -> tuple[str, ...]:
+        items = value.split(",") if isinstance(value, str) else tuple(value)
+        chosen = tuple(dict.fromkeys(map(one_of(names).convert, items)))
+        if always is not None and always not in chosen:
+            raise ValueError
+        return chosen
+
+    among = f", {always} among them" if always else ""
+    return Kind(f"a tuple of {', '.join(names)}{among}", convert)
+
+
+def wholes(minimum: int, example: str, length: int | None = None) -> Kind:
+    """A tuple of whole numbers from `minimum` to 65,536 (of that many, if `length`)."""
 
     def convert(value: Any) -> tuple[int, ...]:
         items = tuple(value) if isinstance(value, tuple | list) else (value,)
         if length is not None and len(items) != length:
             raise ValueError
-        return tuple(whole(1, below=65_537).convert(item) for item in items)
+        return tuple(whole(minimum, below=65_537).convert(item) for item in items)
 
-    many = "whole numbers from 1 to 65,536"
-    many = many if length is None else f"{length} {many}"
-    return Kind(f"{many}, such as (128, 32)", convert)
+    many = "" if length is None else f"{length} "
+    return Kind(
+        f"{many}whole numbers from {minimum} to 65,536, such as {example}", convert
+    )
+
+
+def sizes(length: int | None = None) -> Kind:
+    """A tuple of whole numbers from 1 to 65,536 (of that many, if `length`)."""
+    return wholes(1, "(128, 32)" if length is None else "(5, 5)", length)
 
 
 def optional(kind: Kind) -> Kind:

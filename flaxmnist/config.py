@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 from flaxmnist import checks, models, optim
 from flaxmnist.checks import UserError, did_you_mean
 from flaxmnist.data.batches import FEEDS
-from flaxmnist.data.sources import SOURCES
+from flaxmnist.data.sources import SOURCES, SPLITS
+
+TENSORS = ("probabilities", "logits", "classes")
+SUMMARIES = ("norms", "histograms", "filters", "mistakes")
 
 _KINDS = {
     "seed": checks.whole(0, below=2**32),
@@ -26,6 +29,12 @@ _KINDS = {
     "checkpoint_every": checks.duration,
     "keep_checkpoints": checks.whole(1),
     "patience": checks.optional(checks.whole(1)),
+    "eval_splits": checks.some_of(SPLITS, always="validation"),
+    "summaries": checks.some_of(SUMMARIES),
+    "log_tensors": checks.some_of(TENSORS),
+    "every_n_steps": checks.duration,
+    "log_device_placement": checks.boolean,
+    "init_from": checks.optional(checks.text),
 }
 _DATA_KINDS = {
     "name": checks.text,
@@ -37,7 +46,8 @@ _MESH_KINDS = {
     "data": checks.Kind(
         "-1 (all devices), or a whole number, 1 or more",
         lambda value: -1 if value == -1 else checks.whole(1).convert(value),
-    )
+    ),
+    "devices": checks.optional(checks.wholes(0, "(0, 2)")),
 }
 _GROUPS = ("model", "optimizer", "data", "mesh")
 # What may change between a run and its continuation: how long, how watched, where.
@@ -50,10 +60,16 @@ FREE_TO_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
     "patience",
+    "eval_splits",
+    "summaries",
+    "log_tensors",
+    "every_n_steps",
+    "log_device_placement",
     "data.source",
     "data.dir",
     "data.placement",
     "mesh.data",
+    "mesh.devices",
 )
 
 
@@ -69,11 +85,17 @@ def _defaults() -> dict[str, Any]:
         "checkpoint_every": "1 epochs",
         "keep_checkpoints": 3,
         "patience": None,
+        "eval_splits": ("validation",),
+        "summaries": ("norms",),
+        "log_tensors": (),
+        "every_n_steps": 100,
+        "log_device_placement": False,
+        "init_from": None,
         "model": {"name": "cnn"},
         "optimizer": {name: None for name in optim.KINDS}
         | {"name": "adam", "learning_rate": 1e-3, "schedule": "constant"},
         "data": {"name": "mnist", "source": "auto", "dir": None, "placement": "device"},
-        "mesh": {"data": -1},
+        "mesh": {"data": -1, "devices": None},
     }
 
 

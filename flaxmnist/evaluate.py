@@ -1,5 +1,8 @@
 """One exact pass over a split."""
 
+import functools
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
@@ -8,7 +11,7 @@ from flaxmnist import sharding
 from flaxmnist.data.batches import Feed
 from flaxmnist.metrics import Metrics
 from flaxmnist.state import TrainState
-from flaxmnist.steps import eval_steps
+from flaxmnist.steps import Batches, eval_steps, predict_step
 
 
 def evaluate(state: TrainState, feed: Feed, everywhere: NamedSharding) -> Metrics:
@@ -21,9 +24,42 @@ def evaluate(state: TrainState, feed: Feed, everywhere: NamedSharding) -> Metric
       feed: the split, in order and padded (`seed=None`).
       everywhere: the sharding of what every device holds.
     """
-    metrics, first = sharding.put_tree(Metrics.empty(), everywhere), 0
+    metrics, first = sharding.zeros(Metrics.empty, everywhere), 0
     for batches, count in feed.spans(0, feed.steps_per_epoch):
         span = sharding.put_tree((np.int32(first), np.int32(count)), everywhere)
         metrics = eval_steps(state, metrics, batches, *span)
         first += count
     return jax.device_get(metrics)
+
+
+def predict(
+    state: TrainState, feed: Feed, everywhere: NamedSharding
+) -> dict[str, np.ndarray]:
+    """Returns what `predict_step` does for every example of a split, in its order.
+
+    The arguments are those of :func:`evaluate`.
+
+    Returns:
+      ``classes`` and ``labels`` `[count]`, ``probabilities`` and ``logits``
+      `[count, 10]`.
+    """
+    parts, step = [], 0
+    for batches, count in feed.spans(0, feed.steps_per_epoch):
+        for _ in range(count):
+            at = sharding.put(np.int32(step), everywhere)
+            parts.append(jax.device_get(_predict(state, batches, at, everywhere)))
+            step += 1
+    whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    mask = whole.pop("mask")
+    return {name: array[mask] for name, array in whole.items()}
+
+
+@functools.partial(jax.jit, static_argnames="everywhere")
+def _predict(
+    state: TrainState, batches: Batches, step: Any, everywhere: NamedSharding
+) -> dict[str, Any]:
+    batch = batches.at(step)
+    outputs = predict_step(state, batch["image"])
+    outputs |= {"labels": batch["label"], "mask": batch["mask"]}
+    # Whole on every device, so that every process can read all of it.
+    return jax.lax.with_sharding_constraint(outputs, everywhere)

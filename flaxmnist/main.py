@@ -15,9 +15,10 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import train
+from flaxmnist import modes, train
 from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.data import SPLITS
 
 _DESCRIPTION = """\
 Trains and evaluates an image classifier.
@@ -26,9 +27,20 @@ Trains and evaluates an image classifier.
   %(prog)s --config cnn --workdir runs/a --config.optimizer.learning_rate=3e-4
   %(prog)s --workdir runs/a                  (again: resumes, or says it is finished)
   %(prog)s --workdir runs/a --mode eval      (the best checkpoint, or --step N)
+  %(prog)s --workdir runs/a --mode predict --split validation
 
 --config.NAME=VALUE changes any option, as in --config.model.hidden=(256,128).
 """
+
+
+# What JAX calls each, in the order in which they are tried.
+_PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda", "rocm"), "tpu": ("tpu",)}
+# Flags that stand for options of the configuration.
+_OPTIONS = {
+    "devices": "mesh.devices",
+    "init_from": "init_from",
+    "log_device_placement": "log_device_placement",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,12 +64,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workdir", type=Path, metavar="DIR", help="default: runs/<config>-<UTC time>"
     )
-    parser.add_argument("--mode", choices=("train", "eval"), default="train")
+    parser.add_argument("--mode", choices=("train", "eval", "predict"), default="train")
     parser.add_argument(
-        "--step", type=int, metavar="N", help="the checkpoint that --mode eval restores"
+        "--step", type=int, metavar="N", help="the checkpoint to evaluate or predict by"
+    )
+    parser.add_argument(
+        "--split", choices=SPLITS, help="what --mode predict writes; default: test"
+    )
+    parser.add_argument(
+        "--init_from", metavar="RUN", help="begin with the parameters of another run"
+    )
+    parser.add_argument("--platform", choices=_PLATFORMS, help="default: the best")
+    parser.add_argument(
+        "--devices", metavar="IDS", help="use these alone, by id, such as 0,2"
     )
     parser.add_argument(
         "--num_cpu_devices", type=int, metavar="N", help="use N virtual CPU devices"
+    )
+    parser.add_argument(
+        "--log_device_placement",
+        action="store_const",
+        const="True",
+        help="print where each parameter and each array of a batch lives",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits again on GPU, where that is slower",
     )
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show what the libraries log"
@@ -81,6 +114,9 @@ def _parse(
         if not equals and (value := next(remaining, "")) == "":
             raise UserError(f"{flag} has no value: expected {flag}=VALUE")
         overrides.append((key, value))
+    for flag, option in _OPTIONS.items():
+        if (value := getattr(args, flag)) is not None:
+            overrides.append((option, value))
     if args.num_cpu_devices is not None and not 1 <= args.num_cpu_devices <= 1024:
         raise UserError(
             f"--num_cpu_devices {args.num_cpu_devices}: expected 1 to 1,024"
@@ -89,10 +125,16 @@ def _parse(
         raise UserError(
             f"--workdir {str(args.workdir)!r}: expected a folder of its own"
         )
-    if args.mode == "eval" and args.workdir is None:
-        raise UserError("--mode eval has no run to evaluate: expected --workdir DIR")
-    if args.step is not None and args.mode != "eval":
-        raise UserError("--step is for --mode eval: training resumes from the newest")
+    if args.mode != "train" and args.workdir is None:
+        raise UserError(f"--mode {args.mode} has no run: expected --workdir DIR")
+    if args.step is not None and args.mode == "train":
+        raise UserError(
+            "--step is for --mode eval and predict: training resumes from the newest"
+        )
+    if args.split is not None and args.mode != "predict":
+        raise UserError("--split is for --mode predict")
+    if args.num_cpu_devices is not None and args.platform not in (None, "cpu"):
+        raise UserError(f"--num_cpu_devices is not for --platform {args.platform}")
     return args, overrides
 
 
@@ -115,6 +157,38 @@ def _silence() -> None:
     warnings.filterwarnings("ignore")
 
 
+def _start_jax(args: argparse.Namespace) -> None:
+    """Chooses devices; JAX reads all of it when it first looks for them.
+
+    Raises:
+      UserError: there is no such platform.
+    """
+    # Others may be on the same GPU; a user who sets the variable decides.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if args.deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    if args.num_cpu_devices is not None:
+        jax.config.update("jax_num_cpu_devices", args.num_cpu_devices)
+    platform = "cpu" if args.num_cpu_devices is not None else args.platform
+    if platform is None:
+        return
+    # "gpu" would fail in JAX where only one of the two kinds is installed.
+    for name in _PLATFORMS[platform]:
+        jax.config.update("jax_platforms", name)
+        try:
+            if jax.devices()[0].platform == platform:
+                return
+        except (RuntimeError, AssertionError):
+            pass
+        jax.config.update("jax_platforms", None)
+    there = ", ".join(sorted({device.platform for device in jax.devices()}))
+    raise UserError(
+        f"--platform {platform}: there is none here, only {there}; for GPU and TPU, "
+        "install the jax build for them"
+    )
+
+
 def run(argv: Sequence[str]) -> None:
     """Does what the command line says.
 
@@ -124,12 +198,14 @@ def run(argv: Sequence[str]) -> None:
     args, overrides = _parse(argv)
     if not args.verbose:
         _silence()
-    if args.num_cpu_devices is not None:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", args.num_cpu_devices)
+    _start_jax(args)
     config = configs.override(_load_config(args.config, args.workdir), overrides)
     if args.mode == "eval":
-        train.evaluate_checkpoint(config, args.workdir, args.step)
+        modes.evaluate_checkpoint(config, args.workdir, args.step)
+        return
+    if args.mode == "predict":
+        split = args.split or "test"
+        modes.predict_split(config, args.workdir, split, args.step)
         return
     workdir = args.workdir
     if workdir is None:

@@ -7,7 +7,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-NUM_CLASSES = 10
+from flaxmnist.inputs import NUM_CLASSES
 
 
 @struct.dataclass

@@ -1,99 +1,175 @@
 """The networks: images in, ten logits out."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 from flaxmnist import ops
-from flaxmnist.checks import UserError, check, did_you_mean, real, sizes
+from flaxmnist.checks import (
+    UserError,
+    boolean,
+    check,
+    did_you_mean,
+    one_of,
+    optional,
+    real,
+    sizes,
+)
+from flaxmnist.inputs import NUM_CLASSES, as_images
 
-NUM_CLASSES = 10
+Images = Shaped[Array | np.ndarray, "batch ..."]
+Logits = Float[Array, "batch 10"]
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "relu": nn.relu,
+    "sigmoid": nn.sigmoid,
+    "tanh": nn.tanh,
+    "softplus": nn.softplus,
+}
+POOLS = {"max": ops.max_pool, "average": ops.average_pool}
 
 
-def scale(images: Num[Array, "batch ..."]) -> Float[Array, "batch 28 28 1"]:
+def _truncated_normal(stddev: float | None) -> nn.initializers.Initializer:
+    """TensorFlow's: redrawn beyond two deviations, its variance not corrected for that.
+
+    Its own deviation is therefore 0.88 `stddev`; 1 / sqrt(fan_in) if that is None.
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        scale = 1 / math.sqrt(math.prod(shape[:-1])) if stddev is None else stddev
+        return nn.initializers.truncated_normal(scale)(key, shape, dtype)
+
+    return init
+
+
+_INITIALIZERS: dict[str, Callable[[float | None], nn.initializers.Initializer]] = {
+    "lecun_normal": lambda _: nn.initializers.lecun_normal(),
+    "glorot_uniform": lambda _: nn.initializers.glorot_uniform(),
+    "truncated_normal": _truncated_normal,
+}
+
+
+def scale(images: Images) -> Float[Array, "batch 28 28 1"]:
     """Brings images to float32 in [0, 1]: the one place where pixels are scaled.
 
     Args:
-      images: uint8 in [0, 255], or floating point that is in [0, 1] already.
+      images: as :func:`flaxmnist.inputs.as_images` takes them.
+
+    Raises:
+      UserError: they are no such images.
     """
-    if jnp.issubdtype(images.dtype, jnp.integer):
-        images = images.astype(jnp.float32) / 255
-    return images.astype(jnp.float32).reshape(-1, 28, 28, 1)
+    images = as_images(images)
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    return images.astype(jnp.float32)
 
 
 class SoftmaxRegression(nn.Module):
     """One dense layer from zero: "MNIST for ML Beginners"."""
 
     @nn.compact
-    def __call__(
-        self, images: Num[Array, "batch ..."], *, train: bool = False
-    ) -> Float[Array, "batch 10"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
         pixels = scale(images).reshape(-1, 28 * 28)
         return nn.Dense(NUM_CLASSES, kernel_init=nn.initializers.zeros)(pixels)
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU: "TensorFlow Mechanics 101".
+    """Dense layers: "TensorFlow Mechanics 101".
 
     Attributes:
       hidden: width of each hidden layer.
       dropout_rate: share of each hidden layer's activations dropped in training.
+      activation: "relu", "sigmoid", "tanh" or "softplus".
+      batch_norm: whether each layer's outputs are normalized before the activation.
+      kernel_init: "lecun_normal", "glorot_uniform", or TensorFlow's
+        "truncated_normal".
+      kernel_stddev: of "truncated_normal", before truncation; None: 1 / sqrt(fan_in).
+      bias_init: value of every bias.
     """
 
     hidden: tuple[int, ...] = (128, 32)
     dropout_rate: float = 0.0
+    activation: str = "relu"
+    batch_norm: bool = False
+    kernel_init: str = "lecun_normal"
+    kernel_stddev: float | None = None
+    bias_init: float = 0.0
 
     @nn.compact
-    def __call__(
-        self, images: Num[Array, "batch ..."], *, train: bool = False
-    ) -> Float[Array, "batch 10"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
-        x = scale(images).reshape(-1, 28 * 28)
+        return self._classify(scale(images).reshape(-1, 28 * 28), train)
+
+    @nn.nowrap
+    def _inits(self) -> dict[str, Any]:
+        return {
+            "kernel_init": _INITIALIZERS[self.kernel_init](self.kernel_stddev),
+            "bias_init": nn.initializers.constant(self.bias_init),
+        }
+
+    @nn.nowrap
+    def _activate(self, x: Array, train: bool) -> Array:
+        if self.batch_norm:
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        return ACTIVATIONS[self.activation](x)
+
+    @nn.nowrap
+    def _classify(self, x: Array, train: bool) -> Array:
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width)(x))
+            x = self._activate(nn.Dense(width, **self._inits())(x), train)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(NUM_CLASSES)(x)
+        return nn.Dense(NUM_CLASSES, **self._inits())(x)
 
 
-class CNN(nn.Module):
-    """Convolution, ReLU and 2×2 max-pool, repeated; then dense layers.
+class CNN(MLP):
+    """Convolution, activation and 2×2 pooling, repeated; then the layers of an `MLP`.
 
     The defaults are the network of "A Guide to TF Layers".
 
     Attributes:
       features: channels of each convolution.
       kernel_size: height and width of every kernel.
-      hidden: width of each dense layer under the logits.
-      dropout_rate: share of each dense layer's activations dropped in training.
+      strides: of every convolution.
+      padding: "SAME" or "VALID".
+      pool: "max", "average", or None.
     """
 
-    features: tuple[int, ...] = (32, 64)
-    kernel_size: tuple[int, int] = (5, 5)
     hidden: tuple[int, ...] = (1024,)
     dropout_rate: float = 0.4
+    features: tuple[int, ...] = (32, 64)
+    kernel_size: tuple[int, int] = (5, 5)
+    strides: tuple[int, int] = (1, 1)
+    padding: str = "SAME"
+    pool: str | None = "max"
 
     @nn.compact
-    def __call__(
-        self, images: Num[Array, "batch ..."], *, train: bool = False
-    ) -> Float[Array, "batch 10"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
         # XLA's own convolution is the fastest everywhere until it is differentiated.
         conv = ops.conv if train else lax.conv_general_dilated
         x = scale(images)
         for channels in self.features:
-            x = nn.Conv(channels, self.kernel_size, conv_general_dilated=conv)(x)
-            x = ops.max_pool(nn.relu(x))
-        x = x.reshape(x.shape[0], -1)
-        for width in self.hidden:
-            x = nn.relu(nn.Dense(width)(x))
-            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(NUM_CLASSES)(x)
+            x = nn.Conv(
+                channels,
+                self.kernel_size,
+                self.strides,
+                self.padding,
+                conv_general_dilated=conv,
+                **self._inits(),
+            )(x)
+            x = self._activate(x, train)
+            if self.pool is not None:
+                x = POOLS[self.pool](x)
+        return self._classify(x.reshape(x.shape[0], -1), train)
 
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -102,10 +178,18 @@ MODELS: dict[str, type[nn.Module]] = {
     "cnn": CNN,
 }
 _KINDS = {
-    "features": sizes(),
-    "kernel_size": sizes(2),
     "hidden": sizes(),
     "dropout_rate": real(0, below=1),
+    "activation": one_of(ACTIVATIONS),
+    "batch_norm": boolean,
+    "kernel_init": one_of(_INITIALIZERS),
+    "kernel_stddev": optional(real(0, above=True)),
+    "bias_init": real(0),
+    "features": sizes(),
+    "kernel_size": sizes(2),
+    "strides": sizes(2),
+    "padding": one_of(("SAME", "VALID")),
+    "pool": optional(one_of(POOLS)),
 }
 
 
@@ -124,17 +208,41 @@ def options(name: Any, **given: Any) -> dict[str, Any]:
     }
     kinds = {option: _KINDS[option] for option in defaults}
     checked = defaults | check("model", given, kinds)
-    if 28 >> len(checked.get("features", ())) == 0:
+    if (
+        checked.get("kernel_stddev") is not None
+        and checked["kernel_init"] != "truncated_normal"
+    ):
         raise UserError(
-            f"model.features={checked['features']}: expected at most 4 convolutions, "
-            "each of which halves the 28 pixels"
+            f"model.kernel_stddev={checked['kernel_stddev']} has no use with "
+            f"model.kernel_init={checked['kernel_init']!r}: expected 'truncated_normal'"
         )
     return checked
 
 
 def build(name: Any, **given: Any) -> nn.Module:
-    """Returns the model `name`; see :func:`options` for what it takes and raises."""
-    return MODELS[name](**options(name, **given))
+    """Returns the model `name`.
+
+    Raises:
+      UserError: as :func:`options`, or its convolutions leave nothing of an image.
+    """
+    model = MODELS[name](**options(name, **given))
+    if isinstance(model, CNN):
+        _check_fits(model)
+    return model
+
+
+def _check_fits(model: CNN) -> None:
+    for axis, kernel in enumerate(model.kernel_size):
+        size = 28
+        for layer, _ in enumerate(model.features, 1):
+            room = size if model.padding == "SAME" else size - kernel + 1
+            size = -(-room // model.strides[axis]) // (2 if model.pool else 1)
+            if size < 1:
+                raise UserError(
+                    f"model.features={model.features}: convolution {layer} leaves "
+                    "nothing of 28×28 pixels; expected fewer, padding 'SAME', smaller "
+                    "strides, or pool None"
+                )
 
 
 def num_parameters(params: Any) -> int:

@@ -83,6 +83,15 @@ def conv(
     return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
 
 
+def _squares(images: Any, window: int) -> Any:
+    """Cuts images into squares: `[batch, rows, window, columns, window, channels]`."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // window, width // window
+    return images[:, : rows * window, : columns * window].reshape(
+        batch, rows, window, columns, window, channels
+    )
+
+
 def max_pool(
     images: Float[Array, "batch height width channels"], window: int = 2
 ) -> Float[Array, "batch out_height out_width channels"]:
@@ -91,9 +100,11 @@ def max_pool(
     Windows that do not overlap are a reshape, whose gradient is an elementwise
     product; that of `nn.max_pool` is a select-and-scatter, many times slower on CPU.
     """
-    batch, height, width, channels = images.shape
-    rows, columns = height // window, width // window
-    squares = images[:, : rows * window, : columns * window].reshape(
-        batch, rows, window, columns, window, channels
-    )
-    return squares.max(axis=(2, 4))
+    return _squares(images, window).max(axis=(2, 4))
+
+
+def average_pool(
+    images: Float[Array, "batch height width channels"], window: int = 2
+) -> Float[Array, "batch out_height out_width channels"]:
+    """Takes the mean of each `window` × `window` square; a remainder is dropped."""
+    return _squares(images, window).mean(axis=(2, 4))

@@ -14,8 +14,6 @@ from flaxmnist import data, models, optim, sharding
 from flaxmnist.checks import MAX_STEPS, UserError, to_steps
 from flaxmnist.data.batches import FEEDS, Feed
 
-SPLITS = ("train", "validation", "test")
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -37,8 +35,9 @@ class Run:
         return sharding.put(np.int32(number), self.everywhere)
 
     def due(self, event: str, step: int) -> bool:
-        """Returns whether `event` ("log", "eval", "checkpoint") falls on `step`."""
-        return step % self.every[event] == 0 or step == self.total_steps
+        """Returns whether `event`, one of `every`, falls on `step`."""
+        every = self.every.get(event)
+        return every is not None and (step % every == 0 or step == self.total_steps)
 
     def next_stop(self, step: int, most: int) -> int:
         """Returns the step of the next event after `step`, at most `most` ahead."""
@@ -92,6 +91,13 @@ def build(config: ConfigDict) -> Run:
     feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
     largest = max(dataset.counts.values())
     eval_batch = -(-min(config.eval_batch_size, largest) // devices) * devices
+    events = {
+        "log": "log_every",
+        "eval": "eval_every",
+        "checkpoint": "checkpoint_every",
+    }
+    if config.log_tensors:
+        events["tensors"] = "every_n_steps"
     return Run(
         config=config,
         dataset=dataset,
@@ -106,8 +112,8 @@ def build(config: ConfigDict) -> Run:
         schedule=jax.jit(schedule),
         total_steps=total_steps,
         every={
-            event: to_steps(config[f"{event}_every"], steps_per_epoch)
-            for event in ("log", "eval", "checkpoint")
+            event: to_steps(config[option], steps_per_epoch)
+            for event, option in events.items()
         },
         everywhere=sharding.replicated(mesh),
     )

@@ -1,6 +1,6 @@
 """Where arrays live: a mesh over all devices, batches split over its `data` axis."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,22 +10,35 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from flaxmnist.checks import UserError
 
 
-def make_mesh(data: int = -1) -> Mesh:
-    """Returns a mesh with one axis, ``"data"``, over `data` devices (-1: all).
+def make_mesh(data: int = -1, devices: Sequence[int] | None = None) -> Mesh:
+    """Returns a mesh with one axis, ``"data"``.
+
+    Args:
+      data: over how many devices; -1 for all.
+      devices: ids of those to choose from; all if None.
 
     Raises:
-      UserError: there are not that many devices, or several processes would share
-        fewer devices than there are.
+      UserError: there are no such devices, or not that many, or several processes
+        would share fewer devices than there are.
     """
-    devices = jax.devices()
-    count = len(devices) if data == -1 else data
-    if count > len(devices) or (jax.process_count() > 1 and count < len(devices)):
+    there = {device.id: device for device in jax.devices()}
+    platform = jax.devices()[0].platform
+    chosen = list(there.values())
+    if devices is not None:
+        if missing := [id for id in devices if id not in there]:
+            raise UserError(
+                f"mesh.devices={tuple(devices)}: there is no {platform} device "
+                f"{missing[0]}; there are {', '.join(map(str, there))}"
+            )
+        chosen = [there[id] for id in dict.fromkeys(devices)]
+    count = len(chosen) if data == -1 else data
+    if count > len(chosen) or (jax.process_count() > 1 and count < len(there)):
         raise UserError(
-            f"mesh.data={data}: there are {len(devices)} devices "
-            f"({devices[0].platform}); expected at most that, or -1 for all"
+            f"mesh.data={data}: there are {len(chosen)} devices ({platform}); "
+            "expected at most that, or -1 for all"
         )
     return jax.make_mesh(
-        (count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count]
+        (count,), ("data",), axis_types=(AxisType.Auto,), devices=chosen[:count]
     )
 
 
@@ -60,3 +73,23 @@ def put(values: np.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
 def put_tree(tree: Any, sharding: NamedSharding) -> Any:
     """Places every array of a tree, as :func:`put`."""
     return jax.tree.map(lambda leaf: put(leaf, sharding), tree)
+
+
+def zeros(make: Callable[[], Any], sharding: NamedSharding) -> Any:
+    """Places zeros of the shapes and dtypes of the tree that `make` would return."""
+    return put_tree(
+        jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract(make, None)
+        ),
+        sharding,
+    )
+
+
+def placement(tree: Any) -> Iterator[str]:
+    """Yields a line for each array of a tree: name, dtype, shape, sharding, devices."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shape = ", ".join(map(str, leaf.shape))
+        spec = ", ".join(map(str, leaf.sharding.spec)) or "replicated"
+        ids = ", ".join(str(device.id) for device in leaf.sharding.mesh.devices.flat)
+        yield f"{name}: {leaf.dtype} [{shape}], {spec}, on {ids}"

@@ -1,8 +1,7 @@
 """The pure steps. Import them, or let `flaxmnist.train` drive them.
 
-A batch is a dict: ``image``, uint8 `[batch, 28, 28, 1]` (or float in [0, 1]);
-``label``, integer `[batch]`; and optionally ``mask``, bool `[batch]`, False where an
-example is padding. Arrays may be sharded over devices; computation follows them.
+What a batch may be is told, and checked while tracing, by `flaxmnist.inputs`. Arrays
+may be sharded over devices; computation follows them.
 """
 
 import dataclasses
@@ -12,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
+from flaxmnist.inputs import as_batch, as_images
 from flaxmnist.metrics import Metrics
 from flaxmnist.state import TrainState
 
@@ -28,30 +28,48 @@ class Batches(Protocol):
         """Returns the batch of a step."""
 
 
-def _losses_and_mask(logits: Any, batch: Batch) -> tuple[Any, Any]:
-    labels = batch["label"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses, batch.get("mask", jnp.ones(labels.shape, bool))
+def loss_fn(
+    params: Any, state: TrainState, batch: Batch, *, train: bool = True
+) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
+    """Returns the mean cross-entropy, and what was found on the way.
+
+    Args:
+      params: the parameters; those of `state`, or others to differentiate by.
+      state: all the rest.
+      batch: see :func:`flaxmnist.inputs.as_batch`, which checks it.
+      train: whether dropout drops, and batch statistics are the batch's own.
+
+    Returns:
+      the loss in nats, and the metrics with the model's new collections.
+
+    Raises:
+      UserError: the batch has not the names, shapes and dtypes of one.
+    """
+    batch = as_batch(batch)
+    logits, model_state = state.model.apply(
+        {"params": params, **state.model_state},
+        batch["image"],
+        train=train,
+        rngs={"dropout": jax.random.fold_in(state.key, state.step)},
+        mutable=list(state.model_state) if train else [],
+    )
+    labels, mask = batch["label"], batch["mask"]
+    if labels.ndim == 1:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        losses = optax.softmax_cross_entropy(logits, labels)
+        labels = jnp.argmax(labels, axis=-1)
+    metrics = Metrics.of(losses, logits, labels, mask)
+    return metrics.loss_sum / jnp.maximum(mask.sum(), 1), (metrics, model_state)
+
+
+_gradient = jax.grad(loss_fn, has_aux=True)
 
 
 @jax.jit(donate_argnames="state")
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Makes one update; `state` is donated, so use the returned one from here on."""
-    dropout_key = jax.random.fold_in(state.key, state.step)
-
-    def loss_fn(params):
-        logits, model_state = state.model.apply(
-            {"params": params, **state.model_state},
-            batch["image"],
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=list(state.model_state),
-        )
-        losses, mask = _losses_and_mask(logits, batch)
-        metrics = Metrics.of(losses, logits, batch["label"], mask)
-        return metrics.loss_sum / jnp.maximum(mask.sum(), 1), (metrics, model_state)
-
-    grads, (metrics, model_state) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, (metrics, model_state) = _gradient(state.params, state, batch)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     state = dataclasses.replace(
         state,
@@ -64,25 +82,30 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
 
 
 @jax.jit
-def predict_step(
-    state: TrainState, images: Num[Array, "batch ..."]
-) -> dict[str, Num[Array, "batch ..."]]:
-    """Returns ``classes`` `[batch]`, ``probabilities`` and ``logits`` `[batch, 10]`."""
+def eval_step(state: TrainState, batch: Batch) -> Metrics:
+    """Returns the metrics of one batch; nothing random, nothing changed."""
+    _, (metrics, _) = loss_fn(state.params, state, batch, train=False)
+    return metrics
+
+
+@jax.jit
+def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch ..."]]:
+    """Returns ``classes`` `[batch]`, ``probabilities`` and ``logits`` `[batch, 10]`.
+
+    Args:
+      state: whose parameters and model state predict.
+      images: see :func:`flaxmnist.inputs.as_images`, which checks them.
+
+    Raises:
+      UserError: they are no images.
+    """
     variables = {"params": state.params, **state.model_state}
-    logits = cast(Array, state.model.apply(variables, images, train=False))
+    logits = cast(Array, state.model.apply(variables, as_images(images), train=False))
     return {
         "classes": jnp.argmax(logits, axis=-1),
         "probabilities": jax.nn.softmax(logits),
         "logits": logits,
     }
-
-
-@jax.jit
-def eval_step(state: TrainState, batch: Batch) -> Metrics:
-    """Returns the metrics of one batch; nothing random, nothing changed."""
-    logits = predict_step(state, batch["image"])["logits"]
-    losses, mask = _losses_and_mask(logits, batch)
-    return Metrics.of(losses, logits, batch["label"], mask)
 
 
 @jax.jit(donate_argnames=("state", "metrics"))
@@ -117,6 +140,16 @@ def eval_steps(
         return metrics.merge(eval_step(state, batches.at(step)))
 
     return lax.fori_loop(first, first + num_steps, body, metrics)
+
+
+@jax.jit
+def norms(state: TrainState, batches: Batches) -> dict[str, Float[Array, ""]]:
+    """Returns the global norms of the next update's gradient and of the parameters."""
+    grads, _ = _gradient(state.params, state, batches.at(state.step))
+    return {
+        "gradient_norm": optax.global_norm(grads),
+        "parameter_norm": optax.global_norm(state.params),
+    }
 
 
 @jax.jit

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from flaxmnist import models
+from flaxmnist.data import SPLITS
 from flaxmnist.evaluate import evaluate
-from flaxmnist.run import SPLITS, Run
+from flaxmnist.run import Run
 from flaxmnist.state import TrainState
 from flaxmnist.writers import Console
 

@@ -1,10 +1,7 @@
 """A run: started or resumed, trained, evaluated and summed up."""
 
-import dataclasses
-import functools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,100 +15,15 @@ from flaxmnist.checkpoint import Checkpoints, DamagedError, is_better
 from flaxmnist.checks import UserError
 from flaxmnist.evaluate import evaluate
 from flaxmnist.metrics import Metrics
+from flaxmnist.observe import show_summaries, show_tensors, watched_norms
+from flaxmnist.restore import Training, begin, expected, resume
 from flaxmnist.run import Run, build
-from flaxmnist.state import TrainState, abstract_state, create_state
 from flaxmnist.steps import all_finite, eval_steps, train_steps
 from flaxmnist.summary import describe, print_table, summarize
-from flaxmnist.writers import Clock, Console, MetricsWriter, write_text
+from flaxmnist.writers import Clock, Console, MetricsWriter, eval_name, write_text
 
 # How long a dispatch should take: the bar moves and signals are heard between two.
 DISPATCH_SECONDS = 0.5
-
-
-@dataclasses.dataclass
-class Training:
-    """Where training is: all that a checkpoint holds, so all that resuming needs.
-
-    Attributes:
-      step: updates made.
-      state: the train state, on the mesh.
-      window: metrics of the steps since the last log.
-      best: the best `validation` figures, their `step`, and how many evaluations
-        have `waited` for better ones.
-    """
-
-    step: int
-    state: TrainState
-    window: Metrics
-    best: dict[str, Any]
-
-    def finished(self, run: Run) -> bool:
-        """Returns whether nothing is left to train."""
-        patience = run.config.patience
-        out_of_patience = patience is not None and self.best["waited"] >= patience
-        return self.step >= run.total_steps or out_of_patience
-
-
-def abstract_tree(run: Run) -> dict[str, Any]:
-    """Returns the shapes and shardings of the arrays that a checkpoint holds."""
-    return {
-        "state": abstract_state(run.model, run.tx, run.everywhere),
-        "window": sharding.abstract(Metrics.empty, run.everywhere),
-    }
-
-
-def _expected(run: Run) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
-    """Returns what a checkpoint of this run is restored into, and checked with."""
-    return abstract_tree(run), functools.partial(_check_same_run, run)
-
-
-def _check_same_run(run: Run, record: dict[str, Any]) -> None:
-    """Raises UserError unless a checkpoint's record is of this run."""
-    before = record["dataset"]
-    if before["fingerprint"] != run.dataset.fingerprint:
-        raise UserError(
-            f"this run was trained on {before['name']} ({before['source']}, "
-            f"{before['counts']['train']:,} examples), but the data is now "
-            f"{run.dataset.name} ({run.dataset.source}, {len(run.dataset.train):,}): "
-            "set data.source and data.dir to the former, or use another --workdir"
-        )
-    trained = configs.resolve(ConfigDict(record["config"], type_safe=False))
-    workdirs.check_same(trained, run.config)
-
-
-def evaluate_checkpoint(
-    config: ConfigDict,
-    workdir: str | Path,
-    step: int | None = None,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Evaluates a run's best checkpoint on validation, or that of `step`.
-
-    Returns:
-      a summary as `train_and_evaluate` makes it; nothing is written.
-
-    Raises:
-      UserError: there is no such run, or no such checkpoint.
-    """
-    console = console or Console()
-    workdir = Path(workdir)
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint in {workdir}: train first")
-    config = configs.resolve(config)
-    workdirs.check(workdir, config)
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        chosen = checkpoints.best_step if step is None else step
-        if chosen is None:
-            raise UserError(f"no checkpoint in {workdir}: train first")
-        run = build(config)
-        tree, _ = checkpoints.restore(chosen, *_expected(run))
-        last_step = checkpoints.steps[-1]
-    if run.dataset.warning:
-        console.warn(run.dataset.warning)
-    summary = summarize(run, tree["state"], last_step, chosen)
-    print_table(console, summary)
-    return summary
 
 
 def train_and_evaluate(
@@ -143,17 +55,24 @@ def train_and_evaluate(
     if run.dataset.warning:
         console.warn(run.dataset.warning)
 
+    # Before anything is written: there may be no run to begin from.
+    fresh = None if workdirs.started(workdir) else begin(run)
     workdirs.make_writable(workdir)
     with Checkpoints(
         workdir / "checkpoints", config.keep_checkpoints, warn=console.warn
     ) as checkpoints:
-        return _train_and_evaluate(run, workdir, checkpoints, console, clock)
+        at = fresh or resume(run, checkpoints, console)
+        return _train_and_evaluate(run, at, workdir, checkpoints, console, clock)
 
 
 def _train_and_evaluate(
-    run: Run, workdir: Path, checkpoints: Checkpoints, console: Console, clock: Clock
+    run: Run,
+    at: Training,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    console: Console,
+    clock: Clock,
 ) -> dict[str, Any]:
-    at = _restore_or_create(run, checkpoints, console)
     if jax.process_index() == 0:
         write_text(workdir / "config.json", configs.to_json(run.config))
     if at.step:
@@ -162,19 +81,21 @@ def _train_and_evaluate(
         if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
             print_table(console, summary)
             return summary
+    if run.config.log_device_placement:
+        _log_placement(run, at, console)
     first_step = at.step
     clock.started_up()
 
     with clock("compile"):
         _compile(run, at)
-    with MetricsWriter(workdir, at.step) as writer:
+    with MetricsWriter(workdir, at.step, run.config.eval_splits) as writer:
         _train(run, at, checkpoints, console, writer, clock)
     checkpoints.wait()
 
     best_step, best_state = checkpoints.best_step or at.step, at.state
     if best_step != at.step:
         try:
-            tree, _ = checkpoints.restore(best_step, *_expected(run))
+            tree, _ = checkpoints.restore(best_step, *expected(run))
             best_state = tree["state"]
         except DamagedError as error:
             console.warn(f"{error}\nThe last state is evaluated instead.")
@@ -197,39 +118,32 @@ def _train_and_evaluate(
     return summary
 
 
-def _restore_or_create(
-    run: Run, checkpoints: Checkpoints, console: Console
-) -> Training:
-    restored = checkpoints.restore_newest(*_expected(run))
-    if restored is None:
-        state = create_state(run.model, run.tx, run.config.seed, run.everywhere)
-        best = {"validation": None, "step": None, "waited": 0}
-        return Training(0, state, _no_metrics(run), best)
-    step, tree, record = restored
-    if record["total_steps"] != run.total_steps and step < run.total_steps:
-        console.warn(
-            f"the run is now {run.total_steps} steps long, no longer "
-            f"{record['total_steps']}: a cosine or one_cycle schedule is stretched to "
-            "that, and the learning rate jumps"
-        )
-    return Training(step, tree["state"], tree["window"], record["best"])
-
-
 def _compile(run: Run, at: Training) -> None:
     """Dispatches zero steps of each kind: that compiles, and changes nothing."""
     zero = run.put(0)
     if not at.finished(run):
         batches, _ = next(run.feed.spans(at.step, at.step + 1))
         at.state, at.window = train_steps(at.state, at.window, batches, zero)
+        watched_norms(run, at.state, at.step)
     for feed in run.eval_feeds.values():
         batches, _ = next(feed.spans(0, 1))
         eval_steps(at.state, _no_metrics(run), batches, zero, zero)
     all_finite(at.state)
-    run.schedule(at.step)
+    run.schedule(zero)
 
 
 def _no_metrics(run: Run) -> Metrics:
-    return sharding.put_tree(Metrics.empty(), run.everywhere)
+    return sharding.zeros(Metrics.empty, run.everywhere)
+
+
+def _log_placement(run: Run, at: Training, console: Console) -> None:
+    """Prints where each parameter and each array of a batch lives."""
+    batches, _ = next(run.feed.spans(at.step, at.step + 1))
+    with jax.transfer_guard("allow"):
+        batch = jax.jit(lambda batches, step: batches.at(step))(batches, at.state.step)
+    console.line(f"mesh: {dict(run.everywhere.mesh.shape)}")
+    for line in sharding.placement({"params": at.state.params, "batch": batch}):
+        console.line(line)
 
 
 def _train(
@@ -266,7 +180,8 @@ def _train(
             # Whatever is written of a step is written before its checkpoint: a run
             # that resumes from it takes back only what comes after.
             if run.due("log", at.step):
-                record["learning_rate"] = float(run.schedule(at.step - 1))
+                record["learning_rate"] = float(run.schedule(run.put(at.step - 1)))
+                record |= watched_norms(run, at.state, at.step)
                 console.report(record, run.total_steps)
                 writer.write(record)
                 at.window = _no_metrics(run)
@@ -274,12 +189,11 @@ def _train(
             validation = None
             if run.due("eval", at.step):
                 with clock("evaluate"):
-                    feed = run.eval_feeds["validation"]
-                    validation = evaluate(at.state, feed, run.everywhere).compute()
-                record = _record(run, at.step, "validation", validation)
-                console.report(record, run.total_steps)
-                writer.write(record)
+                    validation = _evaluate(run, at, console, writer)
+                    show_summaries(run, at.state, at.step, writer)
                 at.best = _better(at, validation)
+            if run.due("tensors", at.step):
+                show_tensors(run, at.state, at.step, console, writer)
             improved = at.best["step"] == at.step
             if run.due("checkpoint", at.step) or improved or at.finished(run):
                 checkpoints.save(
@@ -304,6 +218,21 @@ def _advance(run: Run, at: Training, stop: int) -> dict[str, Any]:
             )
         at.step = stop
         return jax.device_get(at.window).compute()
+
+
+def _evaluate(
+    run: Run, at: Training, console: Console, writer: MetricsWriter
+) -> dict[str, Any]:
+    """Reports `config.eval_splits` and returns the figures of validation."""
+    figures = {
+        split: evaluate(at.state, run.eval_feeds[split], run.everywhere).compute()
+        for split in run.config.eval_splits
+    }
+    for split, found in figures.items():
+        record = _record(run, at.step, eval_name(split), found)
+        console.report(record, run.total_steps)
+        writer.write(record)
+    return figures["validation"]
 
 
 def _pace(run: Run, steps: int, seconds: float) -> int:

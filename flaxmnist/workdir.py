@@ -38,6 +38,11 @@ def saved_summary(workdir: Path, step: int) -> dict[str, Any] | None:
         return None
 
 
+def started(workdir: Path) -> bool:
+    """Returns whether there is a checkpoint in the folder."""
+    return any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+
+
 def check(workdir: Path, config: ConfigDict) -> None:
     """Holds the folder against a configuration; writes nothing.
 
@@ -50,8 +55,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     except OSError as error:
         raise UserError(f"--workdir {workdir}: {error.strerror}") from None
     # Without a checkpoint there is nothing that another configuration could spoil.
-    started = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
-    if started and (before := saved_config(workdir)):
+    if started(workdir) and (before := saved_config(workdir)):
         check_same(before, config)
 
 

@@ -5,11 +5,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
@@ -57,12 +58,10 @@ class EventFile:
         event = event_pb2.Event(wall_time=time.time(), **content)
         self._writer.write_event(event)
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """Writes a number."""
-        self._write(step=step, summary=tensorboard_summary.scalar(name, value))
-
-    def flush(self) -> None:
-        """Sees to it that all is on disk."""
+    def write(self, step: int, *summaries: Any) -> None:
+        """Writes what tensorboardX's `summary` makes, and sees it to disk."""
+        for summary in summaries:
+            self._write(step=step, summary=summary)
         self._writer.flush()
 
     def close(self) -> None:
@@ -79,9 +78,10 @@ class MetricsWriter:
       workdir: folder of the run.
       step: where the run resumes; what an earlier process wrote of later steps is
         taken back, for it will be written again.
+      eval_splits: those that are evaluated while training.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, eval_splits: Iterable[str]):
         self._stack = contextlib.ExitStack()
         if jax.process_index() != 0:
             return
@@ -90,7 +90,7 @@ class MetricsWriter:
             write_text(path, "".join(_until(path, step)))
         self._file = self._stack.enter_context(path.open("a"))
         self._events = {}
-        for split in ("train", "validation"):
+        for split in ("train", *map(eval_name, eval_splits)):
             events = EventFile(workdir / "tensorboard" / split, step)
             self._events[split] = self._stack.enter_context(contextlib.closing(events))
 
@@ -100,17 +100,48 @@ class MetricsWriter:
             return
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        events = self._events[record["split"]]
-        for name, value in record.items():
-            if name not in ("step", "split"):
-                events.scalar(name, value, record["step"])
-        events.flush()
+        self._events[record["split"]].write(
+            record["step"],
+            *(
+                tensorboard_summary.scalar(name, value)
+                for name, value in record.items()
+                if name not in ("step", "split")
+            ),
+        )
+
+    def show(self, split: str, step: int, *summaries: Any) -> None:
+        """Writes :func:`histogram`, :func:`image` and :func:`text` for TensorBoard."""
+        if jax.process_index() == 0:
+            self._events[split].write(step, *summaries)
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+
+
+def eval_name(split: str) -> str:
+    """Returns what the figures of a split's evaluation are written under.
+
+    "train" are those of training itself, of parameters that move and with dropout.
+    """
+    return "train_eval" if split == "train" else split
+
+
+def histogram(name: str, values: np.ndarray) -> Any:
+    """Returns a summary of how numbers are distributed."""
+    return tensorboard_summary.histogram(name, values, bins=64)
+
+
+def image(name: str, pixels: np.ndarray) -> Any:
+    """Returns a summary of a picture, uint8 `[height, width]`."""
+    return tensorboard_summary.image(name, pixels, dataformats="HW")
+
+
+def text(name: str, markdown: str) -> Any:
+    """Returns a summary of a text."""
+    return tensorboard_summary.text(name, markdown)
 
 
 def _until(path: Path, step: int) -> Iterator[str]:

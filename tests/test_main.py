@@ -85,6 +85,27 @@ BAD_FLAGS = [
     ([*TINY, "--config.model.hidden=9999999"], r"whole numbers from 1 to 65,536"),
     ([*TINY, "--config.num_epochs=1e300"], r"num_epochs=1e\+300: expected a number"),
     ([*TINY, "--step=3"], r"--step is for --mode eval"),
+    ([*TINY, "--split=test"], r"--split is for --mode predict"),
+    ([*TINY, "--mode=predict"], r"--mode predict has no run: expected --workdir"),
+    ([*TINY, "--mode=predict", "--workdir=x", "--split=tset"], r"choice: 'tset'"),
+    ([*TINY, "--platform=gpu"], r"--platform gpu: there is none here, only cpu"),
+    ([*TINY, "--platform=gqu"], r"invalid choice: 'gqu' \(choose from 'cpu', 'gpu'"),
+    ([*TINY, "--platform=tpu", "--num_cpu_devices=2"], r"is not for --platform tpu"),
+    ([*TINY, "--devices=0,9"], r"there is no cpu device 9; there are 0, 1, 2, 3"),
+    ([*TINY, "--devices=first"], r"mesh.devices='first': expected whole numbers"),
+    ([*TINY, "--devices=2", "--config.mesh.data=2"], r"mesh.data=2: there are 1 dev"),
+    ([*TINY, "--init_from=nowhere"], r"no checkpoint in --init_from nowhere: train"),
+    ([*TINY, "--config.summaries=histgrams"], r"did you mean 'histograms'"),
+    ([*TINY, "--config.log_tensors=probability"], r"did you mean 'probabilities'"),
+    ([*TINY, "--config.eval_splits=test"], r"expected .*, validation among them"),
+    ([*TINY, "--config.every_n_steps=0"], r"every_n_steps=0: expected a number of"),
+    ([*TINY, "--config.model.activation=rely"], r"is unknown; did you mean 'relu'"),
+    ([*TINY, "--config.model.kernel_stddev=1"], r"expected 'truncated_normal'"),
+    (
+        ["--config=cnn:smoke", "--config.model.features=(1,1,1,1,1)"],
+        r"convolution 5 leaves nothing of 28×28 pixels",
+    ),
+    (["--config=cnn:smoke", "--config.model.pool=mean"], r"model.pool='mean'"),
     ([*TINY, "--num_cpu_devices=0"], r"--num_cpu_devices 0: expected 1 to 1,024"),
     ([*TINY, "--config.sed=1"], r"no option sed; did you mean 'seed'"),
     ([*TINY, "--config.optimizer.learnin_rate=1"], r"did you mean 'learning_rate'"),
@@ -132,8 +153,11 @@ BAD_FLAGS = [
     ([*TINY, "--workdir=/dev/null"], r"--workdir /dev/null is a file"),
     ([*TINY, "--workdir=/dev/null/x"], r"--workdir /dev/null/x cannot be written"),
     ([*TINY, "--workdir=/proc/flaxmnist"], r"--workdir /proc/.* cannot be written"),
-    ([*TINY, "--mode=eval"], r"--mode eval has no run to evaluate"),
-    ([*TINY, "--mode=eval", "--workdir=nothing"], r"no checkpoint in nothing: train"),
+    ([*TINY, "--mode=eval"], r"--mode eval has no run: expected --workdir"),
+    (
+        [*TINY, "--mode=eval", "--workdir=nothing"],
+        r"no checkpoint in --workdir nothing: train",
+    ),
 ]
 BAD_FILES = [
     (missing, r"no t10k-images-idx3-ubyte \(or .gz\) in"),
@@ -275,6 +299,15 @@ def test_overrides_are_taken_in_every_form(tmp_path):
         other.model.to_dict()
         == configs.make_config(num_steps=1, model={"name": "mlp"}).model.to_dict()
     )
+
+
+def test_lists_of_names_are_taken_in_every_form():
+    config = configs.load("mlp:smoke")
+    for text in ("norms,mistakes", "('norms', 'mistakes')", '["norms", "mistakes"]'):
+        changed = configs.override(config, [("summaries", text)])
+        assert changed.summaries == ("norms", "mistakes")
+    assert configs.override(config, [("summaries", "()")]).summaries == ()
+    assert configs.from_json(configs.to_json(config)).to_dict() == config.to_dict()
 
 
 def test_every_shipped_configuration_and_its_smoke_variant_load():

@@ -65,6 +65,44 @@ def test_the_cross_entropy_stays_finite_where_probabilities_vanish(make_state):
     assert not steps.all_finite(jax.tree.map(lambda x: x / 0, {"a": jnp.ones(2)}))
 
 
+def test_the_naive_cross_entropy_breaks_where_ours_does_not(make_state):
+    """The tutorials' warning about ``-sum(y * log(softmax(logits)))``."""
+    state = make_state(models.SoftmaxRegression())
+    bias = jnp.zeros(10).at[0].set(200.0)
+    params = {"Dense_0": {"kernel": jnp.zeros((784, 10)), "bias": bias}}
+    images, labels = np.zeros((4, 784), np.uint8), np.array([1, 2, 3, 0])
+
+    def naive(params):
+        logits = state.model.apply({"params": params}, images)
+        return -jnp.mean(
+            jnp.sum(jax.nn.one_hot(labels, 10) * jnp.log(nn.softmax(logits)), axis=-1)
+        )
+
+    def ours(params, label):
+        return steps.loss_fn(params, state, {"image": images, "label": label})[0]
+
+    assert not jnp.isfinite(naive(params))
+    assert not steps.all_finite(jax.grad(naive)(params))
+    for label in (labels, np.eye(10)[labels]):
+        loss, grads = jax.value_and_grad(ours)(params, label)
+        assert float(loss) == pytest.approx(150)
+        assert steps.all_finite(grads)
+        expected = jnp.zeros(10).at[0].set(0.75).at[1:4].set(-0.25)
+        np.testing.assert_allclose(grads["Dense_0"]["bias"], expected, atol=1e-6)
+
+
+def test_norms_are_of_the_parameters_and_the_next_gradient(make_state, synthetic, mesh):
+    feed = DeviceFeed(synthetic.train, 100, mesh, seed=0)
+    batches, _ = next(feed.spans(0, 4))
+    state = make_state(models.MLP(hidden=(8,), dropout_rate=0.5), tx=optax.sgd(1.0))
+    found = jax.device_get(steps.norms(state, batches))
+    before = jax.device_get(state.params)
+    state, _ = steps.train_step(state, jax.jit(lambda b: b.at(0))(batches))
+    change = jax.tree.map(lambda a, b: a - b, before, jax.device_get(state.params))
+    assert found["gradient_norm"] == pytest.approx(float(optax.global_norm(change)))
+    assert found["parameter_norm"] == pytest.approx(float(optax.global_norm(before)))
+
+
 def test_uint8_and_scaled_floats_are_the_same_images(make_state, synthetic):
     state, batch = make_state(), batch_of(synthetic.test, 8)
     scaled = (batch["image"] / 255).astype(np.float32)

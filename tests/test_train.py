@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny_config
 
 from flaxmnist import config as configs
-from flaxmnist import main, train
+from flaxmnist import main, modes, restore, train
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
 from flaxmnist.run import build
@@ -34,7 +34,7 @@ def saved(config, workdir, step=None):
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
     step = checkpoints.steps[-1] if step is None else step
     tree, record = checkpoints.restore(
-        step, train.abstract_tree(build(config)), lambda record: None
+        step, restore.abstract_tree(build(config)), lambda record: None
     )
     tree["state"] = tree["state"].replace(key=jax.random.key_data(tree["state"].key))
     return jax.device_get(tree), record
@@ -100,6 +100,87 @@ def test_tensorboard_shows_the_same_figures(finished_run):
     for split, name in (("train", "images_per_second"), ("validation", "accuracy")):
         written = [(r["step"], r[name]) for r in lines(workdir) if r["split"] == split]
         assert np.array(shown(workdir, split, name)) == pytest.approx(np.array(written))
+
+
+def test_tensorboard_shows_what_summaries_and_log_tensors_ask_for(tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    summaries = ("norms", "histograms", "filters", "mistakes")
+    config = tiny_config(
+        summaries=summaries,
+        log_tensors=("probabilities", "classes"),
+        every_n_steps=15,
+        eval_splits=("train", "validation", "test"),
+    )
+    train.train_and_evaluate(config, tmp_path)
+    said = capsys.readouterr().out
+
+    def events(split):
+        return EventAccumulator(
+            str(tmp_path / "tensorboard" / split), size_guidance={"images": 0}
+        ).Reload()
+
+    def texts(name):
+        found = events("validation").Tensors(f"{name}/text_summary")
+        return {e.step: e.tensor_proto.string_val[0].decode() for e in found}
+
+    training = events("train")
+    assert {
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "images_per_second",
+        "gradient_norm",
+        "parameter_norm",
+    } == {name for name in training.Tags()["scalars"] if name != "epoch"}
+    assert [e.step for e in training.Scalars("gradient_norm")] == [10, 20, 30, 40]
+
+    # Parameters, once an evaluation, as the checkpoint of that step has them.
+    tree, _ = saved(config, tmp_path)
+    kernel = tree["state"].params["Dense_0"]["kernel"]
+    *_, last = training.Histograms("Dense_0/kernel")
+    assert last.step == 40
+    assert last.histogram_value.num == kernel.size
+    assert last.histogram_value.max == pytest.approx(float(kernel.max()))
+    assert sum(last.histogram_value.bucket) == kernel.size
+    assert len(training.Tags()["histograms"]) == len(
+        jax.tree.leaves(tree["state"].params)
+    )
+    (filters,) = {(e.width, e.height) for e in training.Images("filters")}
+    assert filters == (8 * 6, 6)  # Two kernels of 5×5, in a row of eight.
+
+    # Every mistake of validation, the surest first.
+    model = build(config).model
+    images = build(config).dataset.validation.images
+    labels = build(config).dataset.validation.labels
+    logits = model.apply({"params": tree["state"].params}, images)
+    wrong = (np.argmax(logits, axis=-1) != labels).sum()
+    told = texts("mistakes")[40].splitlines()
+    assert len([line for line in told if "taken for" in line]) == min(wrong, 64)
+    sureness = [float(line.split("(")[1][:-2]) for line in told if line]
+    assert sureness == sorted(sureness, reverse=True)
+    assert [e.step for e in events("validation").Images("mistakes")] == [20, 40]
+
+    # The hook: the same four images, at its own interval and at the end.
+    shown_at = texts("probabilities")
+    assert list(shown_at) == [15, 30, 40]
+    probabilities = np.array(jax.nn.softmax(logits[:4]))
+    for index in range(4):
+        row = " ".join(f"{value:.4g}" for value in probabilities[index])
+        assert f"probabilities[{index}]  label {labels[index]}  " in said
+        printed = shown_at[40].split("\n\n")[index].split("  ")[-1].split()
+        assert np.array(printed, float) == pytest.approx(
+            np.array(row.split(), float), rel=1e-2, abs=1e-4
+        )
+    assert "classes[3]" in said
+
+    # The splits beside validation.
+    by_split = {r["split"]: r for r in lines(tmp_path) if r["step"] == 40}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["evaluated_step"] == 40
+    for split, name in (("train", "train_eval"), ("test", "test")):
+        assert by_split[name]["accuracy"] == summary[split]["accuracy"]
+        assert events(name).Scalars("loss")[-1].step == 40
 
 
 KILLED = """
@@ -196,13 +277,87 @@ def test_a_cut_or_garbled_line_of_metrics_is_dropped(finished_run, tmp_path):
 
 def test_eval_prints_the_table_of_the_best_or_of_a_step(finished_run, capsys):
     workdir, summary = finished_run
-    best = train.evaluate_checkpoint(tiny_config(), workdir)
+    best = modes.evaluate_checkpoint(tiny_config(), workdir)
     assert best["test"] == summary["test"]
     assert best["evaluated_step"] == summary["evaluated_step"]
     assert f"{summary['test']['accuracy']:.2%}" in capsys.readouterr().out
-    early = train.evaluate_checkpoint(tiny_config(), workdir, step=20)
+    early = modes.evaluate_checkpoint(tiny_config(), workdir, step=20)
     assert early["evaluated_step"] == 20
     assert early["test"] != best["test"]
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_predict_writes_every_example_of_a_split_in_order(
+    split, finished_run, tmp_path, capsys
+):
+    workdir = shutil.copytree(finished_run[0], tmp_path / "run")
+    flags = [f"--workdir={workdir}", "--mode=predict", f"--split={split}"]
+    assert main.main(flags if split != "test" else flags[:2]) == 0
+    accuracy = finished_run[1][split]["accuracy"]
+    assert f"accuracy {accuracy:.2%}" in capsys.readouterr().out
+    path = workdir / f"predictions-{split}.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    examples = build(tiny_config()).dataset.split(split)
+    assert [record["index"] for record in records] == list(range(len(examples)))
+    assert [record["label"] for record in records] == examples.labels.tolist()
+    probabilities = np.array([record["probabilities"] for record in records])
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    classes = [record["classes"] for record in records]
+    assert classes == probabilities.argmax(axis=1).tolist()
+    assert np.mean(classes == examples.labels) == accuracy
+    # Dropout is of training alone: the model's own answer, and the same again.
+    tree, _ = saved(tiny_config(), workdir, finished_run[1]["evaluated_step"])
+    logits = build(tiny_config()).model.apply(
+        {"params": tree["state"].params}, examples.images[:50]
+    )
+    np.testing.assert_allclose(jax.nn.softmax(logits), probabilities[:50], atol=1e-5)
+    before = path.read_bytes()
+    main.main([*flags[:2], f"--split={split}"])
+    assert path.read_bytes() == before
+
+
+def test_a_run_begins_with_the_parameters_of_another(finished_run, tmp_path):
+    source, summary = finished_run
+    config = tiny_config(init_from=str(source), seed=5, optimizer={"name": "sgd"})
+    begun = restore.begin(build(config))
+    tree, _ = saved(tiny_config(), source, summary["evaluated_step"])
+    assert_identical(
+        jax.device_get(begun.state.params), jax.device_get(tree["state"].params)
+    )
+    assert (begun.step, int(begun.state.step)) == (0, 0)
+    warm = train.train_and_evaluate(config, tmp_path / "warm")
+    assert lines(tmp_path / "warm")[0]["accuracy"] > lines(source)[0]["accuracy"] + 0.3
+    assert warm["config"]["init_from"] == str(source)
+    # It resumes from its own checkpoints, even where the other run is no more.
+    moved = tiny_config(
+        init_from=str(source), seed=5, optimizer={"name": "sgd"}, num_steps=60
+    )
+    assert train.train_and_evaluate(moved, tmp_path / "warm")["step"] == 60
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            {"name": "cnn", "features": (2, 4), "hidden": (17,)},
+            r"Dense_0/bias is float32 \[16\] there, float32 \[17\] here",
+        ),
+        (
+            {"name": "cnn", "features": (2, 4), "hidden": ()},
+            r"Dense_0/bias is float32 \[16\] there, float32 \[10\] here",
+        ),
+        ({"name": "softmax"}, r"Conv_0/bias is float32 \[2\] there, not here"),
+        (
+            {"name": "cnn", "features": (2, 4), "hidden": (16,), "batch_norm": True},
+            r"batch_stats/BatchNorm_0/mean is not there, float32 \[2\] here",
+        ),
+    ],
+)
+def test_parameters_of_another_model_are_refused(model, said, finished_run, tmp_path):
+    config = tiny_config(init_from=str(finished_run[0]), model=model)
+    with pytest.raises(UserError, match=said):
+        train.train_and_evaluate(config, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
 
 
 def corrupt(workdir, step, how):

@@ -14,6 +14,8 @@ import numpy as np
 from flaxmnist.checks import UserError, did_you_mean
 from flaxmnist.data import download, idx, tfds
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -51,11 +53,11 @@ class Dataset:
     @property
     def counts(self) -> dict[str, int]:
         """Returns the number of examples by split."""
-        return {
-            "train": len(self.train),
-            "validation": len(self.validation),
-            "test": len(self.test),
-        }
+        return {split: len(self.split(split)) for split in SPLITS}
+
+    def split(self, name: str) -> Split:
+        """Returns the split "train", "validation" or "test"."""
+        return getattr(self, name)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -1,0 +1,77 @@
+"""What a batch may be, and what to answer, before anything compiles, where it is not.
+
+A batch is a dict: ``image``; ``label``, integer `[batch]` or `[batch, 10]`, one-hot or
+any distribution; and optionally ``mask``, bool `[batch]`, False where an example is
+padding. An image is uint8 in [0, 255] or floating point in [0, 1].
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Num
+
+from flaxmnist.checks import UserError, did_you_mean
+
+NUM_CLASSES = 10
+IMAGE_SHAPE = (28, 28, 1)
+_KEYS = ("image", "label", "mask")
+
+
+def as_images(
+    images: Any, name: str = "images"
+) -> Num[Array, "batch height width channels"]:
+    """Returns images as `[batch, 28, 28, 1]`.
+
+    Args:
+      images: uint8 or floating point, `[batch, 28, 28, 1]`, `[batch, 28, 28]`, or flat
+        `[batch, 784]`, as the TensorFlow tutorials feed them.
+      name: what the error calls them.
+
+    Raises:
+      UserError: they are anything else.
+    """
+    images = _array(name, images)
+    shapes = ((28, 28, 1), (28, 28), (784,))
+    expected = "[batch, 28, 28, 1], [batch, 28, 28] or [batch, 784]"
+    _expect(name, images, images.shape[1:] in shapes, expected)
+    real = images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
+    _expect(name, images, real, "uint8 in [0, 255] or floating point in [0, 1]")
+    return jnp.asarray(images).reshape(-1, *IMAGE_SHAPE)
+
+
+def as_batch(batch: dict[str, Any]) -> dict[str, Array]:
+    """Returns a batch with images `[batch, 28, 28, 1]` and a mask.
+
+    Raises:
+      UserError: something of it is missing, unknown, or of another shape or dtype.
+    """
+    for key in batch:
+        if key not in _KEYS:
+            raise UserError(f"a batch has no {key!r}{did_you_mean(key, _KEYS)}")
+    for key in ("image", "label"):
+        if key not in batch:
+            raise UserError(f"a batch without {key!r}: found {', '.join(batch)}")
+    image = as_images(batch["image"], 'batch["image"]')
+    count = len(image)
+    label = _array('batch["label"]', batch["label"])
+    mask = _array('batch["mask"]', batch.get("mask", jnp.ones(count, bool)))
+
+    integers = label.shape == (count,) and jnp.issubdtype(label.dtype, jnp.integer)
+    one_hot = label.shape == (count, NUM_CLASSES)
+    expected = f"integers [{count}] from 0 to 9, or one-hot [{count}, {NUM_CLASSES}]"
+    _expect('batch["label"]', label, integers or one_hot, expected)
+    masks = mask.shape == (count,) and mask.dtype == bool
+    _expect('batch["mask"]', mask, masks, f"bool [{count}]")
+    return {"image": image, "label": label, "mask": mask}
+
+
+def _array(name: str, value: Any) -> Any:
+    if not hasattr(value, "shape"):
+        raise UserError(f"{name} is a {type(value).__name__}: expected an array")
+    return value
+
+
+def _expect(name: str, found: Any, true: bool, expected: str) -> None:
+    if not true:
+        shape = ", ".join(map(str, found.shape))
+        raise UserError(f"{name} is {found.dtype} [{shape}]: expected {expected}")

@@ -1,0 +1,77 @@
+"""What is done with a trained run: its figures again, or its predictions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from flaxmnist.evaluate import predict
+from flaxmnist.restore import open_run
+from flaxmnist.summary import print_table, summarize
+from flaxmnist.writers import Console, write_text
+
+
+def evaluate_checkpoint(
+    config: ConfigDict,
+    workdir: str | Path,
+    step: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluates a run's best checkpoint on validation, or that of `step`.
+
+    Returns:
+      a summary as `train_and_evaluate` makes it; nothing is written.
+
+    Raises:
+      UserError: there is no such run, or no such checkpoint.
+    """
+    console = console or Console()
+    run, state, step, last = open_run(config, Path(workdir), step, console)
+    summary = summarize(run, state, last, step)
+    print_table(console, summary)
+    return summary
+
+
+def predict_split(
+    config: ConfigDict,
+    workdir: str | Path,
+    split: str = "test",
+    step: int | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Writes what a run's best checkpoint, or that of `step`, says of a split.
+
+    Returns:
+      ``predictions-<split>.jsonl`` in the run's folder. A line an example, in the
+      split's order: its `index` there, its `label`, the most probable of the `classes`,
+      and the ten `probabilities`.
+
+    Raises:
+      UserError: there is no such run, or no such checkpoint.
+    """
+    console = console or Console()
+    run, state, step, _ = open_run(config, Path(workdir), step, console)
+    outputs = predict(state, run.eval_feeds[split], run.everywhere)
+    lines = [
+        json.dumps(
+            {
+                "index": index,
+                "label": int(label),
+                "classes": int(outputs["classes"][index]),
+                "probabilities": outputs["probabilities"][index].tolist(),
+            }
+        )
+        for index, label in enumerate(outputs["labels"])
+    ]
+    path = Path(workdir) / f"predictions-{split}.jsonl"
+    if jax.process_index() == 0:
+        write_text(path, "\n".join(lines) + "\n")
+    correct = np.sum(outputs["classes"] == outputs["labels"])
+    console.line(
+        f"{path}: {len(lines):,} examples of {split}, step {step}, "
+        f"accuracy {correct / len(lines):.2%}"
+    )
+    return path
