@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from flaxmnist.checks import UserError
@@ -131,9 +132,14 @@ class Checkpoints:
             cleanup_tmp_directories=not self._read_only,
             read_only=self._read_only,
         )
-        return ocp.CheckpointManager(
-            self.directory, options=options, item_names=(_ARRAYS, _RECORD)
-        )
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # It warns of `read_only`, which is meant.
+        try:
+            return ocp.CheckpointManager(
+                self.directory, options=options, item_names=(_ARRAYS, _RECORD)
+            )
+        finally:
+            logging.set_verbosity(verbosity)
 
     @property
     def steps(self) -> list[int]:

@@ -102,11 +102,13 @@ def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:
     if restored is None:
         return begin(run)
     step, tree, record = restored
-    if record["total_steps"] != run.total_steps and step < run.total_steps:
+    schedule = run.config.optimizer.schedule
+    other_length = record["total_steps"] != run.total_steps and step < run.total_steps
+    if other_length and schedule in ("cosine", "one_cycle"):
         console.warn(
             f"the run is now {run.total_steps} steps long, no longer "
-            f"{record['total_steps']}: a cosine or one_cycle schedule is stretched to "
-            "that, and the learning rate jumps"
+            f"{record['total_steps']}: its {schedule} schedule is stretched to that, "
+            "and the learning rate jumps"
         )
     return Training(step, tree["state"], tree["window"], record["best"])
 
@@ -125,9 +127,14 @@ def _best(checkpoints: Checkpoints) -> int:
 
 
 def open_run(
-    config: ConfigDict, workdir: Path, step: int | None, console: Console
+    config: ConfigDict,
+    workdir: Path,
+    step: int | None = None,
+    console: Console | None = None,
 ) -> tuple[Run, TrainState, int, int]:
-    """Returns a run, the state of its best checkpoint or of `step`; writes nothing.
+    """Opens a run at its best checkpoint on validation, or that of `step`.
+
+    Nothing is written.
 
     Returns:
       the run, the state, the step of that state, and the last step trained.
@@ -143,5 +150,5 @@ def open_run(
         tree, _ = checkpoints.restore(chosen, *expected(run))
         last = checkpoints.steps[-1]
     if run.dataset.warning:
-        console.warn(run.dataset.warning)
+        (console or Console()).warn(run.dataset.warning)
     return run, tree["state"], chosen, last

@@ -28,21 +28,23 @@ NAMES = [f"{stem}-idx{3 if 'images' in stem else 1}-ubyte" for stem in idx.STEMS
 def write_idx(folder, names=NAMES, counts=(24, 12), compress=False):
     """Writes four small files in MNIST's format; returns their arrays."""
     rng = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = []
-    for index, name in enumerate(names):
-        count = counts[index // 2]
-        if index % 2 == 0:
-            array = rng.integers(0, 256, (count, 28, 28)).astype(np.uint8)
-        else:
-            array = (np.arange(count) % 10).astype(np.uint8)
-        arrays.append(array)
+    for count in counts:
+        arrays.append(rng.integers(0, 256, (count, 28, 28)).astype(np.uint8))
+        arrays.append((np.arange(count) % 10).astype(np.uint8))
+    save_idx(folder, arrays, names, compress)
+    return arrays
+
+
+def save_idx(folder, arrays, names=NAMES, compress=False):
+    """Writes images, labels, test images and test labels in MNIST's format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in zip(names, arrays, strict=True):
         content = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
         content += array.tobytes()
         if compress:
             content, name = gzip.compress(content), name + ".gz"
         (folder / name).write_bytes(content)
-    return arrays
 
 
 @pytest.mark.parametrize("compress", [False, True])

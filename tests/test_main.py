@@ -374,6 +374,49 @@ def test_piped_output_is_plain_lines_and_a_terminal_gets_a_bar(tmp_path):
     assert "test" in screen.splitlines()[-5] + screen.splitlines()[-4]
 
 
+TELLING = """
+import os, sys
+import jax
+from flaxmnist import main, writers
+
+write = writers.MetricsWriter.write
+def write_and_tell(self, record):
+    write(self, record)
+    devices = {device.id for array in jax.live_arrays() for device in array.devices()}
+    print("arrays on", sorted(devices))
+writers.MetricsWriter.write = write_and_tell
+code = main.main(sys.argv[1:])
+print(os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"], os.environ["XLA_FLAGS"])
+sys.exit(code)
+"""
+
+
+def test_chosen_devices_alone_are_used_and_jax_is_told_in_time(tmp_path):
+    # A package of that name: to import it ends the run.
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('imported')")
+    flags = ["--config=cnn:smoke", "--config.num_steps=10", "--num_cpu_devices=4"]
+    flags += ["--devices=2,1", "--log_device_placement", "--deterministic"]
+    flags += [f"--workdir={tmp_path / 'run'}", "--config.log_tensors=probabilities"]
+    flags += ["--config.summaries=norms,histograms,filters,mistakes"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", TELLING, *flags],
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    placed = done.stdout.splitlines()
+    assert "mesh: {'data': 2}" in placed
+    assert "batch/image: uint8 [128, 28, 28, 1], data, on 2, 1" in placed
+    assert "params/Dense_1/bias: float32 [10], replicated, on 2, 1" in placed
+    assert {line for line in placed if line.startswith("arrays")} == {
+        "arrays on [1, 2]"
+    }
+    assert placed[-1] == "false --xla_gpu_deterministic_ops=true"
+
+
 def test_the_bundled_warning_cannot_be_missed(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("flaxmnist.data.download.reachable", lambda url: False)
     flags = ["--config=softmax", "--config.num_steps=2", "--config.mesh.data=1"]

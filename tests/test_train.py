@@ -254,13 +254,21 @@ def test_a_finished_run_says_so_and_changes_nothing(finished_run, tmp_path, caps
 def test_a_finished_run_goes_on_with_more_steps(finished_run, tmp_path, capsys):
     workdir = shutil.copytree(finished_run[0], tmp_path / "run")
     summary = train.train_and_evaluate(tiny_config(num_steps=60), workdir)
-    assert "no longer 40" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
     assert summary["step"] == 60
     assert [r["step"] for r in lines(workdir) if r["split"] == "validation"] == [
         20,
         40,
         60,
     ]
+
+
+def test_more_steps_of_a_schedule_that_ends_are_warned_of(tmp_path, capsys):
+    options = {"model": {"name": "softmax"}, "optimizer": {"schedule": "cosine"}}
+    train.train_and_evaluate(tiny_config(**options), tmp_path)
+    train.train_and_evaluate(tiny_config(**options, num_steps=60), tmp_path)
+    said = capsys.readouterr().err
+    assert "60 steps long, no longer 40: its cosine schedule is stretched" in said
 
 
 def test_a_cut_or_garbled_line_of_metrics_is_dropped(finished_run, tmp_path):

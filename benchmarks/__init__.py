@@ -1,0 +1,1 @@
+"""Comparisons with other libraries; none of it is installed with flaxmnist."""

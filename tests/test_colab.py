@@ -1,0 +1,59 @@
+"""The notebooks run from top to bottom, shortened by their one parameter."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from test_data import save_idx
+
+from flaxmnist import data
+
+FOLDER = Path(__file__).parents[1] / "colab"
+SHORT = {
+    "quickstart": "num_epochs = 0.25",
+    "from_tensorflow": "num_steps = 40",
+    "functional_steps": "num_steps = 10",
+    "devices": "num_steps = 10",
+}
+
+
+@pytest.fixture(scope="session")
+def few_images(tmp_path_factory):
+    """A folder of 720 real digits to train on, so that no notebook downloads any."""
+    folder = tmp_path_factory.mktemp("few")
+    bundled = data.load("mnist", "bundled")
+    images, labels = bundled.train.images[:1200], bundled.train.labels[:1200]
+    save_idx(folder, [images, labels, bundled.test.images, bundled.test.labels])
+    return folder
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_notebook_runs_from_top_to_bottom(name, few_images, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(few_images))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    (parameters,) = [
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())
+    ]
+    parameters.source = SHORT[name]
+    client = NotebookClient(
+        notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()  # Raises at the first error.
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_notebook_is_committed_with_the_outputs_of_a_real_run(name):
+    path = FOLDER / f"{name}.ipynb"
+    assert path.stat().st_size < 1_000_000
+    notebook = json.loads(path.read_text())
+    assert f"/blob/main/colab/{name}.ipynb" in "".join(notebook["cells"][0]["source"])
+    outputs = [cell["outputs"] for cell in notebook["cells"] if "outputs" in cell]
+    assert sum(map(len, outputs)) > 4
+    assert all(o["output_type"] != "error" for group in outputs for o in group)
+
+
+def test_every_notebook_is_tested():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SHORT)
