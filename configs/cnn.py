@@ -5,11 +5,12 @@ python -m flaxmnist.main --config configs/cnn.py:smoke     # seconds, made-up da
 
 `layers` is the CNN of TensorFlow's "A Guide to TF Layers" (cnn_mnist.py, an Estimator):
 Glorot's uniform initialization, dropout 0.4, gradient descent at 0.001, 20,000 steps of
-100 images, the probabilities logged every 50. Published: 97.3 %.
+100 images, the probabilities logged every 50. Published: 97.3 %; measured on seed 0:
+96.91 %.
 
 `deep` is that of "Deep MNIST for Experts" (mnist_deep.py): truncated normal of 0.1,
 biases of 0.1, dropout 0.5, Adam at 1e-4, 20,000 steps of 50 images, a line every 100.
-Published: about 99.2 %.
+Published: about 99.2 %; measured on seed 0: 99.29 %.
 
 python -m flaxmnist.main --config configs/cnn.py:layers
 python -m flaxmnist.main --config configs/cnn.py:deep

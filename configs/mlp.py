@@ -7,7 +7,8 @@ python -m flaxmnist.main --config configs/mlp.py:smoke     # seconds, made-up da
 `mechanics` is TensorFlow's "TensorFlow Mechanics 101" (fully_connected_feed.py): two
 hidden layers, truncated normal of 1 / sqrt(fan_in), gradient descent at 0.01, 2,000
 steps of 100 images; a status line every 100 steps; every 1,000, all three splits are
-evaluated and a checkpoint is saved.
+evaluated and a checkpoint is saved. Published: no figure; measured on seeds 0, 1, 2:
+89.90, 89.67, 90.21 %.
 
 python -m flaxmnist.main --config configs/mlp.py:mechanics
 """

@@ -4,7 +4,8 @@ python -m flaxmnist.main --config configs/softmax.py
 python -m flaxmnist.main --config configs/softmax.py:smoke     # seconds, made-up data
 
 `beginners` is TensorFlow's "MNIST for ML Beginners" (mnist_softmax.py): one layer from
-zero, gradient descent at 0.5, 1,000 steps of 100 images. Published: about 92 %.
+zero, gradient descent at 0.5, 1,000 steps of 100 images. Published: about 92 %;
+measured on seeds 0, 1, 2: 91.78, 91.80, 91.37 %.
 
 python -m flaxmnist.main --config configs/softmax.py:beginners
 """

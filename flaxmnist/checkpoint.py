@@ -87,6 +87,7 @@ class Checkpoints:
         ``damaged-checkpoints``.
 
     Raises:
+      UserError: `read_only`, and there is no such folder.
       DamagedError: `read_only`, and a checkpoint cannot be listed.
     """
 
@@ -97,6 +98,8 @@ class Checkpoints:
         read_only: bool = False,
         warn: Callable[[str], None] = print,
     ):
+        if read_only and not directory.is_dir():
+            raise UserError(f"no checkpoint in {directory}: train first")
         # Orbax takes absolute paths alone.
         self.directory = directory.absolute()
         self._keep, self._read_only, self._warn = keep, read_only, warn
@@ -131,6 +134,7 @@ class Checkpoints:
             create=not self._read_only,
             cleanup_tmp_directories=not self._read_only,
             read_only=self._read_only,
+            save_interval_steps=0 if self._read_only else 1,
         )
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)  # It warns of `read_only`, which is meant.
@@ -147,10 +151,16 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     @property
-    def best_step(self) -> int | None:
-        """Step of the best on validation; the latest, if none was evaluated."""
-        best = self._manager.best_step()
-        return self._manager.latest_step() if best is None else best
+    def best_step(self) -> int:
+        """Step of the best on validation; the latest, if none was evaluated.
+
+        Raises:
+          UserError: there is no checkpoint.
+        """
+        best, latest = self._manager.best_step(), self._manager.latest_step()
+        if latest is None:
+            raise UserError(f"no checkpoint in {self.directory}: train first")
+        return latest if best is None else best
 
     def save(
         self,

@@ -8,6 +8,7 @@ which the command line prints as one or two lines, without a traceback.
 import dataclasses
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -23,6 +24,8 @@ class UserError(Exception):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'adam'? There are: adam, adamw, sgd"``."""
     known = sorted(known)
+    if not known:
+        return ". There is none"
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     # Hundreds of names help nobody.
@@ -60,11 +63,10 @@ def real(minimum: float, *, below: float = math.inf, above: bool = False) -> Kin
     """A finite number from `minimum` (greater than it, if `above`), under `below`."""
 
     def convert(value: Any) -> float:
-        if isinstance(value, bool | str) or not math.isfinite(value):
+        given = _number(value)
+        if given < minimum or given >= below or (above and given == minimum):
             raise ValueError
-        if value < minimum or value >= below or (above and value == minimum):
-            raise ValueError
-        return float(value)
+        return given
 
     low = f"greater than {minimum:g}" if above else f"{minimum:g} or more"
     high = "" if below == math.inf else f" and less than {below:g}"
@@ -88,34 +90,39 @@ def some_of(names: Iterable[str], always: str | None = None) -> Kind:
     names = tuple(names)
 
     def convert(value: Any) -> tuple[str, ...]:
-        items = value.split(",") if isinstance(value, str) else tuple(value)
+        items = value.split(",") if isinstance(value, str) else tuple(value or ())
+        items = [item.strip() if isinstance(item, str) else item for item in items]
         chosen = tuple(dict.fromkeys(map(one_of(names).convert, items)))
         if always is not None and always not in chosen:
             raise ValueError
         return chosen
 
     among = f", {always} among them" if always else ""
-    return Kind(f"a tuple of {', '.join(names)}{among}", convert)
+    return Kind(f"names out of ({', '.join(names)}){among}", convert)
 
 
-def wholes(minimum: int, example: str, length: int | None = None) -> Kind:
-    """A tuple of whole numbers from `minimum` to 65,536 (of that many, if `length`)."""
+def wholes(minimum: int, most: int, example: str, length: int | None = None) -> Kind:
+    """A tuple of whole numbers; one number stands for all, where `length` is given."""
+    item = whole(minimum, below=most + 1)
 
     def convert(value: Any) -> tuple[int, ...]:
-        items = tuple(value) if isinstance(value, tuple | list) else (value,)
+        if isinstance(value, tuple | list):
+            items = tuple(value)
+        else:
+            items = (value,) * (length or 1)
         if length is not None and len(items) != length:
             raise ValueError
-        return tuple(whole(minimum, below=65_537).convert(item) for item in items)
+        return tuple(map(item.convert, items))
 
     many = "" if length is None else f"{length} "
     return Kind(
-        f"{many}whole numbers from {minimum} to 65,536, such as {example}", convert
+        f"{many}whole numbers from {minimum} to {most:,}, such as {example}", convert
     )
 
 
-def sizes(length: int | None = None) -> Kind:
-    """A tuple of whole numbers from 1 to 65,536 (of that many, if `length`)."""
-    return wholes(1, "(128, 32)" if length is None else "(5, 5)", length)
+def sizes(length: int | None = None, most: int = 65_536) -> Kind:
+    """A tuple of whole numbers from 1 to `most` (of that many, if `length`)."""
+    return wholes(1, most, "(128, 32)" if length is None else "(2, 2)", length)
 
 
 def optional(kind: Kind) -> Kind:
@@ -135,6 +142,16 @@ def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError
     return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise ValueError
+    return float(value)
+
+
+def _folder(value: Any) -> str:
+    return os.path.normpath(_text(value))
 
 
 def _text(value: Any) -> str:
@@ -159,7 +176,8 @@ def _duration(value: Any) -> int | str:
 epochs = Kind("a number, greater than 0", _epochs)
 boolean = Kind("True or False", _boolean)
 text = Kind("a text", _text)
-duration = Kind('a number of steps, or a text such as "2 epochs"', _duration)
+folder = Kind("a folder", _folder)
+duration = Kind('a number of steps, 1 or more, or a text such as "2 epochs"', _duration)
 
 
 def to_steps(duration: int | str, steps_per_epoch: int) -> int:

@@ -34,12 +34,12 @@ _KINDS = {
     "log_tensors": checks.some_of(TENSORS),
     "every_n_steps": checks.duration,
     "log_device_placement": checks.boolean,
-    "init_from": checks.optional(checks.text),
+    "init_from": checks.optional(checks.folder),
 }
 _DATA_KINDS = {
     "name": checks.text,
     "source": checks.one_of(SOURCES),
-    "dir": checks.optional(checks.text),
+    "dir": checks.optional(checks.folder),
     "placement": checks.one_of(FEEDS),
 }
 _MESH_KINDS = {
@@ -47,8 +47,9 @@ _MESH_KINDS = {
         "-1 (all devices), or a whole number, 1 or more",
         lambda value: -1 if value == -1 else checks.whole(1).convert(value),
     ),
-    "devices": checks.optional(checks.wholes(0, "(0, 2)")),
+    "devices": checks.optional(checks.wholes(0, 65_536, "(0, 2)")),
 }
+_GROUP = checks.Kind("a group of options", lambda value: {**value})
 _GROUPS = ("model", "optimizer", "data", "mesh")
 # What may change between a run and its continuation: how long, how watched, where.
 FREE_TO_CHANGE = (
@@ -108,14 +109,10 @@ def make_config(**changes: Any) -> ConfigDict:
     values = _defaults()
     for name, value in changes.items():
         if name in _GROUPS:
-            values[name] = {**values[name], **value} if _is_group(value) else value
+            values[name] = values[name] | value if isinstance(value, Mapping) else value
         else:
             values[name] = value
     return resolve(ConfigDict(values, type_safe=False))
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -125,15 +122,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
       UserError: a name is unknown, a value is not possible, or two exclude each other.
     """
     given = _defaults() | config.to_dict()
-    values = checks.check(
-        "", {name: v for name, v in given.items() if name not in _GROUPS}, _KINDS
-    )
-    for group in _GROUPS:
-        if not _is_group(given[group]):
-            raise UserError(f"{group}={given[group]!r}: expected a group of options")
-    name = given["model"].get("name")
-    chosen = {k: v for k, v in given["model"].items() if k != "name"}
-    values["model"] = {"name": name} | models.options(name, **chosen)
+    values = checks.check("", given, _KINDS | dict.fromkeys(_GROUPS, _GROUP))
+    model = _defaults()["model"] | given["model"]
+    values["model"] = {"name": model["name"]} | models.options(**model)
     for group, kinds in (
         ("optimizer", optim.KINDS),
         ("data", _DATA_KINDS),
@@ -186,7 +177,8 @@ def load(spec: str) -> ConfigDict:
         config = module.get_config(variant or None)
     except UserError:
         raise
-    except Exception as error:  # The user's own code: anything may go wrong in it.
+    # The user's own code: anything may go wrong in it.
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)
@@ -225,7 +217,7 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
       UserError: as :func:`resolve`.
     """
     values = config.to_dict()
-    parsed = {key: _literal(text) for key, text in changes}
+    parsed = {key: _parse(key, text) for key, text in changes}
     for group in _GROUPS:
         if group in parsed:
             raise UserError(
@@ -250,10 +242,12 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
     return resolve(ConfigDict(values, type_safe=False))
 
 
-def _literal(text: str) -> Any:
+def _parse(key: str, text: str) -> Any:
     lowered = {"true": True, "false": False, "none": None}
     if text.lower() in lowered:
         return lowered[text.lower()]
+    if key in ("data.dir", "init_from"):  # A folder may be called 2024.10.
+        return text
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

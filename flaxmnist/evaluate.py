@@ -47,9 +47,9 @@ def predict(
     for batches, count in feed.spans(0, feed.steps_per_epoch):
         for _ in range(count):
             at = sharding.put(np.int32(step), everywhere)
-            parts.append(jax.device_get(_predict(state, batches, at, everywhere)))
+            parts.append(_predict(state, batches, at, everywhere))
             step += 1
-    whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *jax.device_get(parts))
     mask = whole.pop("mask")
     return {name: array[mask] for name, array in whole.items()}
 

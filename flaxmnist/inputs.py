@@ -1,10 +1,12 @@
-"""What a batch may be, and what to answer, before anything compiles, where it is not.
+"""What a batch may be, checked before anything compiles.
 
 A batch is a dict: ``image``; ``label``, integer `[batch]` or `[batch, 10]`, one-hot or
 any distribution; and optionally ``mask``, bool `[batch]`, False where an example is
-padding. An image is uint8 in [0, 255] or floating point in [0, 1].
+padding. An image is uint8 in [0, 255] or floating point in [0, 1]. Names, shapes and
+dtypes are checked; values cannot be, while a step is traced.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def as_images(
       UserError: they are anything else.
     """
     images = _array(name, images)
-    shapes = ((28, 28, 1), (28, 28), (784,))
+    shapes = (IMAGE_SHAPE, IMAGE_SHAPE[:2], (784,))
     expected = "[batch, 28, 28, 1], [batch, 28, 28] or [batch, 784]"
     _expect(name, images, images.shape[1:] in shapes, expected)
     real = images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
@@ -39,12 +41,15 @@ def as_images(
     return jnp.asarray(images).reshape(-1, *IMAGE_SHAPE)
 
 
-def as_batch(batch: dict[str, Any]) -> dict[str, Array]:
+def as_batch(batch: Any) -> dict[str, Array]:
     """Returns a batch with images `[batch, 28, 28, 1]` and a mask.
 
     Raises:
       UserError: something of it is missing, unknown, or of another shape or dtype.
     """
+    if not isinstance(batch, Mapping):
+        kind = type(batch).__name__
+        raise UserError(f"a batch is a {kind}: expected a dict of {', '.join(_KEYS)}")
     for key in batch:
         if key not in _KEYS:
             raise UserError(f"a batch has no {key!r}{did_you_mean(key, _KEYS)}")
@@ -56,13 +61,26 @@ def as_batch(batch: dict[str, Any]) -> dict[str, Array]:
     label = _array('batch["label"]', batch["label"])
     mask = _array('batch["mask"]', batch.get("mask", jnp.ones(count, bool)))
 
-    integers = label.shape == (count,) and jnp.issubdtype(label.dtype, jnp.integer)
-    one_hot = label.shape == (count, NUM_CLASSES)
+    integer = jnp.issubdtype(label.dtype, jnp.integer)
+    real = integer or jnp.issubdtype(label.dtype, jnp.floating) or label.dtype == bool
+    classes = integer and label.shape == (count,)
+    distributions = real and label.shape == (count, NUM_CLASSES)
     expected = f"integers [{count}] from 0 to 9, or one-hot [{count}, {NUM_CLASSES}]"
-    _expect('batch["label"]', label, integers or one_hot, expected)
+    _expect('batch["label"]', label, classes or distributions, expected)
     masks = mask.shape == (count,) and mask.dtype == bool
     _expect('batch["mask"]', mask, masks, f"bool [{count}]")
     return {"image": image, "label": label, "mask": mask}
+
+
+def as_logits(logits: Any, count: int) -> Array:
+    """Returns what a model made of `count` images, if it is `[count, 10]`.
+
+    Raises:
+      UserError: it is of another shape.
+    """
+    ok = logits.shape == (count, NUM_CLASSES)
+    _expect("the model's output", logits, ok, f"logits [{count}, {NUM_CLASSES}]")
+    return logits
 
 
 def _array(name: str, value: Any) -> Any:
@@ -71,7 +89,7 @@ def _array(name: str, value: Any) -> Any:
     return value
 
 
-def _expect(name: str, found: Any, true: bool, expected: str) -> None:
-    if not true:
+def _expect(name: str, found: Any, ok: bool, expected: str) -> None:
+    if not ok:
         shape = ", ".join(map(str, found.shape))
         raise UserError(f"{name} is {found.dtype} [{shape}]: expected {expected}")

@@ -34,7 +34,7 @@ Trains and evaluates an image classifier.
 
 
 # What JAX calls each, in the order in which they are tried.
-_PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda", "rocm"), "tpu": ("tpu",)}
+_PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda,cpu", "rocm,cpu"), "tpu": ("tpu,cpu",)}
 # Flags that stand for options of the configuration.
 _OPTIONS = {
     "devices": "mesh.devices",
@@ -133,6 +133,9 @@ def _parse(
         )
     if args.split is not None and args.mode != "predict":
         raise UserError("--split is for --mode predict")
+    for flag in ("init_from", "log_device_placement"):
+        if getattr(args, flag) is not None and args.mode != "train":
+            raise UserError(f"--{flag} is for --mode train")
     if args.num_cpu_devices is not None and args.platform not in (None, "cpu"):
         raise UserError(f"--num_cpu_devices is not for --platform {args.platform}")
     return args, overrides
@@ -173,19 +176,22 @@ def _start_jax(args: argparse.Namespace) -> None:
     platform = "cpu" if args.num_cpu_devices is not None else args.platform
     if platform is None:
         return
+    reason = ""
     # "gpu" would fail in JAX where only one of the two kinds is installed.
     for name in _PLATFORMS[platform]:
         jax.config.update("jax_platforms", name)
         try:
             if jax.devices()[0].platform == platform:
                 return
-        except (RuntimeError, AssertionError):
+        except RuntimeError as error:
+            reason = f" ({str(error).splitlines()[0]})"
+        except AssertionError:  # JAX's, where it was built without that platform.
             pass
         jax.config.update("jax_platforms", None)
     there = ", ".join(sorted({device.platform for device in jax.devices()}))
     raise UserError(
         f"--platform {platform}: there is none here, only {there}; for GPU and TPU, "
-        "install the jax build for them"
+        f"install the jax build for them{reason}"
     )
 
 

@@ -44,8 +44,9 @@ def _truncated_normal(stddev: float | None) -> nn.initializers.Initializer:
     """
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        scale = 1 / math.sqrt(math.prod(shape[:-1])) if stddev is None else stddev
-        return nn.initializers.truncated_normal(scale)(key, shape, dtype)
+        fan_in = math.prod(shape[:-1])
+        deviation = 1 / math.sqrt(fan_in) if stddev is None else stddev
+        return nn.initializers.truncated_normal(deviation)(key, shape, dtype)
 
     return init
 
@@ -89,11 +90,14 @@ class MLP(nn.Module):
       hidden: width of each hidden layer.
       dropout_rate: share of each hidden layer's activations dropped in training.
       activation: "relu", "sigmoid", "tanh" or "softplus".
-      batch_norm: whether each layer's outputs are normalized before the activation.
+      batch_norm: whether each hidden layer is normalized before its activation.
       kernel_init: "lecun_normal", "glorot_uniform", or TensorFlow's
         "truncated_normal".
       kernel_stddev: of "truncated_normal", before truncation; None: 1 / sqrt(fan_in).
       bias_init: value of every bias.
+
+    Raises:
+      UserError: a value is not possible.
     """
 
     hidden: tuple[int, ...] = (128, 32)
@@ -103,6 +107,15 @@ class MLP(nn.Module):
     kernel_init: str = "lecun_normal"
     kernel_stddev: float | None = None
     bias_init: float = 0.0
+
+    def __post_init__(self) -> None:
+        check("model", {k: v for k, v in vars(self).items() if k in _KINDS}, _KINDS)
+        if self.kernel_stddev is not None and self.kernel_init != "truncated_normal":
+            raise UserError(
+                f"model.kernel_stddev={self.kernel_stddev} has no use with "
+                f"model.kernel_init={self.kernel_init!r}: expected 'truncated_normal'"
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
@@ -133,7 +146,7 @@ class MLP(nn.Module):
 class CNN(MLP):
     """Convolution, activation and 2×2 pooling, repeated; then the layers of an `MLP`.
 
-    The defaults are the network of "A Guide to TF Layers".
+    The default layers are those of "A Guide to TF Layers".
 
     Attributes:
       features: channels of each convolution.
@@ -141,6 +154,9 @@ class CNN(MLP):
       strides: of every convolution.
       padding: "SAME" or "VALID".
       pool: "max", "average", or None.
+
+    Raises:
+      UserError: a value is not possible, or nothing of an image is left.
     """
 
     hidden: tuple[int, ...] = (1024,)
@@ -150,6 +166,20 @@ class CNN(MLP):
     strides: tuple[int, int] = (1, 1)
     padding: str = "SAME"
     pool: str | None = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for axis, kernel in enumerate(self.kernel_size):
+            size = 28
+            for layer, _ in enumerate(self.features, 1):
+                room = size if self.padding == "SAME" else size - kernel + 1
+                size = -(-room // self.strides[axis]) // (2 if self.pool else 1)
+                if size < 1:
+                    raise UserError(
+                        f"model.features={self.features}: convolution {layer} leaves "
+                        "nothing of 28×28 pixels; expected fewer, padding 'SAME', "
+                        "smaller strides, or pool None"
+                    )
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
@@ -183,11 +213,11 @@ _KINDS = {
     "activation": one_of(ACTIVATIONS),
     "batch_norm": boolean,
     "kernel_init": one_of(_INITIALIZERS),
-    "kernel_stddev": optional(real(0, above=True)),
-    "bias_init": real(0),
+    "kernel_stddev": optional(real(0, above=True, below=1_000)),
+    "bias_init": real(-1_000, below=1_000),
     "features": sizes(),
-    "kernel_size": sizes(2),
-    "strides": sizes(2),
+    "kernel_size": sizes(2, most=28),
+    "strides": sizes(2, most=28),
     "padding": one_of(("SAME", "VALID")),
     "pool": optional(one_of(POOLS)),
 }
@@ -206,43 +236,16 @@ def options(name: Any, **given: Any) -> dict[str, Any]:
         for field in dataclasses.fields(MODELS[name])
         if field.name in _KINDS
     }
-    kinds = {option: _KINDS[option] for option in defaults}
-    checked = defaults | check("model", given, kinds)
-    if (
-        checked.get("kernel_stddev") is not None
-        and checked["kernel_init"] != "truncated_normal"
-    ):
-        raise UserError(
-            f"model.kernel_stddev={checked['kernel_stddev']} has no use with "
-            f"model.kernel_init={checked['kernel_init']!r}: expected 'truncated_normal'"
-        )
-    return checked
+    return defaults | check("model", given, {name: _KINDS[name] for name in defaults})
 
 
 def build(name: Any, **given: Any) -> nn.Module:
     """Returns the model `name`.
 
     Raises:
-      UserError: as :func:`options`, or its convolutions leave nothing of an image.
+      UserError: as :func:`options` and the models themselves.
     """
-    model = MODELS[name](**options(name, **given))
-    if isinstance(model, CNN):
-        _check_fits(model)
-    return model
-
-
-def _check_fits(model: CNN) -> None:
-    for axis, kernel in enumerate(model.kernel_size):
-        size = 28
-        for layer, _ in enumerate(model.features, 1):
-            room = size if model.padding == "SAME" else size - kernel + 1
-            size = -(-room // model.strides[axis]) // (2 if model.pool else 1)
-            if size < 1:
-                raise UserError(
-                    f"model.features={model.features}: convolution {layer} leaves "
-                    "nothing of 28×28 pixels; expected fewer, padding 'SAME', smaller "
-                    "strides, or pool None"
-                )
+    return MODELS[name](**options(name, **given))
 
 
 def num_parameters(params: Any) -> int:

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from flaxmnist.checks import UserError, check, one_of
+from flaxmnist.data import SPLITS
 from flaxmnist.evaluate import predict
 from flaxmnist.restore import open_run
 from flaxmnist.summary import print_table, summarize
@@ -29,7 +31,7 @@ def evaluate_checkpoint(
       UserError: there is no such run, or no such checkpoint.
     """
     console = console or Console()
-    run, state, step, last = open_run(config, Path(workdir), step, console)
+    run, state, step, last = open_run(config, workdir, step, console)
     summary = summarize(run, state, last, step)
     print_table(console, summary)
     return summary
@@ -50,10 +52,12 @@ def predict_split(
       and the ten `probabilities`.
 
     Raises:
-      UserError: there is no such run, or no such checkpoint.
+      UserError: there is no such split, run or checkpoint, or the file cannot be
+        written.
     """
+    check("", {"split": split}, {"split": one_of(SPLITS)})
     console = console or Console()
-    run, state, step, _ = open_run(config, Path(workdir), step, console)
+    run, state, step, _ = open_run(config, workdir, step, console)
     outputs = predict(state, run.eval_feeds[split], run.everywhere)
     lines = [
         json.dumps(
@@ -68,7 +72,10 @@ def predict_split(
     ]
     path = Path(workdir) / f"predictions-{split}.jsonl"
     if jax.process_index() == 0:
-        write_text(path, "\n".join(lines) + "\n")
+        try:
+            write_text(path, "\n".join(lines) + "\n")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror})") from None
     correct = np.sum(outputs["classes"] == outputs["labels"])
     console.line(
         f"{path}: {len(lines):,} examples of {split}, step {step}, "

@@ -84,11 +84,22 @@ def begin(run: Run) -> Training:
 
 
 def _warm_start(run: Run, state: TrainState) -> TrainState:
+    source = Path(run.config.init_from) / "checkpoints"
+    with Checkpoints(source, read_only=True) as checkpoints:
+        return with_parameters(run, state, checkpoints, checkpoints.best_step)
+
+
+def with_parameters(
+    run: Run, state: TrainState, checkpoints: Checkpoints, step: int
+) -> TrainState:
+    """Returns `state` with the parameters and collections of a checkpoint.
+
+    Raises:
+      UserError: they are not of this model, or (`DamagedError`) damaged.
+    """
     like = abstract_state(run.model, run.tx, run.everywhere)
     wanted = {"params": like.params, "model_state": like.model_state}
-    with _open(Path(run.config.init_from), "--init_from") as checkpoints:
-        step = _best(checkpoints)
-        tree, _ = checkpoints.restore(step, {"state": wanted}, lambda record: None)
+    tree, _ = checkpoints.restore(step, {"state": wanted}, lambda record: None)
     return dataclasses.replace(state, **tree["state"])
 
 
@@ -113,22 +124,9 @@ def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:
     return Training(step, tree["state"], tree["window"], record["best"])
 
 
-def _open(workdir: Path, flag: str) -> Checkpoints:
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint in {flag} {workdir}: train first")
-    return Checkpoints(folder, read_only=True)
-
-
-def _best(checkpoints: Checkpoints) -> int:
-    if checkpoints.best_step is None:
-        raise UserError(f"no checkpoint in {checkpoints.directory}: train first")
-    return checkpoints.best_step
-
-
 def open_run(
     config: ConfigDict,
-    workdir: Path,
+    workdir: str | Path,
     step: int | None = None,
     console: Console | None = None,
 ) -> tuple[Run, TrainState, int, int]:
@@ -142,11 +140,11 @@ def open_run(
     Raises:
       UserError: there is no such run, or no such checkpoint.
     """
-    config = configs.resolve(config)
-    with _open(workdir, "--workdir") as checkpoints:
+    config, workdir = configs.resolve(config), Path(workdir)
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         workdirs.check(workdir, config)
         run = build(config)
-        chosen = _best(checkpoints) if step is None else step
+        chosen = checkpoints.best_step if step is None else step
         tree, _ = checkpoints.restore(chosen, *expected(run))
         last = checkpoints.steps[-1]
     if run.dataset.warning:

@@ -28,14 +28,20 @@ def make_mesh(data: int = -1, devices: Sequence[int] | None = None) -> Mesh:
         if missing := [id for id in devices if id not in there]:
             raise UserError(
                 f"mesh.devices={tuple(devices)}: there is no {platform} device "
-                f"{missing[0]}; there are {', '.join(map(str, there))}"
+                f"{missing[0]}; there are {', '.join(map(str, there))}; choose with "
+                "--devices, or make more with --num_cpu_devices"
             )
         chosen = [there[id] for id in dict.fromkeys(devices)]
     count = len(chosen) if data == -1 else data
-    if count > len(chosen) or (jax.process_count() > 1 and count < len(there)):
+    if not 1 <= count <= len(chosen):
         raise UserError(
             f"mesh.data={data}: there are {len(chosen)} devices ({platform}); "
             "expected at most that, or -1 for all"
+        )
+    if jax.process_count() > 1 and count < len(there):
+        raise UserError(
+            f"the mesh is of {count} devices: expected all {len(there)} of the "
+            f"{jax.process_count()} processes"
         )
     return jax.make_mesh(
         (count,), ("data",), axis_types=(AxisType.Auto,), devices=chosen[:count]

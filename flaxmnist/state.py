@@ -9,6 +9,7 @@ import optax
 from flax import struct
 from jax.sharding import Sharding
 
+from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.sharding import abstract
 
 
@@ -37,7 +38,8 @@ class TrainState:
 
 def _init(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
-    variables = dict(model.init(init_key, jnp.zeros((1, 28, 28, 1))))
+    images = jnp.zeros((1, *IMAGE_SHAPE), jnp.uint8)
+    variables = dict(model.init(init_key, images, train=False))
     params = variables.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),

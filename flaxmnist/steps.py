@@ -5,7 +5,7 @@ may be sharded over devices; computation follows them.
 """
 
 import dataclasses
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from flaxmnist.inputs import as_batch, as_images
+from flaxmnist.inputs import as_batch, as_images, as_logits
 from flaxmnist.metrics import Metrics
 from flaxmnist.state import TrainState
 
@@ -36,14 +36,17 @@ def loss_fn(
     Args:
       params: the parameters; those of `state`, or others to differentiate by.
       state: all the rest.
-      batch: see :func:`flaxmnist.inputs.as_batch`, which checks it.
+      batch: see :func:`flaxmnist.inputs.as_batch`, which checks it. What its mask
+        hides is hidden from the loss, not from batch normalization.
       train: whether dropout drops, and batch statistics are the batch's own.
 
     Returns:
-      the loss in nats, and the metrics with the model's new collections.
+      the loss in nats; and the metrics, with the model's new collections (none unless
+      `train`).
 
     Raises:
-      UserError: the batch has not the names, shapes and dtypes of one.
+      UserError: the batch has not the names, shapes and dtypes of one, or the model
+        does not make logits of it.
     """
     batch = as_batch(batch)
     logits, model_state = state.model.apply(
@@ -54,6 +57,7 @@ def loss_fn(
         mutable=list(state.model_state) if train else [],
     )
     labels, mask = batch["label"], batch["mask"]
+    logits = as_logits(logits, len(mask))
     if labels.ndim == 1:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     else:
@@ -99,8 +103,9 @@ def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch 
     Raises:
       UserError: they are no images.
     """
+    images = as_images(images)
     variables = {"params": state.params, **state.model_state}
-    logits = cast(Array, state.model.apply(variables, as_images(images), train=False))
+    logits = as_logits(state.model.apply(variables, images, train=False), len(images))
     return {
         "classes": jnp.argmax(logits, axis=-1),
         "probabilities": jax.nn.softmax(logits),
@@ -144,7 +149,10 @@ def eval_steps(
 
 @jax.jit
 def norms(state: TrainState, batches: Batches) -> dict[str, Float[Array, ""]]:
-    """Returns the global norms of the next update's gradient and of the parameters."""
+    """Returns the global norms of the next update's gradient and of the parameters.
+
+    The gradient is that of the loss, before the optimizer clips it.
+    """
     grads, _ = _gradient(state.params, state, batches.at(state.step))
     return {
         "gradient_norm": optax.global_norm(grads),
@@ -160,4 +168,4 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in floats]))

@@ -16,7 +16,7 @@ from flaxmnist.checks import UserError
 from flaxmnist.evaluate import evaluate
 from flaxmnist.metrics import Metrics
 from flaxmnist.observe import show_summaries, show_tensors, watched_norms
-from flaxmnist.restore import Training, begin, expected, resume
+from flaxmnist.restore import Training, begin, resume, with_parameters
 from flaxmnist.run import Run, build
 from flaxmnist.steps import all_finite, eval_steps, train_steps
 from flaxmnist.summary import describe, print_table, summarize
@@ -73,14 +73,14 @@ def _train_and_evaluate(
     console: Console,
     clock: Clock,
 ) -> dict[str, Any]:
-    if jax.process_index() == 0:
-        write_text(workdir / "config.json", configs.to_json(run.config))
     if at.step:
         what = "is finished" if at.finished(run) else "resumes"
         console.line(f"{workdir} {what} at step {at.step} of {run.total_steps}")
         if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
             print_table(console, summary)
             return summary
+    if jax.process_index() == 0:
+        write_text(workdir / "config.json", configs.to_json(run.config))
     if run.config.log_device_placement:
         _log_placement(run, at, console)
     first_step = at.step
@@ -92,11 +92,10 @@ def _train_and_evaluate(
         _train(run, at, checkpoints, console, writer, clock)
     checkpoints.wait()
 
-    best_step, best_state = checkpoints.best_step or at.step, at.state
+    best_step, best_state = checkpoints.best_step, at.state
     if best_step != at.step:
         try:
-            tree, _ = checkpoints.restore(best_step, *expected(run))
-            best_state = tree["state"]
+            best_state = with_parameters(run, at.state, checkpoints, best_step)
         except DamagedError as error:
             console.warn(f"{error}\nThe last state is evaluated instead.")
             best_step = at.step
@@ -139,8 +138,7 @@ def _no_metrics(run: Run) -> Metrics:
 def _log_placement(run: Run, at: Training, console: Console) -> None:
     """Prints where each parameter and each array of a batch lives."""
     batches, _ = next(run.feed.spans(at.step, at.step + 1))
-    with jax.transfer_guard("allow"):
-        batch = jax.jit(lambda batches, step: batches.at(step))(batches, at.state.step)
+    batch = jax.jit(lambda batches, step: batches.at(step))(batches, at.state.step)
     console.line(f"mesh: {dict(run.everywhere.mesh.shape)}")
     for line in sharding.placement({"params": at.state.params, "batch": batch}):
         console.line(line)
@@ -181,7 +179,8 @@ def _train(
             # that resumes from it takes back only what comes after.
             if run.due("log", at.step):
                 record["learning_rate"] = float(run.schedule(run.put(at.step - 1)))
-                record |= watched_norms(run, at.state, at.step)
+                with clock("train"):
+                    record |= watched_norms(run, at.state, at.step)
                 console.report(record, run.total_steps)
                 writer.write(record)
                 at.window = _no_metrics(run)

@@ -5,8 +5,9 @@ import numpy as np
 import optax
 import pytest
 from conftest import batch_of
+from flax import linen as nn
 
-from flaxmnist import models, steps
+from flaxmnist import inputs, models, steps
 from flaxmnist.checks import UserError
 
 
@@ -31,6 +32,7 @@ BAD_BATCHES = [
     ({"label": zeros(4, 1)}, r"\[4, 1\]: expected integers \[4\] .* one-hot \[4, 10\]"),
     ({"label": zeros(4, 9)}, r"is uint8 \[4, 9\]: expected"),
     ({"label": zeros(4, dtype=np.float32)}, r"is float32 \[4\]: expected integers"),
+    ({"label": zeros(4, 10, dtype=np.complex64)}, r"is complex64 \[4, 10\]: expected"),
     ({"label": [1, 2, 3, 4]}, r'"label"\] is a list: expected an array'),
     ({"mask": zeros(4)}, r'"mask"\] is uint8 \[4\]: expected bool \[4\]'),
     ({"mask": zeros(5, dtype=bool)}, r"is bool \[5\]: expected bool \[4\]"),
@@ -63,6 +65,8 @@ def test_batches_of_another_kind_are_refused_by_name(wrong, said, make_state):
             step(state, batch)
     with pytest.raises(UserError, match="a batch without 'label': found image"):
         steps.train_step(state, {"image": zeros(4, 784)})
+    with pytest.raises(UserError, match="a batch is a tuple: expected a dict of image"):
+        inputs.as_batch((zeros(4, 784), zeros(4)))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +95,22 @@ def test_flat_images_and_one_hot_labels_train_alike(feed, make_state, synthetic)
         state.params,
         expected.params,
     )
+
+
+def test_a_model_that_makes_no_ten_logits_is_refused(make_state):
+    class Five(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):  # No default, as the README has it.
+            assert images.shape[1:] == (28, 28, 1)
+            return nn.Dense(5)(models.scale(images).reshape(-1, 784))
+
+    state, batch = make_state(Five()), {"image": zeros(4, 784), "label": zeros(4)}
+    said = r"the model's output is float32 \[4, 5\]: expected logits \[4, 10\]"
+    for step in (steps.train_step, steps.eval_step):
+        with pytest.raises(UserError, match=said):
+            step(state, batch)
+    with pytest.raises(UserError, match=said):
+        steps.predict_step(state, batch["image"])
 
 
 def test_labels_may_be_a_distribution(make_state, synthetic):

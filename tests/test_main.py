@@ -94,7 +94,15 @@ BAD_FLAGS = [
     ([*TINY, "--devices=0,9"], r"there is no cpu device 9; there are 0, 1, 2, 3"),
     ([*TINY, "--devices=first"], r"mesh.devices='first': expected whole numbers"),
     ([*TINY, "--devices=2", "--config.mesh.data=2"], r"mesh.data=2: there are 1 dev"),
-    ([*TINY, "--init_from=nowhere"], r"no checkpoint in --init_from nowhere: train"),
+    ([*TINY, "--init_from=nowhere"], r"no checkpoint in nowhere/checkpoints: train"),
+    (
+        [*TINY, "--mode=eval", "--workdir=x", "--init_from=y"],
+        r"--init_from is for --mode train",
+    ),
+    ([*TINY, "--config.mesh.devices=()"], r"mesh.data=1: there are 0 devices"),
+    (["--config=cnn:smoke", "--config.model.kernel_size=99"], r"from 1 to 28, such as"),
+    ([*TINY, "--init_from=2024.10"], r"no checkpoint in 2024.10/checkpoints"),
+    ([*TINY, "--config.modell=1"], r"no option modell; did you mean 'model'"),
     ([*TINY, "--config.summaries=histgrams"], r"did you mean 'histograms'"),
     ([*TINY, "--config.log_tensors=probability"], r"did you mean 'probabilities'"),
     ([*TINY, "--config.eval_splits=test"], r"expected .*, validation among them"),
@@ -156,7 +164,7 @@ BAD_FLAGS = [
     ([*TINY, "--mode=eval"], r"--mode eval has no run: expected --workdir"),
     (
         [*TINY, "--mode=eval", "--workdir=nothing"],
-        r"no checkpoint in --workdir nothing: train",
+        r"no checkpoint in nothing/checkpoints: train",
     ),
 ]
 BAD_FILES = [
@@ -303,10 +311,11 @@ def test_overrides_are_taken_in_every_form(tmp_path):
 
 def test_lists_of_names_are_taken_in_every_form():
     config = configs.load("mlp:smoke")
-    for text in ("norms,mistakes", "('norms', 'mistakes')", '["norms", "mistakes"]'):
+    for text in ("norms, mistakes", "('norms', 'mistakes')", '["norms", "mistakes"]'):
         changed = configs.override(config, [("summaries", text)])
         assert changed.summaries == ("norms", "mistakes")
-    assert configs.override(config, [("summaries", "()")]).summaries == ()
+    for text in ("()", "none"):
+        assert configs.override(config, [("summaries", text)]).summaries == ()
     assert configs.from_json(configs.to_json(config)).to_dict() == config.to_dict()
 
 

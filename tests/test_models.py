@@ -181,13 +181,27 @@ def test_a_cnn_is_its_layers_one_by_one(strides, padding, pool, train, synthetic
     [
         {"features": (4, 4, 4, 4, 4)},
         {"features": (4, 4, 4), "padding": "VALID"},
-        {"features": (4,), "kernel_size": (29, 3), "padding": "VALID"},
+        {"features": (4, 4), "kernel_size": (28, 3), "padding": "VALID"},
         {"features": (4, 4), "strides": (1, 15)},
     ],
 )
 def test_convolutions_that_leave_nothing_are_refused(options):
     with pytest.raises(UserError, match="leaves nothing of 28×28 pixels"):
         models.build("cnn", **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: models.MLP(activation="rely"), "did you mean 'relu'"),
+        (lambda: models.CNN(features=(1,) * 5), "leaves nothing of 28×28 pixels"),
+        (lambda: models.CNN(kernel_stddev=0.1), "expected 'truncated_normal'"),
+        (lambda: models.MLP(dropout_rate=1.0), "0 or more and less than 1"),
+    ],
+)
+def test_models_made_without_a_configuration_are_checked_too(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])

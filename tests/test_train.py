@@ -271,6 +271,25 @@ def test_more_steps_of_a_schedule_that_ends_are_warned_of(tmp_path, capsys):
     assert "60 steps long, no longer 40: its cosine schedule is stretched" in said
 
 
+def test_what_is_taken_back_is_taken_back_of_every_split(finished_run, tmp_path):
+    workdir = tmp_path / "run"
+    splits = ("validation", "test")
+    train.train_and_evaluate(tiny_config(num_steps=60, eval_splits=splits), workdir)
+    shutil.rmtree(workdir / "checkpoints" / "60")
+    train.train_and_evaluate(tiny_config(num_steps=60), workdir)
+    assert [step for step, _ in shown(workdir, "test")] == [20, 40]
+    assert [step for step, _ in shown(workdir, "validation")] == [20, 40, 60]
+
+
+def test_a_finished_run_keeps_the_configuration_it_was_trained_with(
+    finished_run, tmp_path
+):
+    workdir = shutil.copytree(finished_run[0], tmp_path / "run")
+    train.train_and_evaluate(tiny_config(num_steps=10), workdir)
+    config = configs.from_json((workdir / "config.json").read_text())
+    assert config.num_steps == 40
+
+
 def test_a_cut_or_garbled_line_of_metrics_is_dropped(finished_run, tmp_path):
     workdir = shutil.copytree(finished_run[0], tmp_path / "run")
     path = workdir / "metrics.jsonl"
@@ -320,27 +339,41 @@ def test_predict_writes_every_example_of_a_split_in_order(
     )
     np.testing.assert_allclose(jax.nn.softmax(logits), probabilities[:50], atol=1e-5)
     before = path.read_bytes()
-    main.main([*flags[:2], f"--split={split}"])
+    path.unlink()
+    assert main.main(flags) == 0
     assert path.read_bytes() == before
+    path.unlink()
+    path.mkdir()
+    assert main.main(flags) == 2
+    assert f"{path} cannot be written" in capsys.readouterr().err
+    assert [found.name for found in workdir.glob("*partial*")] == []
 
 
-def test_a_run_begins_with_the_parameters_of_another(finished_run, tmp_path):
-    source, summary = finished_run
-    config = tiny_config(init_from=str(source), seed=5, optimizer={"name": "sgd"})
+def test_a_run_begins_with_the_parameters_of_another(tmp_path):
+    model = {"name": "mlp", "hidden": (8,), "batch_norm": True}
+    summary = train.train_and_evaluate(tiny_config(model=model), tmp_path / "source")
+    source = str(tmp_path / "source")
+    changes = {"init_from": source, "seed": 5, "optimizer": {"name": "sgd"}}
+    config = tiny_config(model=model, **changes)
     begun = restore.begin(build(config))
-    tree, _ = saved(tiny_config(), source, summary["evaluated_step"])
-    assert_identical(
-        jax.device_get(begun.state.params), jax.device_get(tree["state"].params)
+    tree, _ = saved(
+        tiny_config(model=model), tmp_path / "source", summary["evaluated_step"]
     )
+    for part in ("params", "model_state"):
+        kept = getattr(tree["state"], part)
+        assert jax.tree.leaves(kept)
+        assert_identical(
+            jax.device_get(getattr(begun.state, part)), jax.device_get(kept)
+        )
     assert (begun.step, int(begun.state.step)) == (0, 0)
     warm = train.train_and_evaluate(config, tmp_path / "warm")
-    assert lines(tmp_path / "warm")[0]["accuracy"] > lines(source)[0]["accuracy"] + 0.3
-    assert warm["config"]["init_from"] == str(source)
+    first, cold = lines(tmp_path / "warm")[0], lines(tmp_path / "source")[0]
+    assert first["accuracy"] > cold["accuracy"] + 0.3
+    assert warm["config"]["init_from"] == source
     # It resumes from its own checkpoints, even where the other run is no more.
-    moved = tiny_config(
-        init_from=str(source), seed=5, optimizer={"name": "sgd"}, num_steps=60
-    )
-    assert train.train_and_evaluate(moved, tmp_path / "warm")["step"] == 60
+    shutil.rmtree(source)
+    longer = tiny_config(model=model, **changes, num_steps=60)
+    assert train.train_and_evaluate(longer, tmp_path / "warm")["step"] == 60
 
 
 @pytest.mark.parametrize(
