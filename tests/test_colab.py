@@ -21,11 +21,13 @@ SHORT = {
 
 @pytest.fixture(scope="session")
 def few_images(tmp_path_factory):
-    """A folder of 1,200 real digits, so that no notebook downloads any."""
+    """A folder of 600 real digits, so that no notebook downloads any."""
     folder = tmp_path_factory.mktemp("few")
     bundled = data.load("mnist", "bundled")
-    images, labels = bundled.train.images[:1200], bundled.train.labels[:1200]
-    save_idx(folder, [images, labels, bundled.test.images, bundled.test.labels])
+    images, labels = bundled.train.images[:400], bundled.train.labels[:400]
+    save_idx(
+        folder, [images, labels, bundled.test.images[:200], bundled.test.labels[:200]]
+    )
     return folder
 
 
