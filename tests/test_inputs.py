@@ -10,7 +10,6 @@ from flax import linen as nn
 from flaxmnist import inputs, models, steps
 from flaxmnist.checks import UserError
 
-
 SMALL = models.MLP(hidden=(8,))
 
 
