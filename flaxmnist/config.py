@@ -78,7 +78,8 @@ def _defaults() -> dict[str, Any]:
     return {
         "seed": 0,
         "batch_size": 100,
-        "eval_batch_size": 1_000,
+        # Larger batches leave the processors' caches.
+        "eval_batch_size": 200,
         "num_epochs": None,
         "num_steps": None,
         "log_every": 100,

@@ -2,9 +2,10 @@
 
 XLA's CPU backend differentiates a convolution inside a loop an order of magnitude
 slower than outside (jax-ml/jax#12868), and a training loop that stays on the device
-is such a loop. On CPU :func:`conv` is therefore a matrix product over patches
-(im2col; Chellapilla et al., 2006, "High Performance Convolutional Neural Networks
-for Document Processing"); elsewhere it is XLA's own convolution.
+is such a loop. On CPU :func:`conv` is therefore made of matrix products: over tiles,
+where `winograd` applies and pays, otherwise over patches (im2col; Chellapilla et al.,
+2006, "High Performance Convolutional Neural Networks for Document Processing").
+Elsewhere it is XLA's own convolution.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from flaxmnist import winograd
+
 Padding = str | Sequence[tuple[int, int]]
+# Above so many taps a convolution is left to XLA.
+MOST_TAPS = 81
 
 
 def conv_by_matmul(
@@ -54,8 +59,8 @@ def conv(
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Takes the place of `lax.conv_general_dilated` where a loop is differentiated.
 
-    The platform decides the lowering when the program is compiled. Dilated and
-    grouped convolutions are XLA's on every platform.
+    The platform decides the lowering when the program is compiled. Dilated and grouped
+    convolutions and those of large kernels are XLA's on every platform.
 
     Args:
       lhs: images, channels last.
@@ -65,20 +70,29 @@ def conv(
       **kwargs: the other arguments of `lax.conv_general_dilated`, as `nn.Conv`
         gives them.
     """
+    precision = kwargs.get("precision")
 
     def xla(lhs, rhs):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
 
     def matmul(lhs, rhs):
-        return conv_by_matmul(
-            lhs, rhs, window_strides, padding, kwargs.get("precision")
-        )
+        pads = padding
+        if isinstance(pads, str):
+            pads = lax.padtype_to_pads(
+                lhs.shape[1:3], rhs.shape[:2], window_strides, pads
+            )
+        if winograd.pays(lhs, rhs, window_strides, pads):
+            return winograd.conv(lhs, rhs, tuple(map(tuple, pads)), precision)
+        return conv_by_matmul(lhs, rhs, window_strides, pads, precision)
 
     dilations = (
         *(kwargs.get("lhs_dilation") or ()),
         *(kwargs.get("rhs_dilation") or ()),
     )
-    if lhs.shape[-1] != rhs.shape[-2] or any(dilation != 1 for dilation in dilations):
+    grouped = lhs.shape[-1] != rhs.shape[-2]
+    # Patches of a large kernel would take long to compile, and little less to compute.
+    large = rhs.shape[0] * rhs.shape[1] > MOST_TAPS
+    if grouped or large or any(dilation != 1 for dilation in dilations):
         return xla(lhs, rhs)
     return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
 

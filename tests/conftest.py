@@ -9,8 +9,9 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+CHECKED = ("winograd", "ops", "models", "steps")
 with install_import_hook(
-    ["flaxmnist.ops", "flaxmnist.models", "flaxmnist.steps"], "beartype.beartype"
+    [f"flaxmnist.{module}" for module in CHECKED], "beartype.beartype"
 ):
     import flaxmnist.steps
 

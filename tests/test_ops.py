@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from flaxmnist import ops
+from flaxmnist import ops, winograd
 
 SHAPES = [
     # image, kernel, strides, padding
@@ -18,6 +18,17 @@ SHAPES = [
     ((1, 11, 8, 2), (4, 4), (3, 2), "VALID"),
     ((2, 6, 6, 2), (3, 3), (2, 1), ((2, 0), (1, 3))),
     ((2, 5, 5, 4), (1, 1), (1, 1), "SAME"),
+    # By Winograd's algorithm: channels enough, square kernels of 3 or 5, stride 1.
+    ((2, 14, 14, 8), (5, 5), (1, 1), "SAME"),
+    ((1, 9, 11, 9), (5, 5), (1, 1), "VALID"),
+    ((2, 7, 6, 8), (3, 3), (1, 1), "SAME"),
+    ((1, 4, 13, 8), (3, 3), (1, 1), "VALID"),
+    ((1, 3, 3, 8), (3, 3), (1, 1), "VALID"),
+    ((1, 5, 6, 8), (5, 5), (1, 1), ((4, 3), (2, 4))),
+    # Not by it: more padding than the kernel reaches, a stride, another shape.
+    ((1, 6, 6, 8), (3, 3), (1, 1), ((3, 0), (1, 1))),
+    ((2, 8, 8, 8), (3, 3), (2, 1), "SAME"),
+    ((1, 8, 8, 8), (3, 5), (1, 1), "SAME"),
 ]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -44,6 +55,36 @@ def test_conv_and_its_gradients_equal_lax_conv_in_float64(
             ours,
             theirs,
         )
+
+
+@pytest.mark.parametrize("r", winograd.KERNELS)
+def test_winograds_error_in_float32(r):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(8, 14, 14, 32)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(r, r, 32, 16)), jnp.float32)
+    padding = ((r // 2, r // 2),) * 2
+
+    def errors(images, kernel):
+        ours, pull = jax.vjp(lambda x, k: winograd.conv(x, k, padding), images, kernel)
+        with jax.enable_x64(True):
+            exact, exact_pull = jax.vjp(
+                lambda x, k: ops.conv_by_matmul(x, k, padding=padding),
+                jnp.asarray(images, jnp.float64),
+                jnp.asarray(kernel, jnp.float64),
+            )
+            expected = (exact, *exact_pull(jnp.asarray(ours, jnp.float64)))
+        both = jax.device_get(((ours, *pull(ours)), expected))
+        for found, wanted in zip(*both, strict=True):
+            yield float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+    assert max(errors(images, kernel)) < 3e-5
+
+
+def test_large_kernels_are_xlas(monkeypatch):
+    monkeypatch.setattr(ops, "conv_by_matmul", None)
+    images, kernel = jnp.ones((1, 28, 28, 1)), jnp.ones((20, 20, 1, 2))
+    out = ops.conv(images, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
+    assert out.shape == (1, 28, 28, 2)
 
 
 def test_dilated_and_grouped_convolutions_are_xlas():
