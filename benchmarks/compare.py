@@ -1,0 +1,255 @@
+"""flaxmnist beside its peers on the CPU: one command, one table, one picture.
+
+pip install -e '.[benchmarks]' && python -m benchmarks.compare --output docs/benchmark
+
+Every figure comes from a process of its own, and the libraries take turns, round after
+round, so that a machine that drifts drifts for all. Peers that are not installed are
+left out. Writes OUTPUT.json and OUTPUT.png.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+import flaxmnist
+
+LIBRARIES = {
+    "flaxmnist": "flaxmnist",
+    "flax:loop": "flax",
+    "flax:scan": "flax",
+    "torch:eager": "torch",
+    "torch:channels_last": "torch",
+    "torch:compile": "torch",
+    "keras:function": "keras",
+    "keras:xla": "keras",
+}
+# What is measured: (task, network, batch size).
+TASKS = [
+    ("train", "softmax", 100),
+    ("train", "mlp", 100),
+    ("train", "cnn", 100),
+    ("train", "cnn", 1024),
+    ("train", "modern", 100),
+    ("infer", "cnn", 200),
+]
+EPOCH = ("epoch", "cnn", 100)
+# Direct products and sums of the tutorial CNN, an image, in one step of training: each
+# layer forward and for both gradients, of the first for its kernel's alone.
+CNN_FLOP = 2 * (
+    2 * 28 * 28 * 25 * 32 + 3 * 14 * 14 * 25 * 32 * 64 + 3 * 3136 * 1024 + 3 * 1024 * 10
+)
+
+
+def work(task, library, network, batch_size, data, threads, cache=None):
+    """Runs a worker; returns its figures and the whole process's seconds."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    if cache is not None:
+        environment["JAX_COMPILATION_CACHE_DIR"] = cache
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    command = [sys.executable, "-m", "benchmarks.worker", task, library, network]
+    command += [str(batch_size), str(data), "--threads", str(threads)]
+    begin = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        print(f"  {library} {network} {batch_size}: failed: {reason}", flush=True)
+        return None
+    return json.loads(done.stdout.splitlines()[-1]) | {"process_seconds": seconds}
+
+
+def summed_up(rounds):
+    """Returns median, least and most of each figure over the rounds."""
+    return {
+        name: {
+            "median": statistics.median(values),
+            "min": min(values),
+            "max": max(values),
+        }
+        for name in rounds[0]
+        for values in [[figures[name] for figures in rounds]]
+    }
+
+
+def take_turns(libraries, count, run):
+    """Calls `run(library)` round after round; returns what is summed up, by library."""
+    rounds = {library: [] for library in libraries}
+    for _ in range(count):
+        for library in list(rounds):
+            figures = run(library)
+            if figures is None:
+                del rounds[library]
+            else:
+                rounds[library].append(figures)
+    return {library: summed_up(figures) for library, figures in rounds.items()}
+
+
+def print_table(title, results, figure, unit, more_is_better=True):
+    """Prints a figure of each library and how many times better flaxmnist is."""
+    print(f"\n{title} ({unit})")
+    ours = results["flaxmnist"][figure]["median"]
+    for library, figures in results.items():
+        found = figures[figure]
+        ratio = ours / found["median"] if more_is_better else found["median"] / ours
+        spread = f"{found['min']:,.4g} … {found['max']:,.4g}"
+        print(f"  {library:<22}{found['median']:>12,.4g}  ({spread})  {ratio:6.2f}×")
+
+
+def draw(measured, path):
+    """Draws the training figures, as multiples of the best PyTorch's."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    chosen = {
+        name: found for name, found in measured.items() if name.startswith("train")
+    }
+    figure, axes = plt.subplots(
+        1, len(chosen), figsize=(2.3 * len(chosen), 3), layout="constrained"
+    )
+    for axis, (name, results) in zip(axes, chosen.items(), strict=True):
+        figures = {
+            library: found["images_per_second"] for library, found in results.items()
+        }
+        medians = [found["median"] for found in figures.values()]
+        spread = [
+            [found["median"] - found["min"] for found in figures.values()],
+            [found["max"] - found["median"] for found in figures.values()],
+        ]
+        colors = ["C0" if library == "flaxmnist" else "0.75" for library in figures]
+        axis.barh(list(figures), medians, xerr=spread, color=colors)
+        axis.invert_yaxis()
+        _, network, batch_size = name.split()
+        axis.set_title(f"{network}, batch {batch_size}", size=9)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis is not axes[0]:
+            axis.set_yticklabels([])
+    figure.supxlabel("training, images/s: median, least and most of the rounds", size=8)
+    figure.savefig(path, dpi=150)
+
+
+def versions():
+    """Returns hardware and versions."""
+    packages = ("jax", "flax", "optax", "torch", "tensorflow-cpu", "keras", "numpy")
+    model = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    found = {"python": platform.python_version(), "cpu": model[0], "date": time.ctime()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def main():
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("benchmark"))
+    parser.add_argument("--only", nargs="*", help="such as 'train cnn 100'")
+    args = parser.parse_args()
+    libraries = [
+        library
+        for library, package in LIBRARIES.items()
+        if importlib.util.find_spec(package)
+    ]
+    measured = {"hardware and versions": versions() | {"threads": args.threads}}
+    print(measured["hardware and versions"])
+    with tempfile.TemporaryDirectory() as folder:
+        data, cache = Path(folder, "data.npz"), str(Path(folder, "cache"))
+        mnist = flaxmnist.load("mnist")
+        arrays = {
+            f"{split}_{part}": getattr(mnist.split(split), part)
+            for split in ("train", "test")
+            for part in ("images", "labels")
+        }
+        np.savez(data, **arrays)
+        ceiling = take_turns(
+            [name for name in ("jax", "torch") if importlib.util.find_spec(name)],
+            args.rounds,
+            lambda library: work("ceiling", library, "-", 0, data, args.threads),
+        )
+        best = max(found["gflops"]["median"] for found in ceiling.values())
+        measured["ceiling"] = ceiling
+        print(f"matrix product: {best:.0f} GFLOP/s")
+        for task, network, batch_size in TASKS:
+            name = f"{task} {network} {batch_size}"
+            if args.only and name not in args.only:
+                continue
+            results = measured[name] = take_turns(
+                libraries,
+                args.rounds,
+                lambda library, what=(task, network, batch_size): work(
+                    what[0], library, *what[1:], data, args.threads
+                ),
+            )
+            print_table(name, results, "images_per_second", "images/s")
+            if task == "infer":
+                print_table(name, results, "median_ms", "ms an image", False)
+                print_table(name, results, "p99_ms", "ms, 99th percentile", False)
+            else:
+                print_table(name, results, "peak_mb", "MB, peak", False)
+            if network == "cnn" and task == "train":
+                rate = results["flaxmnist"]["images_per_second"]["median"]
+                gflops = rate * CNN_FLOP * 1e-9
+                print(f"  {gflops:.0f} GFLOP/s, {gflops / best:.0%} of a product's")
+        task, network, batch_size = EPOCH
+        if not args.only or "epoch" in args.only:
+            chosen = [name for name in libraries if name != "flax:scan"]
+            if "torch:eager" in chosen:
+                chosen.insert(chosen.index("torch:eager") + 1, "torch:dataloader")
+            for warm in (False, True):
+                name = f"epoch from process start, {'warm' if warm else 'cold'}"
+                if warm:  # Fills the cache.
+                    for library in ("flaxmnist", "flax:loop"):
+                        work(
+                            task,
+                            library,
+                            network,
+                            batch_size,
+                            data,
+                            args.threads,
+                            cache,
+                        )
+                results = measured[name] = take_turns(
+                    chosen,
+                    args.rounds,
+                    lambda library, warm=warm: work(
+                        task,
+                        library,
+                        network,
+                        batch_size,
+                        data,
+                        args.threads,
+                        cache if warm else None,
+                    ),
+                )
+                print_table(name, results, "process_seconds", "s", False)
+                print_table(name, results, "accuracy", "test accuracy")
+    args.output.with_suffix(".json").write_text(json.dumps(measured, indent=2) + "\n")
+    if any(name.startswith("train") for name in measured):
+        draw(measured, args.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""flaxmnist: `train_steps` over a `DeviceFeed`."""
+
+import jax
+import numpy as np
+
+import flaxmnist
+from benchmarks.peers import EVAL_BATCH, MODERN, RECIPES
+from flaxmnist import models, optim, sharding
+from flaxmnist.data import DeviceFeed, Split
+from flaxmnist.evaluate import evaluate
+
+OPTIONS = {
+    "softmax": {"name": "softmax"},
+    "mlp": {"name": "mlp", "hidden": (128, 32)},
+    "cnn": {"name": "cnn", "dropout_rate": 0.5},
+    "modern": {
+        "name": "cnn",
+        "features": MODERN,
+        "kernel_size": (3, 3),
+        "batch_norm": True,
+        "hidden": (),
+    },
+}
+
+
+class Peer:
+    """See :mod:`benchmarks.peers`."""
+
+    def __init__(self, network, batch_size, images, labels, test, variant):
+        self.mesh = sharding.make_mesh()
+        self.everywhere = sharding.replicated(self.mesh)
+        self.feed = DeviceFeed(Split(images, labels), batch_size, self.mesh, seed=0)
+        self.test = DeviceFeed(Split(*test), EVAL_BATCH, self.mesh)
+        name, rate = RECIPES[network]
+        tx, _ = optim.build(name, rate, total_steps=1, steps_per_epoch=1)
+        self.state = flaxmnist.create_state(
+            models.build(**OPTIONS[network]), tx, 0, self.everywhere
+        )
+        self.step = 0
+
+    def train(self, steps):
+        """Makes `steps` updates."""
+        metrics = sharding.zeros(flaxmnist.Metrics.empty, self.everywhere)
+        for batches, count in self.feed.spans(self.step, self.step + steps):
+            number = sharding.put(np.int32(count), self.everywhere)
+            self.state, metrics = flaxmnist.train_steps(
+                self.state, metrics, batches, number
+            )
+        self.step += steps
+        jax.block_until_ready(metrics)
+
+    def evaluate(self):
+        """Returns the accuracy on the test images."""
+        return evaluate(self.state, self.test, self.everywhere).compute()["accuracy"]
+
+    def predict(self, image):
+        """Returns the class of an image."""
+        return int(flaxmnist.predict_step(self.state, image[None])["classes"][0])

@@ -1,0 +1,124 @@
+"""One measurement of one library, in a process of its own; prints one line of JSON.
+
+python -m benchmarks.worker train flaxmnist cnn 100 data.npz --threads 2
+"""
+
+import argparse
+import importlib
+import json
+import os
+import time
+from pathlib import Path
+
+WARM_STEPS, SECONDS = 3, 4.0
+
+
+def measure_train(make, batch_size):
+    """Returns images a second once warm, and the peak of resident memory."""
+    peer = make()
+    peer.train(WARM_STEPS)
+    begin = time.perf_counter()
+    peer.train(WARM_STEPS)
+    pace = (time.perf_counter() - begin) / WARM_STEPS
+    # As many steps a call as a training loop would make between two logs.
+    steps = max(1, min(200, int(1.0 / pace)))
+    peer.train(steps)
+    done, begin = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - begin) < SECONDS:
+        peer.train(steps)
+        done += steps
+    # Not `getrusage`, which counts what the parent was before this program began.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    peak = int(status["VmHWM"].split()[0])
+    return {"images_per_second": done * batch_size / seconds, "peak_mb": peak / 1024}
+
+
+def measure_infer(make, images):
+    """Returns images a second of evaluation, and milliseconds of single predictions."""
+    peer = make()
+    peer.evaluate()
+    begin = time.perf_counter()
+    for _ in range(3):
+        peer.evaluate()
+    seconds = (time.perf_counter() - begin) / 3
+    peer.predict(images[0])
+    latencies = []
+    for index in range(500):
+        begin = time.perf_counter()
+        peer.predict(images[index])
+        latencies.append((time.perf_counter() - begin) * 1e3)
+    latencies.sort()
+    return {
+        "images_per_second": len(images) / seconds,
+        "median_ms": latencies[250],
+        "p99_ms": latencies[495],
+    }
+
+
+def measure_ceiling(library):
+    """Returns the best rate of a float32 matrix product, in GFLOP/s."""
+    size, best = 2048, 0.0
+    if library == "torch":
+        import torch
+
+        one = torch.rand(size, size)
+
+        def product():
+            return one @ one
+    else:
+        import jax
+
+        one = jax.random.uniform(jax.random.key(0), (size, size))
+        compiled = jax.jit(lambda one: one @ one)
+
+        def product():
+            return compiled(one).block_until_ready()
+
+    for _ in range(12):
+        begin = time.perf_counter()
+        product()
+        best = max(best, 2e-9 * size**3 / (time.perf_counter() - begin))
+    return {"gflops": best}
+
+
+def main():
+    """Measures what the command line says."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("task", choices=("train", "infer", "epoch", "ceiling"))
+    parser.add_argument("library", help="flaxmnist, flax:scan, torch:eager, …")
+    parser.add_argument("network")
+    parser.add_argument("batch_size", type=int)
+    parser.add_argument("data")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    # Before any library is imported: each counts the processors it may use.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    library, _, variant = args.library.partition(":")
+    if args.task == "ceiling":
+        print(json.dumps(measure_ceiling(library)))
+        return
+
+    import numpy as np
+
+    data = np.load(args.data)
+    images, labels = data["train_images"], data["train_labels"]
+    test = data["test_images"], data["test_labels"]
+    peer = importlib.import_module(f"benchmarks.peers.{library}_").Peer
+
+    def make():
+        return peer(args.network, args.batch_size, images, labels, test, variant)
+
+    if args.task == "train":
+        result = measure_train(make, args.batch_size)
+    elif args.task == "infer":
+        result = measure_infer(make, test[0])
+    else:
+        one = make()
+        one.train(len(labels) // args.batch_size)
+        result = {"accuracy": one.evaluate()}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
