@@ -3,8 +3,10 @@
 import argparse
 import logging
 import os
+import platform
 import sys
 import warnings
+import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from flaxmnist import modes, train
 from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError, did_you_mean
 from flaxmnist.data import SPLITS
+from flaxmnist.data.download import cache_dir
 
 _DESCRIPTION = """\
 Trains and evaluates an image classifier.
@@ -93,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         help="the same bits again on GPU, where that is slower",
     )
     parser.add_argument(
+        "--no_cache",
+        action="store_true",
+        help="compile anew, and keep nothing of it for the next run",
+    )
+    parser.add_argument(
         "-v", "--verbose", action="store_true", help="show what the libraries log"
     )
     return parser
@@ -160,6 +168,21 @@ def _silence() -> None:
     warnings.filterwarnings("ignore")
 
 
+def _keep_programs() -> None:
+    """Has JAX keep what it compiles, for the next run; a damaged file is not used."""
+    # Programs are of one kind of processor, and a home may be shared by several.
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+    kind = next((line for line in lines if line.startswith("flags")), lines[0])
+    folder = cache_dir() / "programs" / f"{zlib.crc32(kind.encode()):08x}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # A cache that cannot be kept is no reason not to run.
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def _start_jax(args: argparse.Namespace) -> None:
     """Chooses devices; JAX reads all of it when it first looks for them.
 
@@ -168,20 +191,23 @@ def _start_jax(args: argparse.Namespace) -> None:
     """
     # Others may be on the same GPU; a user who sets the variable decides.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # So does one who keeps programs elsewhere.
+    if not args.no_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        _keep_programs()
     if args.deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     if args.num_cpu_devices is not None:
         jax.config.update("jax_num_cpu_devices", args.num_cpu_devices)
-    platform = "cpu" if args.num_cpu_devices is not None else args.platform
-    if platform is None:
+    wanted = "cpu" if args.num_cpu_devices is not None else args.platform
+    if wanted is None:
         return
     reason = ""
     # "gpu" would fail in JAX where only one of the two kinds is installed.
-    for name in _PLATFORMS[platform]:
+    for name in _PLATFORMS[wanted]:
         jax.config.update("jax_platforms", name)
         try:
-            if jax.devices()[0].platform == platform:
+            if jax.devices()[0].platform == wanted:
                 return
         except RuntimeError as error:
             reason = f" ({str(error).splitlines()[0]})"
@@ -190,7 +216,7 @@ def _start_jax(args: argparse.Namespace) -> None:
         jax.config.update("jax_platforms", None)
     there = ", ".join(sorted({device.platform for device in jax.devices()}))
     raise UserError(
-        f"--platform {platform}: there is none here, only {there}; for GPU and TPU, "
+        f"--platform {wanted}: there is none here, only {there}; for GPU and TPU, "
         f"install the jax build for them{reason}"
     )
 

@@ -1,7 +1,13 @@
 """Eight virtual CPU devices, strict JAX, checked shapes; tiny data and shared runs."""
 
 import os
+import tempfile
 from pathlib import Path
+
+# Programs that one test compiled serve the others, in every process of this session.
+PROGRAMS = tempfile.TemporaryDirectory(prefix="flaxmnist-programs-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 from jaxtyping import install_import_hook

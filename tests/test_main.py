@@ -1,5 +1,6 @@
 """The command line: what it takes, what it answers, and how it ends."""
 
+import json
 import os
 import re
 import shutil
@@ -424,6 +425,35 @@ def test_chosen_devices_alone_are_used_and_jax_is_told_in_time(tmp_path):
         "arrays on [1, 2]"
     }
     assert placed[-1] == "false --xla_gpu_deterministic_ops=true"
+
+
+def test_programs_are_kept_and_a_damaged_one_is_not_used(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment["FLAXMNIST_CACHE_DIR"] = str(tmp_path / "cache")
+
+    def losses(name, *flags):
+        command = [sys.executable, "-m", "flaxmnist.main", *TINY, "--num_cpu_devices=1"]
+        done = subprocess.run(
+            [*command, f"--workdir={tmp_path / name}", *flags],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        return [summary[split]["loss"] for split in ("train", "validation", "test")]
+
+    anew = losses("anew", "--no_cache")
+    assert not (tmp_path / "cache").exists()
+    assert losses("first") == anew
+    programs = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert programs
+    written = {path: path.stat().st_mtime_ns for path in programs}
+    assert losses("second") == anew
+    assert {path: path.stat().st_mtime_ns for path in programs} == written
+    for path in programs:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert losses("third") == anew
 
 
 def test_the_bundled_warning_cannot_be_missed(capsys, tmp_path, monkeypatch):
