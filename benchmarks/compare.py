@@ -8,21 +8,20 @@ left out. Writes OUTPUT.json and OUTPUT.png.
 """
 
 import argparse
-import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 import flaxmnist
+from flaxmnist.summary import versions
 
 LIBRARIES = {
     "flaxmnist": "flaxmnist",
@@ -44,6 +43,11 @@ TASKS = [
     ("infer", "cnn", 200),
 ]
 EPOCH = ("epoch", "cnn", 100)
+CEILING = ("ceiling", "-", 0)
+# PyTorch's own loader beside plain slices; a scan of convolutions is not waited for.
+EPOCH_LIBRARIES = LIBRARIES | {"torch:dataloader": "torch"}
+del EPOCH_LIBRARIES["flax:scan"]
+PACKAGES = ("jax", "flax", "optax", "torch", "tensorflow-cpu", "keras", "numpy")
 # Direct products and sums of the tutorial CNN, an image, in one step of training: each
 # layer forward and for both gradients, of the first for its kernel's alone.
 CNN_FLOP = 2 * (
@@ -51,7 +55,7 @@ CNN_FLOP = 2 * (
 )
 
 
-def work(task, library, network, batch_size, data, threads, cache=None):
+def work(task, library, network, batch_size, data, threads, cache):
     """Runs a worker; returns its figures and the whole process's seconds."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     if cache is not None:
@@ -83,17 +87,18 @@ def summed_up(rounds):
     }
 
 
-def take_turns(libraries, count, run):
-    """Calls `run(library)` round after round; returns what is summed up, by library."""
-    rounds = {library: [] for library in libraries}
-    for _ in range(count):
-        for library in list(rounds):
-            figures = run(library)
+def take_turns(libraries, what, data, rounds, threads, cache=None):
+    """Measures `what` round after round; returns what is summed up, by library."""
+    task, network, batch_size = what
+    found = {library: [] for library in libraries}
+    for _ in range(rounds):
+        for library in list(found):
+            figures = work(task, library, network, batch_size, data, threads, cache)
             if figures is None:
-                del rounds[library]
+                del found[library]
             else:
-                rounds[library].append(figures)
-    return {library: summed_up(figures) for library, figures in rounds.items()}
+                found[library].append(figures)
+    return {library: summed_up(figures) for library, figures in found.items()}
 
 
 def print_table(title, results, figure, unit, more_is_better=True):
@@ -108,7 +113,7 @@ def print_table(title, results, figure, unit, more_is_better=True):
 
 
 def draw(measured, path):
-    """Draws the training figures, as multiples of the best PyTorch's."""
+    """Draws the training figures, a panel a network."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -143,21 +148,61 @@ def draw(measured, path):
     figure.savefig(path, dpi=150)
 
 
-def versions():
+def machine():
     """Returns hardware and versions."""
-    packages = ("jax", "flax", "optax", "torch", "tensorflow-cpu", "keras", "numpy")
-    model = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    found = {"python": platform.python_version(), "cpu": model[0], "date": time.ctime()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return versions(PACKAGES) | {"cpu": models[0], "date": time.ctime()}
+
+
+def save_data(path):
+    """Writes the images and labels for the workers."""
+    mnist = flaxmnist.load("mnist")
+    arrays = {
+        f"{split}_{part}": getattr(mnist.split(split), part)
+        for split in ("train", "test")
+        for part in ("images", "labels")
+    }
+    np.savez(path, **arrays)
+
+
+def installed(libraries):
+    """Returns those, of name → package, whose package is there."""
+    return [name for name, package in libraries.items() if find_spec(package)]
+
+
+def measure_tasks(chosen, data, ceiling, **turns):
+    """Measures and prints the tasks that are `chosen`; yields name and results."""
+    for what in TASKS:
+        task, network, _ = what
+        name = " ".join(map(str, what))
+        if chosen and name not in chosen:
+            continue
+        results = take_turns(installed(LIBRARIES), what, data, **turns)
+        print_table(name, results, "images_per_second", "images/s")
+        if task == "infer":
+            print_table(name, results, "median_ms", "ms an image", False)
+            print_table(name, results, "p99_ms", "ms, 99th percentile", False)
+        else:
+            print_table(name, results, "peak_mb", "MB, peak", False)
+        if network == "cnn" and task == "train":
+            rate = results["flaxmnist"]["images_per_second"]["median"]
+            gflops = rate * CNN_FLOP * 1e-9
+            print(f"  {gflops:.0f} GFLOP/s, {gflops / ceiling:.0%} of a product's")
+        yield name, results
+
+
+def measure_epochs(data, warm_cache, rounds, threads):
+    """Measures and prints an epoch, imports and all; yields name and results."""
+    libraries = installed(EPOCH_LIBRARIES)
+    # Fills the cache of those that have one.
+    take_turns(("flaxmnist", "flax:loop"), EPOCH, data, 1, threads, warm_cache)
+    for kind, cache in (("cold", None), ("warm", warm_cache)):
+        name = f"epoch from process start, {kind}"
+        results = take_turns(libraries, EPOCH, data, rounds, threads, cache)
+        print_table(name, results, "process_seconds", "s", False)
+        print_table(name, results, "accuracy", "test accuracy")
+        yield name, results
 
 
 def main():
@@ -166,86 +211,22 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmark"))
-    parser.add_argument("--only", nargs="*", help="such as 'train cnn 100'")
+    parser.add_argument("--only", nargs="*", help="such as 'train cnn 100', or epoch")
     args = parser.parse_args()
-    libraries = [
-        library
-        for library, package in LIBRARIES.items()
-        if importlib.util.find_spec(package)
-    ]
-    measured = {"hardware and versions": versions() | {"threads": args.threads}}
+    turns = {"rounds": args.rounds, "threads": args.threads}
+    measured = {"hardware and versions": machine() | {"threads": args.threads}}
     print(measured["hardware and versions"])
     with tempfile.TemporaryDirectory() as folder:
-        data, cache = Path(folder, "data.npz"), str(Path(folder, "cache"))
-        mnist = flaxmnist.load("mnist")
-        arrays = {
-            f"{split}_{part}": getattr(mnist.split(split), part)
-            for split in ("train", "test")
-            for part in ("images", "labels")
-        }
-        np.savez(data, **arrays)
-        ceiling = take_turns(
-            [name for name in ("jax", "torch") if importlib.util.find_spec(name)],
-            args.rounds,
-            lambda library: work("ceiling", library, "-", 0, data, args.threads),
-        )
-        best = max(found["gflops"]["median"] for found in ceiling.values())
-        measured["ceiling"] = ceiling
-        print(f"matrix product: {best:.0f} GFLOP/s")
-        for task, network, batch_size in TASKS:
-            name = f"{task} {network} {batch_size}"
-            if args.only and name not in args.only:
-                continue
-            results = measured[name] = take_turns(
-                libraries,
-                args.rounds,
-                lambda library, what=(task, network, batch_size): work(
-                    what[0], library, *what[1:], data, args.threads
-                ),
-            )
-            print_table(name, results, "images_per_second", "images/s")
-            if task == "infer":
-                print_table(name, results, "median_ms", "ms an image", False)
-                print_table(name, results, "p99_ms", "ms, 99th percentile", False)
-            else:
-                print_table(name, results, "peak_mb", "MB, peak", False)
-            if network == "cnn" and task == "train":
-                rate = results["flaxmnist"]["images_per_second"]["median"]
-                gflops = rate * CNN_FLOP * 1e-9
-                print(f"  {gflops:.0f} GFLOP/s, {gflops / best:.0%} of a product's")
-        task, network, batch_size = EPOCH
+        data = Path(folder, "data.npz")
+        save_data(data)
+        products = {"jax": "jax", "torch": "torch"}
+        ceilings = take_turns(installed(products), CEILING, data, **turns)
+        ceiling = max(found["gflops"]["median"] for found in ceilings.values())
+        measured["ceiling"] = ceilings
+        print(f"matrix product: {ceiling:.0f} GFLOP/s")
+        measured |= measure_tasks(args.only, data, ceiling, **turns)
         if not args.only or "epoch" in args.only:
-            chosen = [name for name in libraries if name != "flax:scan"]
-            if "torch:eager" in chosen:
-                chosen.insert(chosen.index("torch:eager") + 1, "torch:dataloader")
-            for warm in (False, True):
-                name = f"epoch from process start, {'warm' if warm else 'cold'}"
-                if warm:  # Fills the cache.
-                    for library in ("flaxmnist", "flax:loop"):
-                        work(
-                            task,
-                            library,
-                            network,
-                            batch_size,
-                            data,
-                            args.threads,
-                            cache,
-                        )
-                results = measured[name] = take_turns(
-                    chosen,
-                    args.rounds,
-                    lambda library, warm=warm: work(
-                        task,
-                        library,
-                        network,
-                        batch_size,
-                        data,
-                        args.threads,
-                        cache if warm else None,
-                    ),
-                )
-                print_table(name, results, "process_seconds", "s", False)
-                print_table(name, results, "accuracy", "test accuracy")
+            measured |= measure_epochs(data, str(Path(folder, "cache")), **turns)
     args.output.with_suffix(".json").write_text(json.dumps(measured, indent=2) + "\n")
     if any(name.startswith("train") for name in measured):
         draw(measured, args.output.with_suffix(".png"))

@@ -19,7 +19,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, kind_of
+from flaxmnist.sharding import named_leaves
 
 _ARRAYS, _RECORD = "arrays", "record"
 
@@ -36,22 +37,19 @@ def is_better(one: dict[str, float], other: dict[str, float] | None) -> bool:
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     """Yields each array of a tree, or its shape and dtype, under its name."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in named_leaves(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = (
                 jax.random.key_data(leaf)
                 if isinstance(leaf, jax.Array)
                 else jax.eval_shape(jax.random.key_data, leaf)
             )
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+        yield name, leaf
 
 
 def _kinds(tree: Any) -> dict[str, str]:
     """Returns ``{"state/params/Dense_0/bias": "float32 [128]", …}``."""
-    return {
-        name: f"{leaf.dtype} [{', '.join(map(str, leaf.shape))}]"
-        for name, leaf in _leaves(tree)
-    }
+    return {name: kind_of(leaf) for name, leaf in _leaves(tree)}
 
 
 def _checksums(tree: Any) -> dict[str, int]:

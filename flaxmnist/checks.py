@@ -32,6 +32,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"{hint} There are: {', '.join(known)}" if len(known) < 30 else hint
 
 
+def kind_of(array: Any) -> str:
+    """Returns dtype and shape, such as ``"float32 [100, 10]"``."""
+    return f"{array.dtype} [{', '.join(map(str, array.shape))}]"
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """What an option may hold.

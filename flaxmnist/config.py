@@ -4,7 +4,7 @@ import ast
 import importlib.util
 import json
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +105,9 @@ def make_config(**changes: Any) -> ConfigDict:
     """Returns the default configuration with `changes`, group by group.
 
     Raises:
-      UserError: a name is unknown or a value is not possible.
+      UserError: as :func:`resolve`.
     """
-    values = _defaults()
-    for name, value in changes.items():
-        if name in _GROUPS:
-            values[name] = values[name] | value if isinstance(value, Mapping) else value
-        else:
-            values[name] = value
-    return resolve(ConfigDict(values, type_safe=False))
+    return resolve(ConfigDict(changes, type_safe=False))
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -122,16 +116,17 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: a name is unknown, a value is not possible, or two exclude each other.
     """
-    given = _defaults() | config.to_dict()
+    defaults = _defaults()
+    given = defaults | config.to_dict()
     values = checks.check("", given, _KINDS | dict.fromkeys(_GROUPS, _GROUP))
-    model = _defaults()["model"] | given["model"]
+    model = defaults["model"] | given["model"]
     values["model"] = {"name": model["name"]} | models.options(**model)
     for group, kinds in (
         ("optimizer", optim.KINDS),
         ("data", _DATA_KINDS),
         ("mesh", _MESH_KINDS),
     ):
-        values[group] = checks.check(group, _defaults()[group] | given[group], kinds)
+        values[group] = checks.check(group, defaults[group] | given[group], kinds)
     if (values["num_epochs"] is None) == (values["num_steps"] is None):
         raise UserError(
             f"num_epochs={values['num_epochs']} and num_steps={values['num_steps']}: "

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Num
 
-from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.checks import UserError, did_you_mean, kind_of
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (28, 28, 1)
@@ -91,5 +91,4 @@ def _array(name: str, value: Any) -> Any:
 
 def _expect(name: str, found: Any, ok: bool, expected: str) -> None:
     if not ok:
-        shape = ", ".join(map(str, found.shape))
-        raise UserError(f"{name} is {found.dtype} [{shape}]: expected {expected}")
+        raise UserError(f"{name} is {kind_of(found)}: expected {expected}")

@@ -50,8 +50,7 @@ def show_summaries(
     """Writes the histograms and pictures of `config.summaries` for TensorBoard."""
     wanted = run.config.summaries
     if "histograms" in wanted:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for name, leaf in sharding.named_leaves(state.params):
             writer.show("train", step, histogram(name, jax.device_get(leaf)))
     if "filters" in wanted:
         writer.show("train", step, image("filters", filters(state.params)))

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from flaxmnist import winograd
 
-Padding = str | Sequence[tuple[int, int]]
 # Above so many taps a convolution is left to XLA.
 MOST_TAPS = 81
 
@@ -25,14 +24,12 @@ MOST_TAPS = 81
 def conv_by_matmul(
     images: Float[Array, "batch height width cin"],
     kernel: Float[Array, "kh kw cin cout"],
-    strides: Sequence[int] = (1, 1),
-    padding: Padding = "SAME",
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
     precision: Any = None,
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Convolves by one matrix product: patches laid side by side, times the kernel."""
     kh, kw, _, cout = kernel.shape
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(images.shape[1:3], (kh, kw), strides, padding)
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     sh, sw = strides
     height = (padded.shape[1] - kh) // sh + 1
@@ -54,7 +51,7 @@ def conv(
     lhs: Float[Array, "batch height width cin"],
     rhs: Float[Array, "kh kw cin_per_group cout"],
     window_strides: Sequence[int],
-    padding: Padding,
+    padding: str | Sequence[tuple[int, int]],
     **kwargs: Any,
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Takes the place of `lax.conv_general_dilated` where a loop is differentiated.

@@ -80,7 +80,7 @@ def begin(run: Run) -> Training:
     if run.config.init_from is not None:
         state = _warm_start(run, state)
     best = {"validation": None, "step": None, "waited": 0}
-    return Training(0, state, sharding.zeros(Metrics.empty, run.everywhere), best)
+    return Training(0, state, run.no_metrics(), best)
 
 
 def _warm_start(run: Run, state: TrainState) -> TrainState:

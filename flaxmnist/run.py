@@ -13,6 +13,7 @@ from flaxmnist import config as configs
 from flaxmnist import data, models, optim, sharding
 from flaxmnist.checks import MAX_STEPS, UserError, to_steps
 from flaxmnist.data.batches import FEEDS, Feed
+from flaxmnist.metrics import Metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Run:
     def put(self, number: int) -> jax.Array:
         """Returns a number as every device's int32."""
         return sharding.put(np.int32(number), self.everywhere)
+
+    def no_metrics(self) -> Metrics:
+        """Returns the metrics of no example, on every device."""
+        return sharding.zeros(Metrics.empty, self.everywhere)
 
     def due(self, event: str, step: int) -> bool:
         """Returns whether `event`, one of `every`, falls on `step`."""

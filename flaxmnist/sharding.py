@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, kind_of
 
 
 def make_mesh(data: int = -1, devices: Sequence[int] | None = None) -> Mesh:
@@ -83,19 +83,21 @@ def put_tree(tree: Any, sharding: NamedSharding) -> Any:
 
 def zeros(make: Callable[[], Any], sharding: NamedSharding) -> Any:
     """Places zeros of the shapes and dtypes of the tree that `make` would return."""
-    return put_tree(
-        jax.tree.map(
-            lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract(make, None)
-        ),
-        sharding,
+    return jax.tree.map(
+        lambda leaf: put(np.zeros(leaf.shape, leaf.dtype), sharding),
+        jax.eval_shape(make),
     )
+
+
+def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the leaves of a tree under names such as ``"params/Dense_0/bias"``."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
 def placement(tree: Any) -> Iterator[str]:
     """Yields a line for each array of a tree: name, dtype, shape, sharding, devices."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        shape = ", ".join(map(str, leaf.shape))
+    for name, leaf in named_leaves(tree):
         spec = ", ".join(map(str, leaf.sharding.spec)) or "replicated"
         ids = ", ".join(str(device.id) for device in leaf.sharding.mesh.devices.flat)
-        yield f"{name}: {leaf.dtype} [{shape}], {spec}, on {ids}"
+        yield f"{name}: {kind_of(leaf)}, {spec}, on {ids}"

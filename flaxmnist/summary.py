@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import platform
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -14,25 +15,27 @@ from flaxmnist.run import Run
 from flaxmnist.state import TrainState
 from flaxmnist.writers import Console
 
+_PACKAGES = (
+    "flaxmnist",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+)
+
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    packages = (
-        "flaxmnist",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "numpy",
-    )
-    versions = {"python": platform.python_version()}
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Returns the versions of Python and of the packages."""
+    found = {"python": platform.python_version()}
     for package in packages:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+            found[package] = "not installed"
+    return found
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -47,15 +50,17 @@ def describe(run: Run) -> dict[str, Any]:
             "fingerprint": dataset.fingerprint,
         },
         "total_steps": run.total_steps,
-        "versions": _versions(),
+        "versions": versions(_PACKAGES),
     }
 
 
-def evaluate_splits(run: Run, state: TrainState) -> dict[str, dict[str, Any]]:
-    """Returns loss, accuracy and count of each split."""
+def evaluate_splits(
+    run: Run, state: TrainState, splits: Iterable[str] = SPLITS
+) -> dict[str, dict[str, Any]]:
+    """Returns loss, accuracy and count of each of the splits."""
     return {
-        split: evaluate(state, feed, run.everywhere).compute()
-        for split, feed in run.eval_feeds.items()
+        split: evaluate(state, run.eval_feeds[split], run.everywhere).compute()
+        for split in splits
     }
 
 

@@ -13,13 +13,11 @@ from flaxmnist import sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints, DamagedError, is_better
 from flaxmnist.checks import UserError
-from flaxmnist.evaluate import evaluate
-from flaxmnist.metrics import Metrics
 from flaxmnist.observe import show_summaries, show_tensors, watched_norms
 from flaxmnist.restore import Training, begin, resume, with_parameters
 from flaxmnist.run import Run, build
 from flaxmnist.steps import all_finite, eval_steps, train_steps
-from flaxmnist.summary import describe, print_table, summarize
+from flaxmnist.summary import describe, evaluate_splits, print_table, summarize
 from flaxmnist.writers import Clock, Console, MetricsWriter, eval_name, write_text
 
 # How long a dispatch should take: the bar moves and signals are heard between two.
@@ -126,13 +124,9 @@ def _compile(run: Run, at: Training) -> None:
         watched_norms(run, at.state, at.step)
     for feed in run.eval_feeds.values():
         batches, _ = next(feed.spans(0, 1))
-        eval_steps(at.state, _no_metrics(run), batches, zero, zero)
+        eval_steps(at.state, run.no_metrics(), batches, zero, zero)
     all_finite(at.state)
     run.schedule(zero)
-
-
-def _no_metrics(run: Run) -> Metrics:
-    return sharding.zeros(Metrics.empty, run.everywhere)
 
 
 def _log_placement(run: Run, at: Training, console: Console) -> None:
@@ -183,7 +177,7 @@ def _train(
                     record |= watched_norms(run, at.state, at.step)
                 console.report(record, run.total_steps)
                 writer.write(record)
-                at.window = _no_metrics(run)
+                at.window = run.no_metrics()
                 logged_step, logged_seconds = at.step, clock.seconds["train"]
             validation = None
             if run.due("eval", at.step):
@@ -223,10 +217,7 @@ def _evaluate(
     run: Run, at: Training, console: Console, writer: MetricsWriter
 ) -> dict[str, Any]:
     """Reports `config.eval_splits` and returns the figures of validation."""
-    figures = {
-        split: evaluate(at.state, run.eval_feeds[split], run.everywhere).compute()
-        for split in run.config.eval_splits
-    }
+    figures = evaluate_splits(run, at.state, run.config.eval_splits)
     for split, found in figures.items():
         record = _record(run, at.step, eval_name(split), found)
         console.report(record, run.total_steps)

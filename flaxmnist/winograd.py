@@ -125,7 +125,11 @@ def conv(
 def _forward(images: Array, kernel: Array, padding: Any, precision: Any) -> Any:
     r, _, cin, cout = kernel.shape
     outputs, kernels, inputs = _matrices(r)
-    n, size = len(inputs), _output_size(images, r, padding)
+    n = len(inputs)
+    size = [
+        side + low + high - r + 1
+        for side, (low, high) in zip(images.shape[1:3], padding, strict=True)
+    ]
     tiled = [-(-side // TILE) * TILE for side in size]
     low = [before for before, _ in padding]
     padded = _pad_to_tiles(images, low, [side + r - 1 for side in tiled])
@@ -165,13 +169,6 @@ def _backward(padding: Any, precision: Any, residuals: Any, grads: Array) -> Any
     ).reshape(n, n, cin, cout)
     kernels = kernels.astype(kernel.dtype)
     return images_grad, jnp.einsum("ai,bj,bacd->ijcd", kernels, kernels, of_filters)
-
-
-def _output_size(images: Array, r: int, padding: Any) -> list[int]:
-    return [
-        side + low + high - r + 1
-        for side, (low, high) in zip(images.shape[1:3], padding, strict=True)
-    ]
 
 
 conv.defvjp(_forward, _backward)

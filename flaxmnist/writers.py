@@ -91,7 +91,7 @@ class MetricsWriter:
         self._file = self._stack.enter_context(path.open("a"))
         self._events = {}
         # Those of an earlier process, too, whose later steps are taken back.
-        before = (path.name for path in workdir.glob("tensorboard/*"))
+        before = (path.name for path in workdir.glob("tensorboard/*/"))
         for split in {"train", *map(eval_name, eval_splits), *before}:
             events = EventFile(workdir / "tensorboard" / split, step)
             self._events[split] = self._stack.enter_context(contextlib.closing(events))
