@@ -5,6 +5,7 @@ array. It counts as saved once Orbax has renamed its folder, so that a process k
 any moment leaves whole checkpoints only.
 """
 
+import functools
 import json
 import os
 import time
@@ -15,12 +16,16 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers
+from etils import epy
 
 from flaxmnist.checks import UserError, kind_of
 from flaxmnist.sharding import named_leaves
+
+# A run's first steps need none of it.
+with epy.lazy_imports():
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers
 
 _ARRAYS, _RECORD = "arrays", "record"
 
@@ -102,7 +107,6 @@ class Checkpoints:
         self.directory = directory.absolute()
         self._keep, self._read_only, self._warn = keep, read_only, warn
         self._put_aside(list(self._unlistable()))
-        self._manager = self._open()
 
     def _folders(self) -> list[Path]:
         return [path for path in self.directory.glob("[0-9]*") if path.name.isdigit()]
@@ -117,7 +121,8 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 yield DamagedError(self.directory, int(folder.name), error)
 
-    def _open(self) -> ocp.CheckpointManager:
+    @functools.cached_property
+    def _manager(self) -> "ocp.CheckpointManager":
         policies = checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             best_fn=_rank,
@@ -275,8 +280,8 @@ class Checkpoints:
                 continue
             if damaged:
                 self._manager.close()
+                del self._manager
                 self._put_aside(damaged)
-                self._manager = self._open()
             return step, tree, record
         if damaged:
             raise self._all_damaged(damaged[0])

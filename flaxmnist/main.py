@@ -163,7 +163,7 @@ def _load_config(spec: str | None, workdir: Path | None) -> ConfigDict:
 
 def _silence() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
-    for name in ("jax", "orbax", "tensorboardX"):
+    for name in ("jax", "orbax"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 

@@ -80,7 +80,11 @@ class SoftmaxRegression(nn.Module):
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
         pixels = scale(images).reshape(-1, 28 * 28)
-        return nn.Dense(NUM_CLASSES, kernel_init=nn.initializers.zeros)(pixels)
+        return nn.Dense(
+            NUM_CLASSES,
+            kernel_init=nn.initializers.zeros,
+            dot_general=ops.dot_general,
+        )(pixels)
 
 
 class MLP(nn.Module):
@@ -140,7 +144,7 @@ class MLP(nn.Module):
         for width in self.hidden:
             x = self._activate(nn.Dense(width, **self._inits())(x), train)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(NUM_CLASSES, **self._inits())(x)
+        return nn.Dense(NUM_CLASSES, dot_general=ops.dot_general, **self._inits())(x)
 
 
 class CNN(MLP):

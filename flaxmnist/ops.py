@@ -1,4 +1,4 @@
-"""Convolution and pooling, lowered so that training is fast on every platform.
+"""Convolution, pooling and dense layers, lowered to be trained fast everywhere.
 
 XLA's CPU backend differentiates a convolution inside a loop an order of magnitude
 slower than outside (jax-ml/jax#12868), and a training loop that stays on the device
@@ -92,6 +92,35 @@ def conv(
     if grouped or large or any(dilation != 1 for dilation in dilations):
         return xla(lhs, rhs)
     return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+
+
+def dot_general(
+    lhs: Float[Array, "batch cin"],
+    rhs: Float[Array, "cin cout"],
+    dimension_numbers: Any,
+    **kwargs: Any,
+) -> Float[Array, "batch cout"]:
+    """Takes the place of `lax.dot_general` in a dense layer of few outputs.
+
+    On CPU the kernel is turned before the product, so that its gradient is one product
+    with long rows, and not with rows of `cout`: a fourth of the time for ten.
+
+    Args:
+      lhs: inputs.
+      rhs: kernel.
+      dimension_numbers: those of a matrix product.
+      **kwargs: the other arguments of `lax.dot_general`, as `nn.Dense` gives them.
+    """
+
+    def plain(lhs, rhs):
+        return lax.dot_general(lhs, rhs, dimension_numbers, **kwargs)
+
+    def turned(lhs, rhs):
+        # Without the barrier XLA turns it back.
+        rhs = lax.optimization_barrier(rhs.T)
+        return lax.dot_general(lhs, rhs, (((1,), (1,)), ((), ())), **kwargs)
+
+    return lax.platform_dependent(lhs, rhs, cpu=turned, default=plain)
 
 
 def _squares(images: Any, window: int) -> Any:

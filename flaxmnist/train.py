@@ -84,8 +84,6 @@ def _train_and_evaluate(
     first_step = at.step
     clock.started_up()
 
-    with clock("compile"):
-        _compile(run, at)
     with MetricsWriter(workdir, at.step, run.config.eval_splits) as writer:
         _train(run, at, checkpoints, console, writer, clock)
     checkpoints.wait()
@@ -115,13 +113,16 @@ def _train_and_evaluate(
     return summary
 
 
-def _compile(run: Run, at: Training) -> None:
-    """Dispatches zero steps of each kind: that compiles, and changes nothing."""
+def _compile_training(run: Run, at: Training) -> None:
+    """Dispatches zero steps: that compiles, and changes nothing."""
+    batches, _ = next(run.feed.spans(at.step, at.step + 1))
+    at.state, at.window = train_steps(at.state, at.window, batches, run.put(0))
+
+
+def _compile_reports(run: Run, at: Training) -> None:
+    """Does so with all that follows on training steps."""
     zero = run.put(0)
-    if not at.finished(run):
-        batches, _ = next(run.feed.spans(at.step, at.step + 1))
-        at.state, at.window = train_steps(at.state, at.window, batches, zero)
-        watched_norms(run, at.state, at.step)
+    watched_norms(run, at.state, at.step)
     for feed in run.eval_feeds.values():
         batches, _ = next(feed.spans(0, 1))
         eval_steps(at.state, run.no_metrics(), batches, zero, zero)
@@ -147,12 +148,20 @@ def _train(
     clock: Clock,
 ) -> None:
     """Trains until `at` is finished."""
-    pace, logged_step, logged_seconds = 1, at.step, clock.seconds["train"]
+    started, pace = at.step, 1
+    logged_step, logged_seconds = at.step, clock.seconds["train"]
+    if not at.finished(run):
+        with clock("compile"):
+            _compile_training(run, at)
     with console.progress(at.step, run.total_steps):
         while not at.finished(run):
             first, begin = at.step, clock.seconds["train"]
             with clock("train"):
                 figures = _advance(run, at, run.next_stop(first, pace))
+            if first == started:
+                # Not sooner: a first step that fails is heard of at once.
+                with clock("compile"):
+                    _compile_reports(run, at)
             finite = math.isfinite(figures["loss"])
             if finite and any(run.due(event, at.step) for event in run.every):
                 # The loss is of before the last update; what that made may not be.

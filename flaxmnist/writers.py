@@ -1,8 +1,10 @@
 """What a run tells: to the person, to ``metrics.jsonl`` and to TensorBoard."""
 
 import contextlib
+import io
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
@@ -19,9 +22,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
-from tensorboardX import summary as tensorboard_summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 def write_text(path: Path, content: str) -> None:
@@ -40,8 +44,8 @@ def write_text(path: Path, content: str) -> None:
 class EventFile:
     """A TensorBoard event file, written at once.
 
-    tensorboardX's own `SummaryWriter` queues: what it was given would not survive the
-    process being killed.
+    TensorBoard's own writer queues: what it was given would not survive the process
+    being killed.
 
     Args:
       folder: gets a new file.
@@ -50,23 +54,27 @@ class EventFile:
 
     def __init__(self, folder: Path, step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step=step + 1, session_log=restart)
+        # TensorBoard reads the files of a folder in the order of their names.
+        maker = f"{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(
+            (folder / f"events.out.tfevents.{maker}").open("xb")
+        )
+        self._write(file_version="brain.Event:2")
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _write(self, **content: Any) -> None:
-        event = event_pb2.Event(wall_time=time.time(), **content)
-        self._writer.write_event(event)
+        event = Event(wall_time=time.time(), **content)
+        self._records.write(event.SerializeToString())
 
-    def write(self, step: int, *summaries: Any) -> None:
-        """Writes what tensorboardX's `summary` makes, and sees it to disk."""
+    def write(self, step: int, *summaries: Summary) -> None:
+        """Writes summaries, and sees them to disk."""
         for summary in summaries:
             self._write(step=step, summary=summary)
-        self._writer.flush()
+        self._records.flush()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._writer.close()
+        self._records.close()
 
 
 class MetricsWriter:
@@ -105,13 +113,13 @@ class MetricsWriter:
         self._events[record["split"]].write(
             record["step"],
             *(
-                tensorboard_summary.scalar(name, value)
+                _summary(name, simple_value=value)
                 for name, value in record.items()
                 if name not in ("step", "split")
             ),
         )
 
-    def show(self, split: str, step: int, *summaries: Any) -> None:
+    def show(self, split: str, step: int, *summaries: Summary) -> None:
         """Writes :func:`histogram`, :func:`image` and :func:`text` for TensorBoard."""
         if jax.process_index() == 0:
             self._events[split].write(step, *summaries)
@@ -131,19 +139,40 @@ def eval_name(split: str) -> str:
     return "train_eval" if split == "train" else split
 
 
-def histogram(name: str, values: np.ndarray) -> Any:
+def _summary(name: str, **value: Any) -> Summary:
+    return Summary(value=[Summary.Value(tag=name, **value)])
+
+
+def histogram(name: str, values: np.ndarray) -> Summary:
     """Returns a summary of how numbers are distributed."""
-    return tensorboard_summary.histogram(name, values, bins=64)
+    values = np.asarray(values, np.float64)
+    counts, edges = np.histogram(values, bins=64)
+    histo = HistogramProto(
+        min=edges[0],
+        max=edges[-1],
+        num=values.size,
+        sum=values.sum(),
+        sum_squares=np.square(values).sum(),
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
+    return _summary(name, histo=histo)
 
 
-def image(name: str, pixels: np.ndarray) -> Any:
+def image(name: str, pixels: np.ndarray) -> Summary:
     """Returns a summary of a picture, uint8 `[height, width]`."""
-    return tensorboard_summary.image(name, pixels, dataformats="HW")
+    height, width = pixels.shape
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, format="PNG")
+    content = Summary.Image(
+        height=height, width=width, colorspace=1, encoded_image_string=png.getvalue()
+    )
+    return _summary(name, image=content)
 
 
-def text(name: str, markdown: str) -> Any:
+def text(name: str, markdown: str) -> Summary:
     """Returns a summary of a text."""
-    return tensorboard_summary.text(name, markdown)
+    return text_pb(name, markdown)
 
 
 def _until(path: Path, step: int) -> Iterator[str]:

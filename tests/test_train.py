@@ -121,7 +121,7 @@ def test_tensorboard_shows_what_summaries_and_log_tensors_ask_for(tmp_path, caps
         ).Reload()
 
     def texts(name):
-        found = events("validation").Tensors(f"{name}/text_summary")
+        found = events("validation").Tensors(name)
         return {e.step: e.tensor_proto.string_val[0].decode() for e in found}
 
     training = events("train")
