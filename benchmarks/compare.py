@@ -23,6 +23,7 @@ import numpy as np
 import flaxmnist
 from flaxmnist.summary import versions
 
+# The package of each, and what it is measured with.
 LIBRARIES = {
     "flaxmnist": "flaxmnist",
     "flax:loop": "flax",
@@ -32,21 +33,34 @@ LIBRARIES = {
     "torch:compile": "torch",
     "keras:function": "keras",
     "keras:xla": "keras",
+    # PyTorch's own loader instead of slices of an array.
+    "torch:dataloader": "torch",
+    # A dispatch from Python for each step; virtual CPU devices.
+    "flaxmnist:loop": "flaxmnist",
+    "flaxmnist:2": "flaxmnist",
+    "flaxmnist:4": "flaxmnist",
+    "flaxmnist:8": "flaxmnist",
+    "minimal": "flax",
+    "jax": "jax",
+    "torch": "torch",
 }
-# What is measured: (task, network, batch size).
-TASKS = [
-    ("train", "softmax", 100),
-    ("train", "mlp", 100),
-    ("train", "cnn", 100),
-    ("train", "cnn", 1024),
-    ("train", "modern", 100),
-    ("infer", "cnn", 200),
-]
+ALL = tuple(LIBRARIES)[:8]
+DENSE = tuple(library for library in ALL if library != "torch:channels_last")
+# Three seconds a step of a large batch are not waited for.
+LARGE = tuple(library for library in ALL if library != "flax:scan")
+ONE_EACH = ("flaxmnist", "flax:loop", "torch:eager", "keras:function")
+BATCH_SIZES = (1, 8, 64, 512, 4096)
+# What is measured, of whom: (task, network, batch size).
+TASKS = {
+    ("train", "softmax", 100): DENSE,
+    ("train", "mlp", 100): DENSE,
+    ("train", "cnn", 100): ALL,
+    ("train", "cnn", 1024): LARGE,
+    ("train", "modern", 100): ALL,
+    ("infer", "cnn", 200): ("torch:channels_last", *ONE_EACH),
+}
 EPOCH = ("epoch", "cnn", 100)
 CEILING = ("ceiling", "-", 0)
-# PyTorch's own loader beside plain slices; a scan of convolutions is not waited for.
-EPOCH_LIBRARIES = LIBRARIES | {"torch:dataloader": "torch"}
-del EPOCH_LIBRARIES["flax:scan"]
 PACKAGES = ("jax", "flax", "optax", "torch", "tensorflow-cpu", "keras", "numpy")
 # Direct products and sums of the tutorial CNN, an image, in one step of training: each
 # layer forward and for both gradients, of the first for its kernel's alone.
@@ -90,7 +104,7 @@ def summed_up(rounds):
 def take_turns(libraries, what, data, rounds, threads, cache=None):
     """Measures `what` round after round; returns what is summed up, by library."""
     task, network, batch_size = what
-    found = {library: [] for library in libraries}
+    found = {library: [] for library in libraries if find_spec(LIBRARIES[library])}
     for _ in range(rounds):
         for library in list(found):
             figures = work(task, library, network, batch_size, data, threads, cache)
@@ -166,19 +180,14 @@ def save_data(path):
     np.savez(path, **arrays)
 
 
-def installed(libraries):
-    """Returns those, of name → package, whose package is there."""
-    return [name for name, package in libraries.items() if find_spec(package)]
-
-
 def measure_tasks(chosen, data, ceiling, **turns):
     """Measures and prints the tasks that are `chosen`; yields name and results."""
-    for what in TASKS:
+    for what, libraries in TASKS.items():
         task, network, _ = what
         name = " ".join(map(str, what))
         if chosen and name not in chosen:
             continue
-        results = take_turns(installed(LIBRARIES), what, data, **turns)
+        results = take_turns(libraries, what, data, **turns)
         print_table(name, results, "images_per_second", "images/s")
         if task == "infer":
             print_table(name, results, "median_ms", "ms an image", False)
@@ -192,16 +201,45 @@ def measure_tasks(chosen, data, ceiling, **turns):
         yield name, results
 
 
-def measure_epochs(data, warm_cache, rounds, threads):
-    """Measures and prints an epoch, imports and all; yields name and results."""
-    libraries = installed(EPOCH_LIBRARIES)
+def measure_starts(data, cache, **turns):
+    """Measures and prints an epoch from process start, and a first step."""
+    warm = turns | {"cache": cache}
+    peers = (*ONE_EACH, "torch:dataloader")
     # Fills the cache of those that have one.
-    take_turns(("flaxmnist", "flax:loop"), EPOCH, data, 1, threads, warm_cache)
-    for kind, cache in (("cold", None), ("warm", warm_cache)):
+    take_turns(("flaxmnist", "flax:loop"), EPOCH, data, **warm | {"rounds": 1})
+    for kind, how in (("cold", turns), ("warm", warm)):
         name = f"epoch from process start, {kind}"
-        results = take_turns(libraries, EPOCH, data, rounds, threads, cache)
+        results = take_turns(peers, EPOCH, data, **how)
         print_table(name, results, "process_seconds", "s", False)
+        print_table(name, results, "peak_mb", "MB, peak", False)
         print_table(name, results, "accuracy", "test accuracy")
+        yield name, results
+    name, what, both = (
+        "first step, warm",
+        ("startup", "mlp", 0),
+        ("flaxmnist", "minimal"),
+    )
+    take_turns(both, what, data, **warm | {"rounds": 1})
+    results = take_turns(both, what, data, **warm)
+    print_table(name, results, "process_seconds", "s", False)
+    yield name, results
+
+
+def measure_costs(data, **turns):
+    """Measures and prints batch sizes, virtual devices, and dispatch by dispatch."""
+    for batch_size in BATCH_SIZES:
+        what = ("train", "cnn", batch_size)
+        name = f"cost: batches of {batch_size}"
+        results = take_turns(("flaxmnist", "torch:eager"), what, data, **turns)
+        print_table(name, results, "images_per_second", "images/s")
+        yield name, results
+    devices = ("flaxmnist", "flaxmnist:2", "flaxmnist:4", "flaxmnist:8")
+    for name, what, libraries in (
+        ("cost: virtual devices", ("train", "cnn", 1024), devices),
+        ("cost: dispatch", ("train", "softmax", 1), ("flaxmnist", "flaxmnist:loop")),
+    ):
+        results = take_turns(libraries, what, data, **turns)
+        print_table(name, results, "images_per_second", "images/s")
         yield name, results
 
 
@@ -211,7 +249,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmark"))
-    parser.add_argument("--only", nargs="*", help="such as 'train cnn 100', or epoch")
+    parser.add_argument(
+        "--only", nargs="*", help="such as 'train cnn 100', starts, costs"
+    )
     args = parser.parse_args()
     turns = {"rounds": args.rounds, "threads": args.threads}
     measured = {"hardware and versions": machine() | {"threads": args.threads}}
@@ -219,14 +259,15 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data.npz")
         save_data(data)
-        products = {"jax": "jax", "torch": "torch"}
-        ceilings = take_turns(installed(products), CEILING, data, **turns)
+        ceilings = take_turns(("jax", "torch"), CEILING, data, **turns)
         ceiling = max(found["gflops"]["median"] for found in ceilings.values())
         measured["ceiling"] = ceilings
         print(f"matrix product: {ceiling:.0f} GFLOP/s")
         measured |= measure_tasks(args.only, data, ceiling, **turns)
-        if not args.only or "epoch" in args.only:
-            measured |= measure_epochs(data, str(Path(folder, "cache")), **turns)
+        if not args.only or "starts" in args.only:
+            measured |= measure_starts(data, str(Path(folder, "cache")), **turns)
+        if not args.only or "costs" in args.only:
+            measured |= measure_costs(data, **turns)
     args.output.with_suffix(".json").write_text(json.dumps(measured, indent=2) + "\n")
     if any(name.startswith("train") for name in measured):
         draw(measured, args.output.with_suffix(".png"))

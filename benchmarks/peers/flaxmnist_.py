@@ -1,4 +1,7 @@
-"""flaxmnist: `train_steps` over a `DeviceFeed`."""
+"""flaxmnist: `train_steps` over a `DeviceFeed`.
+
+Variant "loop" dispatches each step from Python; a number is of virtual CPU devices.
+"""
 
 import jax
 import numpy as np
@@ -27,6 +30,8 @@ class Peer:
     """See :mod:`benchmarks.peers`."""
 
     def __init__(self, network, batch_size, images, labels, test, variant):
+        if variant.isdigit():
+            jax.config.update("jax_num_cpu_devices", int(variant))
         self.mesh = sharding.make_mesh()
         self.everywhere = sharding.replicated(self.mesh)
         self.feed = DeviceFeed(Split(images, labels), batch_size, self.mesh, seed=0)
@@ -36,16 +41,18 @@ class Peer:
         self.state = flaxmnist.create_state(
             models.build(**OPTIONS[network]), tx, 0, self.everywhere
         )
-        self.step = 0
+        self.step, self.loop = 0, variant == "loop"
 
     def train(self, steps):
         """Makes `steps` updates."""
         metrics = sharding.zeros(flaxmnist.Metrics.empty, self.everywhere)
         for batches, count in self.feed.spans(self.step, self.step + steps):
+            calls, count = (count, 1) if self.loop else (1, count)
             number = sharding.put(np.int32(count), self.everywhere)
-            self.state, metrics = flaxmnist.train_steps(
-                self.state, metrics, batches, number
-            )
+            for _ in range(calls):
+                self.state, metrics = flaxmnist.train_steps(
+                    self.state, metrics, batches, number
+                )
         self.step += steps
         jax.block_until_ready(metrics)
 
