@@ -8,6 +8,7 @@ left out. Writes OUTPUT.json and OUTPUT.png.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -35,7 +36,8 @@ LIBRARIES = {
     "keras:xla": "keras",
     # PyTorch's own loader instead of slices of an array.
     "torch:dataloader": "torch",
-    # A dispatch from Python for each step; virtual CPU devices.
+    # Nothing compiled before; a dispatch from Python for each step; virtual devices.
+    "flaxmnist:cold": "flaxmnist",
     "flaxmnist:loop": "flaxmnist",
     "flaxmnist:2": "flaxmnist",
     "flaxmnist:4": "flaxmnist",
@@ -49,6 +51,7 @@ DENSE = tuple(library for library in ALL if library != "torch:channels_last")
 # Three seconds a step of a large batch are not waited for.
 LARGE = tuple(library for library in ALL if library != "flax:scan")
 ONE_EACH = ("flaxmnist", "flax:loop", "torch:eager", "keras:function")
+EPOCH_LIBRARIES = ("flaxmnist", "torch:eager", "torch:dataloader", "keras:function")
 BATCH_SIZES = (1, 8, 64, 512, 4096)
 # What is measured, of whom: (task, network, batch size).
 TASKS = {
@@ -69,13 +72,15 @@ CNN_FLOP = 2 * (
 )
 
 
-def work(task, library, network, batch_size, data, threads, cache):
+def work(task, library, network, batch_size, data, threads):
     """Runs a worker; returns its figures and the whole process's seconds."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    if cache is not None:
-        environment["JAX_COMPILATION_CACHE_DIR"] = cache
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # What would otherwise be in the user's cache folder, and from another day.
+    if library == "flaxmnist:cold":
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    else:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(data.with_name("programs"))
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     command = [sys.executable, "-m", "benchmarks.worker", task, library, network]
     command += [str(batch_size), str(data), "--threads", str(threads)]
     begin = time.perf_counter()
@@ -101,13 +106,13 @@ def summed_up(rounds):
     }
 
 
-def take_turns(libraries, what, data, rounds, threads, cache=None):
+def take_turns(libraries, what, data, rounds, threads):
     """Measures `what` round after round; returns what is summed up, by library."""
     task, network, batch_size = what
     found = {library: [] for library in libraries if find_spec(LIBRARIES[library])}
     for _ in range(rounds):
         for library in list(found):
-            figures = work(task, library, network, batch_size, data, threads, cache)
+            figures = work(task, library, network, batch_size, data, threads)
             if figures is None:
                 del found[library]
             else:
@@ -137,9 +142,13 @@ def draw(measured, path):
         name: found for name, found in measured.items() if name.startswith("train")
     }
     figure, axes = plt.subplots(
-        1, len(chosen), figsize=(2.3 * len(chosen), 3), layout="constrained"
+        1,
+        len(chosen),
+        figsize=(2.3 * len(chosen), 3),
+        layout="constrained",
+        squeeze=False,
     )
-    for axis, (name, results) in zip(axes, chosen.items(), strict=True):
+    for axis, (name, results) in zip(axes[0], chosen.items(), strict=True):
         figures = {
             library: found["images_per_second"] for library, found in results.items()
         }
@@ -156,7 +165,7 @@ def draw(measured, path):
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-        if axis is not axes[0]:
+        if axis is not axes[0, 0]:
             axis.set_yticklabels([])
     figure.supxlabel("training, images/s: median, least and most of the rounds", size=8)
     figure.savefig(path, dpi=150)
@@ -201,26 +210,23 @@ def measure_tasks(chosen, data, ceiling, **turns):
         yield name, results
 
 
-def measure_starts(data, cache, **turns):
+def measure_starts(data, **turns):
     """Measures and prints an epoch from process start, and a first step."""
-    warm = turns | {"cache": cache}
-    peers = (*ONE_EACH, "torch:dataloader")
-    # Fills the cache of those that have one.
-    take_turns(("flaxmnist", "flax:loop"), EPOCH, data, **warm | {"rounds": 1})
-    for kind, how in (("cold", turns), ("warm", warm)):
-        name = f"epoch from process start, {kind}"
-        results = take_turns(peers, EPOCH, data, **how)
-        print_table(name, results, "process_seconds", "s", False)
-        print_table(name, results, "peak_mb", "MB, peak", False)
-        print_table(name, results, "accuracy", "test accuracy")
-        yield name, results
-    name, what, both = (
-        "first step, warm",
+    once = turns | {"rounds": 1}
+    name, libraries = "epoch from process start", ("flaxmnist:cold", *EPOCH_LIBRARIES)
+    take_turns(("flaxmnist",), EPOCH, data, **once)  # Compiles.
+    results = take_turns(libraries, EPOCH, data, **turns)
+    print_table(name, results, "process_seconds", "s", False)
+    print_table(name, results, "peak_mb", "MB, peak", False)
+    print_table(name, results, "accuracy", "test accuracy")
+    yield name, results
+    name, what, libraries = (
+        "first step",
         ("startup", "mlp", 0),
         ("flaxmnist", "minimal"),
     )
-    take_turns(both, what, data, **warm | {"rounds": 1})
-    results = take_turns(both, what, data, **warm)
+    take_turns(libraries, what, data, **once)
+    results = take_turns(libraries, what, data, **turns)
     print_table(name, results, "process_seconds", "s", False)
     yield name, results
 
@@ -263,12 +269,16 @@ def main():
         ceiling = max(found["gflops"]["median"] for found in ceilings.values())
         measured["ceiling"] = ceilings
         print(f"matrix product: {ceiling:.0f} GFLOP/s")
-        measured |= measure_tasks(args.only, data, ceiling, **turns)
+        parts = [measure_tasks(args.only, data, ceiling, **turns)]
         if not args.only or "starts" in args.only:
-            measured |= measure_starts(data, str(Path(folder, "cache")), **turns)
+            parts.append(measure_starts(data, **turns))
         if not args.only or "costs" in args.only:
-            measured |= measure_costs(data, **turns)
-    args.output.with_suffix(".json").write_text(json.dumps(measured, indent=2) + "\n")
+            parts.append(measure_costs(data, **turns))
+        for name, results in itertools.chain(*parts):
+            measured[name] = results
+            # At once: what an hour has measured is not lost.
+            text = json.dumps(measured, indent=2) + "\n"
+            args.output.with_suffix(".json").write_text(text)
     if any(name.startswith("train") for name in measured):
         draw(measured, args.output.with_suffix(".png"))
 

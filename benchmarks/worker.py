@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 TASKS = ("train", "infer", "epoch", "startup", "ceiling")
-WARM_STEPS, SECONDS = 3, 0.5
+WARM_STEPS, SECONDS = 3, 2.0
 
 
 def peak_mb():

@@ -11,6 +11,7 @@ value.
 """
 
 import functools
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 # Side of a tile of outputs. Sizes of kernels for which the points stay few and small.
 TILE = 4
 KERNELS = (3, 5)
+# About what a processor's last cache holds: of the products of a part of the batch.
+CACHE_BYTES = 16 << 20
 # With fewer channels the sums around the products cost more than they save.
 FEWEST_CHANNELS = 8
 
@@ -104,7 +108,6 @@ def _pad_to_tiles(images: Array, low: Sequence[int], size: Sequence[int]) -> Arr
     return jnp.pad(images, ((0, 0), *pads, (0, 0)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(
     images: Float[Array, "batch height width cin"],
     kernel: Float[Array, "r r cin cout"],
@@ -113,12 +116,38 @@ def conv(
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Convolves with stride 1, by Winograd's F(4 × 4, r × r) for r in `KERNELS`.
 
+    A large batch is convolved in parts.
+
     Args:
       images: channels last.
       kernel: square.
       padding: zeros before and after, for each spatial dimension; less than r.
       precision: of the matrix products.
     """
+    parts = _num_parts(images, kernel, padding)
+    if parts == 1:
+        return _conv(images, kernel, padding, precision)
+    # Every `parts`-th example: where the batch is split over devices, so is each part.
+    split = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
+    whole = lax.map(lambda part: _conv(part, kernel, padding, precision), split)
+    return whole.swapaxes(0, 1).reshape(-1, *whole.shape[2:])
+
+
+def _num_parts(images: Array, kernel: Array, padding: Any) -> int:
+    """Returns in how many equal parts a batch is best convolved."""
+    r = len(kernel)
+    tiles = len(images) * math.prod(
+        -(-(side + sum(pads) - r + 1) // TILE)
+        for side, pads in zip(images.shape[1:3], padding, strict=True)
+    )
+    size = tiles * (TILE + r - 1) ** 2 * max(kernel.shape[2:]) * images.dtype.itemsize
+    fewest = max(1, size // CACHE_BYTES)
+    parts = range(fewest, 2 * fewest)
+    return next((count for count in parts if len(images) % count == 0), 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(images: Array, kernel: Array, padding: Any, precision: Any) -> Array:
     return _forward(images, kernel, padding, precision)[0]
 
 
@@ -157,7 +186,7 @@ def _backward(padding: Any, precision: Any, residuals: Any, grads: Array) -> Any
     # With respect to the images: the kernel turned around, over the gradient.
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     around = tuple((r - 1 - low, r - 1 - high) for low, high in padding)
-    images_grad = conv(grads, turned, around, precision)
+    images_grad = _conv(grads, turned, around, precision)
     # With respect to the kernel: the products' own, transformed back.
     tiled = [TILE * count for count in tiles.shape[3:5]]
     of_products = _transform(outputs, _pad_to_tiles(grads, (0, 0), tiled))
@@ -171,4 +200,4 @@ def _backward(padding: Any, precision: Any, residuals: Any, grads: Array) -> Any
     return images_grad, jnp.einsum("ai,bj,bacd->ijcd", kernels, kernels, of_filters)
 
 
-conv.defvjp(_forward, _backward)
+_conv.defvjp(_forward, _backward)

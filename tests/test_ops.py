@@ -57,6 +57,52 @@ def test_conv_and_its_gradients_equal_lax_conv_in_float64(
         )
 
 
+def test_a_large_batch_is_convolved_in_parts_to_the_same_end(monkeypatch):
+    padding = ((2, 2), (2, 2))
+
+    def all_of(images, kernel):
+        out, pull = jax.vjp(lambda x, k: winograd.conv(x, k, padding), images, kernel)
+        return out, *pull(jnp.sin(out))
+
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        args = [jnp.asarray(rng.normal(size=s)) for s in ((12, 8, 8, 8), (5, 5, 8, 8))]
+
+        def in_parts():
+            # Traced anew each time: the limit is no argument.
+            return "scan" in str(jax.make_jaxpr(lambda *args: all_of(*args))(*args))
+
+        whole = all_of(*args)
+        assert not in_parts()
+        # Room for two and a half examples, each of 4 tiles of 8 × 8 products.
+        monkeypatch.setattr(winograd, "CACHE_BYTES", 5 * 4 * 64 * 8 * 8 // 2)
+        assert in_parts()
+        for one, other in zip(whole, all_of(*args), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+        # Eleven cannot be cut into parts of about that size.
+        assert winograd.conv(args[0][:11], args[1], padding).shape == (11, 8, 8, 8)
+
+
+def test_a_dense_layer_of_few_outputs_and_its_derivatives_are_those_of_linen():
+    rng = np.random.default_rng(0)
+    layers = [nn.Dense(10, dot_general=dot) for dot in (ops.dot_general, None)]
+    images = jnp.asarray(rng.normal(size=(7, 20)), jnp.float32)
+    params = layers[0].init(jax.random.key(0), images)
+
+    def all_of(layer):
+        def loss(params):
+            return jnp.sin(layer.apply(params, images)).sum()
+
+        along = jax.tree.map(jnp.ones_like, params)
+        hessian_along = jax.jvp(jax.grad(loss), (params,), (along,))[1]
+        return jax.value_and_grad(loss)(params), hessian_along
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
+        *map(all_of, layers),
+    )
+
+
 @pytest.mark.parametrize("r", winograd.KERNELS)
 def test_winograds_error_in_float32(r):
     rng = np.random.default_rng(0)

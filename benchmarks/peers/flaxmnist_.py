@@ -41,20 +41,20 @@ class Peer:
         self.state = flaxmnist.create_state(
             models.build(**OPTIONS[network]), tx, 0, self.everywhere
         )
+        self.metrics = sharding.zeros(flaxmnist.Metrics.empty, self.everywhere)
         self.step, self.loop = 0, variant == "loop"
 
     def train(self, steps):
         """Makes `steps` updates."""
-        metrics = sharding.zeros(flaxmnist.Metrics.empty, self.everywhere)
         for batches, count in self.feed.spans(self.step, self.step + steps):
             calls, count = (count, 1) if self.loop else (1, count)
             number = sharding.put(np.int32(count), self.everywhere)
             for _ in range(calls):
-                self.state, metrics = flaxmnist.train_steps(
-                    self.state, metrics, batches, number
+                self.state, self.metrics = flaxmnist.train_steps(
+                    self.state, self.metrics, batches, number
                 )
         self.step += steps
-        jax.block_until_ready(metrics)
+        jax.block_until_ready(self.metrics)
 
     def evaluate(self):
         """Returns the accuracy on the test images."""
