@@ -49,31 +49,42 @@ def read(path: Path, rank: int) -> np.ndarray:
     Raises:
       UserError: the file is not IDX, or holds fewer or more bytes than it announces.
     """
+    opener = gzip.open if path.suffix == ".gz" else open
+    header_size = 4 + 4 * rank
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with opener(path, "rb") as file:
+            header = file.read(header_size)
+            if header[:4] != bytes((0, 0, _UBYTE, rank)) or len(header) < header_size:
+                raise UserError(
+                    f"{path} starts with {header[:4].hex() or 'nothing'}: expected "
+                    f"{bytes((0, 0, _UBYTE, rank)).hex()}, the IDX magic number of "
+                    f"{'images' if rank == 3 else 'labels'}; fetch the file again"
+                )
+            shape = struct.unpack(f">{rank}I", header[4:])
+            if rank == 3 and shape[1:] != (28, 28):
+                raise UserError(
+                    f"{path} holds images of {shape[1]}×{shape[2]}: expected 28×28"
+                )
+            size = math.prod(shape)
+            # What a header claims is not allocated before it is there.
+            content = _read_at_most(file, size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
-    magic = bytes((0, 0, _UBYTE, rank))
-    header, data = content[: 4 + 4 * rank], memoryview(content)[4 + 4 * rank :]
-    if header[:4] != magic or len(header) < 4 + 4 * rank:
-        raise UserError(
-            f"{path} starts with {header[:4].hex() or 'nothing'}: expected "
-            f"{magic.hex()}, the IDX magic number of "
-            f"{'images' if rank == 3 else 'labels'}; fetch the file again"
-        )
-    shape = struct.unpack(f">{rank}I", header[4:])
-    if rank == 3 and shape[1:] != (28, 28):
-        raise UserError(f"{path} holds images of {shape[1]}×{shape[2]}: expected 28×28")
-    size = math.prod(shape)
-    if len(data) != size:
-        found = "more" if len(data) > size else f"{len(data):,}"
+    if len(content) != size:
+        found = "more" if len(content) > size else f"{len(content):,}"
         raise UserError(
             f"{path} holds {found} bytes of data: its header announces {size:,}; "
             "fetch the file again"
         )
-    return np.frombuffer(data, np.uint8).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_at_most(file, size: int) -> bytes:
+    blocks = []
+    while size > 0 and (block := file.read(min(size, 1 << 24))):
+        blocks.append(block)
+        size -= len(block)
+    return b"".join(blocks)
 
 
 def read_all(paths: list[Path]) -> list[np.ndarray]:
