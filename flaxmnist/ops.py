@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -29,22 +30,22 @@ def conv_by_matmul(
     precision: Any = None,
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Convolves by one matrix product: patches laid side by side, times the kernel."""
-    kh, kw, _, cout = kernel.shape
+    kh, kw, cin, cout = kernel.shape
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     sh, sw = strides
     height = (padded.shape[1] - kh) // sh + 1
     width = (padded.shape[2] - kw) // sw + 1
-    patches = jnp.concatenate(
-        [
-            padded[
-                :, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw
-            ]
-            for i in range(kh)
-            for j in range(kw)
-        ],
-        axis=-1,
-    )
-    return jnp.matmul(patches, kernel.reshape(-1, cout), precision=precision)
+    pieces = [
+        padded[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    if cin == 1:  # Long rows to copy, instead of single pixels.
+        patches = jnp.stack(pieces).reshape(kh * kw, -1).T
+    else:
+        patches = jnp.concatenate(pieces, axis=-1).reshape(-1, kh * kw * cin)
+    out = jnp.matmul(patches, kernel.reshape(-1, cout), precision=precision)
+    return out.reshape(len(images), height, width, cout)
 
 
 def conv(
@@ -137,10 +138,20 @@ def max_pool(
 ) -> Float[Array, "batch out_height out_width channels"]:
     """Takes the maximum of each `window` × `window` square; a remainder is dropped.
 
-    Windows that do not overlap are a reshape, whose gradient is an elementwise
-    product; that of `nn.max_pool` is a select-and-scatter, many times slower on CPU.
+    Of equal maxima the first counts, as in `nn.max_pool`. But its place is kept, in a
+    byte, and the gradient writes each element once; that of `nn.max_pool` is a
+    select-and-scatter, many times slower on CPU. A NaN is seen where a whole square is.
     """
-    return _squares(images, window).max(axis=(2, 4))
+    squares = _squares(images, window)
+    places = np.arange(window**2, dtype=np.min_scalar_type(-(window**2)))
+    known = lax.stop_gradient(squares)
+    largest = known.max(axis=(2, 4))
+    first = jnp.full(largest.shape, places[-1])
+    for place in places[-2::-1]:
+        row, column = divmod(int(place), window)
+        first = jnp.where(known[:, :, row, :, column] == largest, place, first)
+    places = places.reshape(1, 1, window, 1, window, 1)
+    return jnp.where(first[:, :, None, :, None] == places, squares, 0).sum(axis=(2, 4))
 
 
 def average_pool(
