@@ -11,6 +11,8 @@ import argparse
 import itertools
 import json
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -24,34 +26,28 @@ import numpy as np
 import flaxmnist
 from flaxmnist.summary import versions
 
-# The package of each, and what it is measured with.
-LIBRARIES = {
-    "flaxmnist": "flaxmnist",
-    "flax:loop": "flax",
-    "flax:scan": "flax",
-    "torch:eager": "torch",
-    "torch:channels_last": "torch",
-    "torch:compile": "torch",
-    "keras:function": "keras",
-    "keras:xla": "keras",
-    # PyTorch's own loader instead of slices of an array.
-    "torch:dataloader": "torch",
-    # Nothing compiled before; a dispatch from Python for each step; virtual devices.
-    "flaxmnist:cold": "flaxmnist",
-    "flaxmnist:loop": "flaxmnist",
-    "flaxmnist:2": "flaxmnist",
-    "flaxmnist:4": "flaxmnist",
-    "flaxmnist:8": "flaxmnist",
-    "minimal": "flax",
-    "jax": "jax",
-    "torch": "torch",
-}
-ALL = tuple(LIBRARIES)[:8]
-DENSE = tuple(library for library in ALL if library != "torch:channels_last")
-# Three seconds a step of a large batch are not waited for.
+# Each trains all networks; DENSE differ where a network has no images to lay out.
+DENSE = (
+    "flaxmnist",
+    "flax:loop",
+    "flax:scan",
+    "torch:eager",
+    "torch:compile",
+    "keras:function",
+    "keras:xla",
+)
+ALL = (*DENSE, "torch:channels_last")
+# A scan of plain flax takes ten seconds a step of a large batch.
 LARGE = tuple(library for library in ALL if library != "flax:scan")
 ONE_EACH = ("flaxmnist", "flax:loop", "torch:eager", "keras:function")
-EPOCH_LIBRARIES = ("flaxmnist", "torch:eager", "torch:dataloader", "keras:function")
+# An epoch: also with nothing compiled before, and by PyTorch's own loader of batches.
+EPOCH_LIBRARIES = (
+    "flaxmnist",
+    "flaxmnist:cold",
+    "torch:eager",
+    "torch:dataloader",
+    "keras:function",
+)
 BATCH_SIZES = (1, 8, 64, 512, 4096)
 # What is measured, of whom: (task, network, batch size).
 TASKS = {
@@ -64,6 +60,8 @@ TASKS = {
 }
 EPOCH = ("epoch", "cnn", 100)
 CEILING = ("ceiling", "-", 0)
+# Of a library that was not measured, in the picture.
+NONE = {"images_per_second": {"median": 0, "min": 0, "max": 0}}
 PACKAGES = ("jax", "flax", "optax", "torch", "tensorflow-cpu", "keras", "numpy")
 # Direct products and sums of the tutorial CNN, an image, in one step of training: each
 # layer forward and for both gradients, of the first for its kernel's alone.
@@ -109,7 +107,7 @@ def summed_up(rounds):
 def take_turns(libraries, what, data, rounds, threads):
     """Measures `what` round after round; returns what is summed up, by library."""
     task, network, batch_size = what
-    found = {library: [] for library in libraries if find_spec(LIBRARIES[library])}
+    found = {name: [] for name in libraries if find_spec(name.partition(":")[0])}
     for _ in range(rounds):
         for library in list(found):
             figures = work(task, library, network, batch_size, data, threads)
@@ -127,8 +125,13 @@ def print_table(title, results, figure, unit, more_is_better=True):
     for library, figures in results.items():
         found = figures[figure]
         ratio = ours / found["median"] if more_is_better else found["median"] / ours
-        spread = f"{found['min']:,.4g} … {found['max']:,.4g}"
-        print(f"  {library:<22}{found['median']:>12,.4g}  ({spread})  {ratio:6.2f}×")
+        median, least, most = (shown(found[key]) for key in ("median", "min", "max"))
+        print(f"  {library:<20}{median:>12}  ({least} … {most})  {ratio:6.2f}×")
+
+
+def shown(value):
+    """Returns a figure in four digits or more, and no exponent."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def draw(measured, path):
@@ -149,16 +152,14 @@ def draw(measured, path):
         squeeze=False,
     )
     for axis, (name, results) in zip(axes[0], chosen.items(), strict=True):
-        figures = {
-            library: found["images_per_second"] for library, found in results.items()
-        }
-        medians = [found["median"] for found in figures.values()]
+        found = [results.get(library, NONE)["images_per_second"] for library in ALL]
+        medians = [figures["median"] for figures in found]
         spread = [
-            [found["median"] - found["min"] for found in figures.values()],
-            [found["max"] - found["median"] for found in figures.values()],
+            [figures["median"] - figures["min"] for figures in found],
+            [figures["max"] - figures["median"] for figures in found],
         ]
-        colors = ["C0" if library == "flaxmnist" else "0.75" for library in figures]
-        axis.barh(list(figures), medians, xerr=spread, color=colors)
+        colors = ["C0" if library == "flaxmnist" else "0.75" for library in ALL]
+        axis.barh(ALL, medians, xerr=spread, color=colors)
         axis.invert_yaxis()
         _, network, batch_size = name.split()
         axis.set_title(f"{network}, batch {batch_size}", size=9)
@@ -173,9 +174,11 @@ def draw(measured, path):
 
 def machine():
     """Returns hardware and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return versions(PACKAGES) | {"cpu": models[0], "date": time.ctime()}
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        found = re.search(r"model name\s*: (.*)", info.read_text())
+        cpu = found[1] if found else cpu
+    return versions(PACKAGES) | {"cpu": cpu, "date": time.ctime()}
 
 
 def save_data(path):
@@ -213,18 +216,15 @@ def measure_tasks(chosen, data, ceiling, **turns):
 def measure_starts(data, **turns):
     """Measures and prints an epoch from process start, and a first step."""
     once = turns | {"rounds": 1}
-    name, libraries = "epoch from process start", ("flaxmnist:cold", *EPOCH_LIBRARIES)
+    name = "epoch from process start"
     take_turns(("flaxmnist",), EPOCH, data, **once)  # Compiles.
-    results = take_turns(libraries, EPOCH, data, **turns)
+    results = take_turns(EPOCH_LIBRARIES, EPOCH, data, **turns)
     print_table(name, results, "process_seconds", "s", False)
     print_table(name, results, "peak_mb", "MB, peak", False)
     print_table(name, results, "accuracy", "test accuracy")
     yield name, results
-    name, what, libraries = (
-        "first step",
-        ("startup", "mlp", 0),
-        ("flaxmnist", "minimal"),
-    )
+    name, libraries = "first step", ("flaxmnist", "flax:minimal")
+    what = ("startup", "mlp", 0)
     take_turns(libraries, what, data, **once)
     results = take_turns(libraries, what, data, **turns)
     print_table(name, results, "process_seconds", "s", False)

@@ -90,9 +90,9 @@ def measure_ceiling(library):
 def first_step(library, folder):
     """Ends the process once a training step is done, begun by the command line.
 
-    "minimal" is what any program of JAX, flax and optax takes to do anything at all.
+    Of flax itself: what any program of JAX, flax and optax takes to do anything at all.
     """
-    if library == "minimal":
+    if library == "flax":
         import flax.linen  # noqa: F401
         import jax
         import optax  # noqa: F401

@@ -13,7 +13,7 @@ value.
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -83,6 +83,19 @@ def _combine(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
     return jnp.stack([functools.reduce(operator.add, terms) for terms in sums])
 
 
+def _output_size(images: Array, r: int, padding: Any) -> list[int]:
+    """Returns height and width of what an r × r kernel makes of the images."""
+    return [
+        side + low + high - r + 1
+        for side, (low, high) in zip(images.shape[1:3], padding, strict=True)
+    ]
+
+
+def _num_tiles(size: Iterable[int]) -> list[int]:
+    """Returns how many tiles cover each side."""
+    return [-(-side // TILE) for side in size]
+
+
 def _transform(matrix: np.ndarray, images: Array) -> Array:
     """Transforms the tiles of images, whose corners are `TILE` apart, on both axes.
 
@@ -90,7 +103,7 @@ def _transform(matrix: np.ndarray, images: Array) -> Array:
       `[n, n, batch, rows, columns, channels]`, by column and row within the tile.
     """
     _, size = matrix.shape
-    rows, columns = (-(-(side - size + 1) // TILE) for side in images.shape[1:3])
+    rows, columns = _num_tiles(side - size + 1 for side in images.shape[1:3])
     down = _combine(
         matrix, [images[:, i : i + rows * TILE : TILE] for i in range(size)]
     )
@@ -136,10 +149,7 @@ def conv(
 def _num_parts(images: Array, kernel: Array, padding: Any) -> int:
     """Returns in how many equal parts a batch is best convolved."""
     r = len(kernel)
-    tiles = len(images) * math.prod(
-        -(-(side + sum(pads) - r + 1) // TILE)
-        for side, pads in zip(images.shape[1:3], padding, strict=True)
-    )
+    tiles = len(images) * math.prod(_num_tiles(_output_size(images, r, padding)))
     size = tiles * (TILE + r - 1) ** 2 * max(kernel.shape[2:]) * images.dtype.itemsize
     fewest = max(1, size // CACHE_BYTES)
     parts = range(fewest, 2 * fewest)
@@ -155,11 +165,8 @@ def _forward(images: Array, kernel: Array, padding: Any, precision: Any) -> Any:
     r, _, cin, cout = kernel.shape
     outputs, kernels, inputs = _matrices(r)
     n = len(inputs)
-    size = [
-        side + low + high - r + 1
-        for side, (low, high) in zip(images.shape[1:3], padding, strict=True)
-    ]
-    tiled = [-(-side // TILE) * TILE for side in size]
+    size = _output_size(images, r, padding)
+    tiled = [TILE * count for count in _num_tiles(size)]
     low = [before for before, _ in padding]
     padded = _pad_to_tiles(images, low, [side + r - 1 for side in tiled])
 
