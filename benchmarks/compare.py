@@ -4,7 +4,7 @@ pip install -e '.[benchmarks]' && python -m benchmarks.compare --output docs/ben
 
 Every figure comes from a process of its own, and the libraries take turns, round after
 round, so that a machine that drifts drifts for all. Peers that are not installed are
-left out. Writes OUTPUT.json and OUTPUT.png.
+left out. Writes OUTPUT.json and OUTPUT.png; what `--only` leaves out stays as it was.
 """
 
 import argparse
@@ -178,7 +178,7 @@ def machine():
     if (info := Path("/proc/cpuinfo")).exists():
         found = re.search(r"model name\s*: (.*)", info.read_text())
         cpu = found[1] if found else cpu
-    return versions(PACKAGES) | {"cpu": cpu, "date": time.ctime()}
+    return versions(PACKAGES) | {"cpu": cpu}
 
 
 def save_data(path):
@@ -260,8 +260,13 @@ def main():
     )
     args = parser.parse_args()
     turns = {"rounds": args.rounds, "threads": args.threads}
+    path = args.output.with_suffix(".json")
     measured = {"hardware and versions": machine() | {"threads": args.threads}}
     print(measured["hardware and versions"])
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if before.get("hardware and versions") == measured["hardware and versions"]:
+        measured = before  # Parts may be measured one by one.
+    dates = measured.setdefault("dates", {})
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data.npz")
         save_data(data)
@@ -275,10 +280,9 @@ def main():
         if not args.only or "costs" in args.only:
             parts.append(measure_costs(data, **turns))
         for name, results in itertools.chain(*parts):
-            measured[name] = results
+            measured[name], dates[name] = results, time.strftime("%Y-%m-%d")
             # At once: what an hour has measured is not lost.
-            text = json.dumps(measured, indent=2) + "\n"
-            args.output.with_suffix(".json").write_text(text)
+            path.write_text(json.dumps(measured, indent=2) + "\n")
     if any(name.startswith("train") for name in measured):
         draw(measured, args.output.with_suffix(".png"))
 
