@@ -134,4 +134,4 @@ class Peer:
 
     def predict(self, image):
         """Returns the class of an image."""
-        return int(predict(self.state, image[None])[0])
+        return predict(self.state, image[None]).item()

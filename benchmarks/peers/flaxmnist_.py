@@ -62,4 +62,4 @@ class Peer:
 
     def predict(self, image):
         """Returns the class of an image."""
-        return int(flaxmnist.predict_step(self.state, image[None])["classes"][0])
+        return flaxmnist.predict_step(self.state, image[None])["classes"].item()
