@@ -1,5 +1,7 @@
 """Functional MNIST training in JAX and Flax: pure, sharded, resumable."""
 
+from typing import Any
+
 from flaxmnist.checks import UserError
 from flaxmnist.data import load
 from flaxmnist.metrics import Metrics
@@ -29,8 +31,18 @@ __all__ = [
     "eval_steps",
     "load",
     "loss_fn",
+    "predict_images",
     "predict_step",
     "train_and_evaluate",
     "train_step",
     "train_steps",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "predict_images":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Not before it is asked for: what reads pictures takes long to import.
+    from flaxmnist.predict import predict_images
+
+    return predict_images

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import runpy
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,6 +36,7 @@ _KINDS = {
     "every_n_steps": checks.duration,
     "log_device_placement": checks.boolean,
     "init_from": checks.optional(checks.folder),
+    "report": checks.boolean,
 }
 _DATA_KINDS = {
     "name": checks.text,
@@ -66,6 +68,7 @@ FREE_TO_CHANGE = (
     "log_tensors",
     "every_n_steps",
     "log_device_placement",
+    "report",
     "data.source",
     "data.dir",
     "data.placement",
@@ -93,6 +96,7 @@ def _defaults() -> dict[str, Any]:
         "every_n_steps": 100,
         "log_device_placement": False,
         "init_from": None,
+        "report": True,
         "model": {"name": "cnn"},
         "optimizer": {name: None for name in optim.KINDS}
         | {"name": "adam", "learning_rate": 1e-3, "schedule": "constant"},
@@ -248,6 +252,23 @@ def _parse(key: str, text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def flags_of(config: ConfigDict) -> list[str]:
+    """Returns flags that give this configuration: one that is shipped, and changes."""
+    wanted = _flat(config.to_dict())
+    candidates = []
+    for name, path in shipped().items():
+        variants = runpy.run_path(str(path)).get("VARIANTS", {})
+        for spec in (name, *(f"{name}:{variant}" for variant in variants)):
+            there = _flat(load(spec).to_dict())
+            changes = [
+                f"--config.{key}={value}"
+                for key, value in wanted.items()
+                if key not in there or there[key] != value
+            ]
+            candidates.append([f"--config={spec}", *changes])
+    return min(candidates, key=len)
 
 
 def to_json(config: ConfigDict) -> str:

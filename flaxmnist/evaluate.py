@@ -1,6 +1,7 @@
 """One exact pass over a split."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,22 +14,33 @@ from flaxmnist.metrics import Metrics
 from flaxmnist.state import TrainState
 from flaxmnist.steps import Batches, eval_steps, predict_step
 
+# Batches between two movements of the bar.
+DISPATCH = 50
 
-def evaluate(state: TrainState, feed: Feed, everywhere: NamedSharding) -> Metrics:
+
+def evaluate(
+    state: TrainState,
+    feed: Feed,
+    everywhere: NamedSharding,
+    advance: Callable[[int], None] = lambda batches: None,
+) -> Metrics:
     """Returns the metrics of every example of a split, each counted once.
-
-    Everything is dispatched before anything is read back.
 
     Args:
       state: whose parameters and model state are evaluated.
       feed: the split, in order and padded (`seed=None`).
       everywhere: the sharding of what every device holds.
+      advance: told of each so many batches that are done.
     """
-    metrics, first = sharding.zeros(Metrics.empty, everywhere), 0
-    for batches, count in feed.spans(0, feed.steps_per_epoch):
-        span = sharding.put_tree((np.int32(first), np.int32(count)), everywhere)
-        metrics = eval_steps(state, metrics, batches, *span)
-        first += count
+    metrics, total = sharding.zeros(Metrics.empty, everywhere), feed.steps_per_epoch
+    for begin in range(0, total, DISPATCH):
+        first = begin
+        for batches, count in feed.spans(begin, min(begin + DISPATCH, total)):
+            span = sharding.put_tree((np.int32(first), np.int32(count)), everywhere)
+            metrics = eval_steps(state, metrics, batches, *span)
+            first += count
+        jax.block_until_ready(metrics)
+        advance(first - begin)
     return jax.device_get(metrics)
 
 

@@ -36,7 +36,9 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 POOLS = {"max": ops.max_pool, "average": ops.average_pool}
 # XLA's own convolution and pooling are the fastest everywhere until differentiated.
-_XLA_POOLS = POOLS | {"max": lambda x: nn.max_pool(x, (2, 2), strides=(2, 2))}
+_XLA_POOLS = POOLS | {
+    "max": lambda x: nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+}
 
 
 def _truncated_normal(stddev: float | None) -> nn.initializers.Initializer:

@@ -9,11 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxmnist.checks import UserError, check, one_of
+from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
 from flaxmnist.evaluate import predict
 from flaxmnist.restore import open_run
 from flaxmnist.summary import print_table, summarize
-from flaxmnist.writers import Console, write_text
+from flaxmnist.writers import write_file
 
 
 def evaluate_checkpoint(
@@ -32,7 +33,7 @@ def evaluate_checkpoint(
     """
     console = console or Console()
     run, state, step, last = open_run(config, workdir, step, console)
-    summary = summarize(run, state, last, step)
+    summary = summarize(run, state, last, step, console)
     print_table(console, summary)
     return summary
 
@@ -73,7 +74,7 @@ def predict_split(
     path = Path(workdir) / f"predictions-{split}.jsonl"
     if jax.process_index() == 0:
         try:
-            write_text(path, "\n".join(lines) + "\n")
+            write_file(path, "\n".join(lines) + "\n")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror})") from None
     correct = np.sum(outputs["classes"] == outputs["labels"])

@@ -4,13 +4,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from tensorboard.plugins.text.summary_v2 import text_pb
 
 from flaxmnist import sharding
+from flaxmnist.console import Console
 from flaxmnist.evaluate import predict
 from flaxmnist.run import Run
 from flaxmnist.state import TrainState
 from flaxmnist.steps import norms, predict_step
-from flaxmnist.writers import Console, MetricsWriter, histogram, image, text
+from flaxmnist.writers import MetricsWriter, histogram, image
 
 # How many validation images `log_tensors` looks at, and how many pictures are drawn.
 WATCHED, DRAWN = 4, 64
@@ -41,7 +43,7 @@ def show_tensors(
             values = " ".join(f"{value:.4g}" for value in row)
             rows.append(f"{name}[{index}]  label {watched.labels[index]}  {values}")
             console.line(f"step {step}  {rows[-1]}")
-        writer.show("validation", step, text(name, "\n\n".join(rows)))
+        writer.show("validation", step, text_pb(name, "\n\n".join(rows)))
 
 
 def show_summaries(
@@ -66,7 +68,7 @@ def show_summaries(
             "validation",
             step,
             image("mistakes", tile(run.dataset.validation.images[rows])),
-            text("mistakes", "\n\n".join(told) or "none"),
+            text_pb("mistakes", "\n\n".join(told) or "none"),
         )
 
 

@@ -6,17 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import optax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import sharding
+from flaxmnist import models, sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
+from flaxmnist.console import Console
 from flaxmnist.metrics import Metrics
 from flaxmnist.run import Run, build
 from flaxmnist.state import TrainState, abstract_state, create_state
-from flaxmnist.writers import Console
 
 
 @dataclasses.dataclass
@@ -86,21 +88,44 @@ def begin(run: Run) -> Training:
 def _warm_start(run: Run, state: TrainState) -> TrainState:
     source = Path(run.config.init_from) / "checkpoints"
     with Checkpoints(source, read_only=True) as checkpoints:
-        return with_parameters(run, state, checkpoints, checkpoints.best_step)
+        return with_parameters(state, checkpoints, checkpoints.best_step)
 
 
 def with_parameters(
-    run: Run, state: TrainState, checkpoints: Checkpoints, step: int
+    state: TrainState, checkpoints: Checkpoints, step: int
 ) -> TrainState:
     """Returns `state` with the parameters and collections of a checkpoint.
 
     Raises:
       UserError: they are not of this model, or (`DamagedError`) damaged.
     """
-    like = abstract_state(run.model, run.tx, run.everywhere)
-    wanted = {"params": like.params, "model_state": like.model_state}
-    tree, _ = checkpoints.restore(step, {"state": wanted}, lambda record: None)
+    wanted = {"params": state.params, "model_state": state.model_state}
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf.sharding
+        ),
+        wanted,
+    )
+    tree, _ = checkpoints.restore(step, {"state": like}, lambda record: None)
     return dataclasses.replace(state, **tree["state"])
+
+
+def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
+    """Returns a run's best state on validation, or that of `step`, to predict by.
+
+    It is on the default device, without an optimizer; the data are not needed.
+
+    Raises:
+      UserError: there is no such run, or no such checkpoint.
+    """
+    workdir = Path(workdir)
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        config = workdirs.saved_config(workdir)
+        if config is None:
+            raise UserError(f"no run in {workdir}: there is no config.json")
+        state = create_state(models.build(**config.model), optax.identity())
+        chosen = checkpoints.best_step if step is None else step
+        return with_parameters(state, checkpoints, chosen)
 
 
 def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:

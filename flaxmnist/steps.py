@@ -105,7 +105,8 @@ def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch 
     """
     images = as_images(images)
     variables = {"params": state.params, **state.model_state}
-    logits = as_logits(state.model.apply(variables, images, train=False), len(images))
+    logits = state.model.apply(variables, images, train=False)
+    logits = as_logits(logits, images.shape[0])
     return {
         "classes": jnp.argmax(logits, axis=-1),
         "probabilities": jax.nn.softmax(logits),

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from flaxmnist import models
+from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
 from flaxmnist.evaluate import evaluate
 from flaxmnist.run import Run
 from flaxmnist.state import TrainState
-from flaxmnist.writers import Console
 
 _PACKAGES = (
     "flaxmnist",
@@ -55,13 +55,16 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def evaluate_splits(
-    run: Run, state: TrainState, splits: Iterable[str] = SPLITS
+    run: Run, state: TrainState, console: Console, splits: Iterable[str] = SPLITS
 ) -> dict[str, dict[str, Any]]:
     """Returns loss, accuracy and count of each of the splits."""
-    return {
-        split: evaluate(state, run.eval_feeds[split], run.everywhere).compute()
-        for split in splits
-    }
+    found = {}
+    for split in splits:
+        feed = run.eval_feeds[split]
+        with console.evaluating(split, feed.steps_per_epoch) as advance:
+            metrics = evaluate(state, feed, run.everywhere, advance)
+        found[split] = metrics.compute()
+    return found
 
 
 def print_table(console: Console, summary: dict[str, Any]) -> None:
@@ -80,7 +83,7 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
 
 
 def summarize(
-    run: Run, state: TrainState, step: int, evaluated_step: int
+    run: Run, state: TrainState, step: int, evaluated_step: int, console: Console
 ) -> dict[str, Any]:
     """Evaluates the three splits and returns all that is known of the run.
 
@@ -89,6 +92,7 @@ def summarize(
       state: the state to evaluate.
       step: the last step trained.
       evaluated_step: the step of `state`.
+      console: shows how far it is.
     """
     device = jax.devices()[0]
     return {
@@ -99,7 +103,7 @@ def summarize(
         },
         "step": step,
         "evaluated_step": evaluated_step,
-        **evaluate_splits(run, state),
+        **evaluate_splits(run, state, console),
         "devices": {
             "platform": device.platform,
             "kind": device.device_kind,

@@ -13,12 +13,14 @@ from flaxmnist import sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints, DamagedError, is_better
 from flaxmnist.checks import UserError
+from flaxmnist.console import Clock, Console
 from flaxmnist.observe import show_summaries, show_tensors, watched_norms
 from flaxmnist.restore import Training, begin, resume, with_parameters
 from flaxmnist.run import Run, build
+from flaxmnist.signals import StoppedError, listening
 from flaxmnist.steps import all_finite, eval_steps, train_steps
 from flaxmnist.summary import describe, evaluate_splits, print_table, summarize
-from flaxmnist.writers import Clock, Console, MetricsWriter, eval_name, write_text
+from flaxmnist.writers import MetricsWriter, eval_name, write_file
 
 # How long a dispatch should take: the bar moves and signals are heard between two.
 DISPATCH_SECONDS = 0.5
@@ -78,7 +80,7 @@ def _train_and_evaluate(
             print_table(console, summary)
             return summary
     if jax.process_index() == 0:
-        write_text(workdir / "config.json", configs.to_json(run.config))
+        write_file(workdir / "config.json", configs.to_json(run.config))
     if run.config.log_device_placement:
         _log_placement(run, at, console)
     first_step = at.step
@@ -91,23 +93,29 @@ def _train_and_evaluate(
     best_step, best_state = checkpoints.best_step, at.state
     if best_step != at.step:
         try:
-            best_state = with_parameters(run, at.state, checkpoints, best_step)
+            best_state = with_parameters(at.state, checkpoints, best_step)
         except DamagedError as error:
             console.warn(f"{error}\nThe last state is evaluated instead.")
             best_step = at.step
     with clock("evaluate"):
-        summary = summarize(run, best_state, at.step, best_step)
+        summary = summarize(run, best_state, at.step, best_step, console)
     summary["seconds"] = clock.table()
     trained = (at.step - first_step) * run.config.batch_size
     summary["images_per_second"] = trained / clock.seconds["train"] if trained else None
     if jax.process_index() == 0:
-        write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if run.config.report:
+        # Not before: what draws takes long to import.
+        from flaxmnist.report import write_report
+
+        write_report(run, best_state, summary, workdir)
     print_table(console, summary)
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in summary["seconds"].items())
     saved = ", ".join(map(str, checkpoints.steps))
+    report = "report.html, plots/, " if run.config.report else ""
     console.line(f"\nseconds: {seconds}")
     console.line(
-        f"{workdir}: config.json, metrics.jsonl, summary.json, tensorboard/, "
+        f"{workdir}: {report}config.json, metrics.jsonl, summary.json, tensorboard/, "
         f"checkpoints/ (steps {saved})"
     )
     return summary
@@ -153,17 +161,18 @@ def _train(
     if not at.finished(run):
         with clock("compile"):
             _compile_training(run, at)
-    with console.progress(at.step, run.total_steps):
+    with console.training(at.step, run.total_steps) as update, listening() as signals:
         while not at.finished(run):
             first, begin = at.step, clock.seconds["train"]
             with clock("train"):
-                figures = _advance(run, at, run.next_stop(first, pace))
+                figures = advance(run, at, run.next_stop(first, pace))
             if first == started:
                 # Not sooner: a first step that fails is heard of at once.
                 with clock("compile"):
                     _compile_reports(run, at)
+            stop = signals.number
             finite = math.isfinite(figures["loss"])
-            if finite and any(run.due(event, at.step) for event in run.every):
+            if finite and (stop or any(run.due(event, at.step) for event in run.every)):
                 # The loss is of before the last update; what that made may not be.
                 finite = all_finite(at.state)
             if not finite:
@@ -176,7 +185,8 @@ def _train(
                 * run.config.batch_size
                 / (clock.seconds["train"] - logged_seconds)
             )
-            console.update(record)
+            left = (run.total_steps - at.step) / (at.step - started)
+            update(record, left * (clock.seconds["train"] + clock.seconds["evaluate"]))
 
             # Whatever is written of a step is written before its checkpoint: a run
             # that resumes from it takes back only what comes after.
@@ -197,12 +207,20 @@ def _train(
             if run.due("tensors", at.step):
                 show_tensors(run, at.state, at.step, console, writer)
             improved = at.best["step"] == at.step
-            if run.due("checkpoint", at.step) or improved or at.finished(run):
+            last = stop or at.finished(run)
+            if run.due("checkpoint", at.step) or improved or last:
                 checkpoints.save(
                     at.step,
                     {"state": at.state, "window": at.window},
                     describe(run) | {"best": at.best},
                     validation,
+                )
+            if stop and not at.finished(run):
+                checkpoints.wait()
+                raise StoppedError(
+                    stop,
+                    f"stopped at step {at.step} of {run.total_steps}, which is saved; "
+                    f"--workdir {checkpoints.directory.parent} resumes from there",
                 )
     if at.step < run.total_steps:
         console.line(
@@ -211,7 +229,7 @@ def _train(
         )
 
 
-def _advance(run: Run, at: Training, stop: int) -> dict[str, Any]:
+def advance(run: Run, at: Training, stop: int) -> dict[str, Any]:
     """Trains up to `stop` and returns the figures of the window."""
     with jax.transfer_guard("disallow"):
         for batches, count in run.feed.spans(at.step, stop):
@@ -226,7 +244,7 @@ def _evaluate(
     run: Run, at: Training, console: Console, writer: MetricsWriter
 ) -> dict[str, Any]:
     """Reports `config.eval_splits` and returns the figures of validation."""
-    figures = evaluate_splits(run, at.state, run.config.eval_splits)
+    figures = evaluate_splits(run, at.state, console, run.config.eval_splits)
     for split, found in figures.items():
         record = _record(run, at.step, eval_name(split), found)
         console.report(record, run.total_steps)

@@ -28,12 +28,13 @@ def saved_config(workdir: Path) -> ConfigDict | None:
         ) from None
 
 
-def saved_summary(workdir: Path, step: int) -> dict[str, Any] | None:
-    """Returns ``summary.json`` if it is of that step."""
+def saved_summary(workdir: Path, step: int | None = None) -> dict[str, Any] | None:
+    """Returns ``summary.json`` if there is one, of that last step or of any."""
     try:
         summary = json.loads((workdir / "summary.json").read_text())
         whole = {"model", "dataset", "evaluated_step", "train", "validation", "test"}
-        return summary if summary["step"] == step and whole <= summary.keys() else None
+        same = step in (None, summary["step"])
+        return summary if same and whole <= summary.keys() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,11 +1,10 @@
-"""What a run tells: to the person, to ``metrics.jsonl`` and to TensorBoard."""
+"""What a run writes: ``metrics.jsonl`` and TensorBoard's event files."""
 
 import contextlib
 import io
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,26 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from rich.console import Console as RichConsole
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
-from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 
-def write_text(path: Path, content: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Writes a whole file or nothing: under another name first, then renamed."""
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
-        with partial.open("w") as file:
-            file.write(content)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -95,7 +85,8 @@ class MetricsWriter:
             return
         path = workdir / "metrics.jsonl"
         if path.exists():
-            write_text(path, "".join(_until(path, step)))
+            kept = [record for record in records(path) if record["step"] <= step]
+            write_file(path, "".join(map(_line, kept)))
         self._file = self._stack.enter_context(path.open("a"))
         self._events = {}
         # Those of an earlier process, too, whose later steps are taken back.
@@ -108,7 +99,7 @@ class MetricsWriter:
         """Writes a record, which holds ``step``, ``split`` and figures."""
         if jax.process_index() != 0:
             return
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.write(_line(record))
         self._file.flush()
         self._events[record["split"]].write(
             record["step"],
@@ -137,6 +128,10 @@ def eval_name(split: str) -> str:
     "train" are those of training itself, of parameters that move and with dropout.
     """
     return "train_eval" if split == "train" else split
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def _summary(name: str, **value: Any) -> Summary:
@@ -170,114 +165,11 @@ def image(name: str, pixels: np.ndarray) -> Summary:
     return _summary(name, image=content)
 
 
-def text(name: str, markdown: str) -> Summary:
-    """Returns a summary of a text."""
-    return text_pb(name, markdown)
-
-
-def _until(path: Path, step: int) -> Iterator[str]:
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields what a ``metrics.jsonl`` holds."""
     for line in path.read_text(errors="replace").splitlines():
         # The last line of a killed process may be cut.
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
-                yield line + "\n"
-
-
-class Console:
-    """Speaks to a person: a live bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self) -> None:
-        self._rich = RichConsole(
-            highlight=False, markup=False, force_terminal=sys.stdout.isatty()
-        )
-        self._bar: Progress | None = None
-
-    def line(self, text: str = "") -> None:
-        """Prints a line, above the bar if there is one."""
-        if self._rich.is_terminal:
-            self._rich.print(text, soft_wrap=True)
-        else:
-            print(text, flush=True)
-
-    def warn(self, text: str) -> None:
-        """Prints a warning between rules, on the error stream."""
-        rule = "!" * 78
-        lines = "\n".join(f"! {line}" for line in text.splitlines())
-        print(f"{rule}\n{lines}\n{rule}", file=sys.stderr, flush=True)
-
-    @contextlib.contextmanager
-    def progress(self, step: int, total: int) -> Iterator[None]:
-        """Shows a bar on a terminal while the block runs."""
-        if not self._rich.is_terminal:
-            yield
-            return
-        self._bar = Progress(
-            TextColumn("{task.fields[epoch]}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[figures]}"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(table_column=Column(no_wrap=True)),
-            console=self._rich,
-            transient=True,
-            expand=True,
-        )
-        with self._bar:
-            self._bar.add_task("", completed=step, total=total, epoch="", figures="")
-            yield
-        self._bar = None
-
-    def update(self, record: dict[str, Any]) -> None:
-        """Moves the bar to where training is."""
-        if self._bar:
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=record["step"],
-                epoch=f"epoch {record['epoch']:.1f}",
-                figures=f"loss {record['loss']:.3f} accuracy {record['accuracy']:.3f} "
-                f"{record['images_per_second']:,.0f} images/s",
-            )
-
-    def report(self, record: dict[str, Any], total: int) -> None:
-        """Prints a record as a line; on a terminal, training's are the bar's alone."""
-        if self._bar and record["split"] == "train":
-            return
-        text = (
-            f"step {record['step']}/{total}  epoch {record['epoch']:.2f}  "
-            f"{record['split']:<10}  loss {record['loss']:.4f}  "
-            f"accuracy {record['accuracy']:.4f}"
-        )
-        if "images_per_second" in record:
-            text += (
-                f"  {record['images_per_second']:,.0f} images/s"
-                f"  learning rate {record['learning_rate']:.2e}"
-            )
-        self.line(text)
-
-
-class Clock:
-    """Adds up wall-clock seconds by what they were spent on."""
-
-    def __init__(self, started: float | None = None):
-        self._started = time.time() if started is None else started
-        self.seconds = {"startup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0}
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Counts the block's seconds under `name`."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - begin
-
-    def started_up(self) -> None:
-        """Counts all until now as start-up, but what was counted already."""
-        self.seconds["startup"] = (
-            time.time() - self._started - sum(self.seconds.values())
-        )
-
-    def table(self) -> dict[str, float]:
-        """Returns seconds by name, with ``other`` and ``total``."""
-        total = time.time() - self._started
-        rest = max(0.0, total - sum(self.seconds.values()))
-        table = self.seconds | {"other": rest, "total": total}
-        return {name: round(value, 3) for name, value in table.items()}
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in record:
+                yield record

@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, strict JAX, checked shapes; tiny data and shared runs."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def tiny_config(**changes):
         "optimizer": {"learning_rate": 1e-2, "schedule": "exponential"},
         "data": {"source": "synthetic"},
         "mesh": {"data": 1},
+        "report": False,
     }
     return configs.make_config(**(options | changes))
 
@@ -89,6 +91,31 @@ def make_state(mesh):
         return state.create_state(model, tx, seed, sharding.replicated(mesh))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a screen."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in paths:
+        pytest.skip("needs a browser: install the packages chromium, chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = paths[0]
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        # Nothing beyond this machine can be reached, as without a network.
+        "disable-background-networking",
+        "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(paths[1]))
+    yield driver
+    driver.quit()
 
 
 def batch_of(split, count, start=0):

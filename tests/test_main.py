@@ -379,7 +379,7 @@ def test_piped_output_is_plain_lines_and_a_terminal_gets_a_bar(tmp_path):
     assert process.wait() == 0
     os.close(leader)
     screen = shown.decode()
-    for part in ("\x1b[", "images/s", "ETA", "epoch", "loss", "accuracy", "/300"):
+    for part in ("\x1b[", "images/s", "ETA", "epoch", "loss", "accuracy", "/300", "▁"):
         assert part in screen
     assert "test" in screen.splitlines()[-5] + screen.splitlines()[-4]
 

@@ -1,6 +1,7 @@
 """Whole runs: what they leave, and that nothing of it is lost."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from flaxmnist import cli, main, modes, restore, train, writers
 from flaxmnist import config as configs
-from flaxmnist import main, modes, restore, train
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
 from flaxmnist.run import build
+from flaxmnist.signals import StoppedError, listening
 
 
 def lines(workdir):
@@ -204,6 +206,7 @@ FLAGS = [
     "--config.log_every=34",
     "--config.eval_every=85",
     "--config.checkpoint_every=25",
+    "--config.report=False",
     "--num_cpu_devices=1",
 ]
 
@@ -240,6 +243,46 @@ def test_killed_and_resumed_is_bit_identical(placement, tmp_path):
     # Nothing but whole checkpoints is left.
     names = [path.name for path in (killed / "checkpoints").iterdir()]
     assert all(name.isdigit() for name in names), names
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_which_is_saved_and_resumes_to_the_bit(
+    number, finished_run, tmp_path, monkeypatch
+):
+    write = writers.MetricsWriter.write
+
+    def write_and_signal(self, record):
+        write(self, record)
+        if record["step"] == 10:
+            os.kill(os.getpid(), number)
+
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        patch.setattr(writers.MetricsWriter, "write", write_and_signal)
+        with pytest.raises(StoppedError, match="of 40, which is saved") as stopped:
+            train.train_and_evaluate(config, tmp_path)
+    assert stopped.value.number == number
+    assert cli.exit_code(lambda argv: (_ for _ in ()).throw(stopped.value), []) == (
+        128 + number
+    )
+    assert not (tmp_path / "summary.json").exists()
+    train.train_and_evaluate(config, tmp_path)
+    assert_identical(saved(config, tmp_path)[0], saved(config, finished_run[0])[0])
+    assert timeless(lines(tmp_path)) == timeless(lines(finished_run[0]))
+
+
+def test_a_second_signal_ends_at_once_and_a_late_one_is_not_lost():
+    def interrupted(times):
+        with listening() as signals:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+                heard.append(signals.number)
+
+    for times in (1, 2):
+        heard = []
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(times)
+        assert heard == [signal.SIGINT]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished_run, tmp_path, capsys):

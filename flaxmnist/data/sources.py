@@ -184,6 +184,19 @@ def load_synthetic(name: str, directory: str | None) -> Dataset:
     return Dataset("synthetic", "synthetic", make(2_000), make(500), make(500))
 
 
+def locate(name: str, directory: str | None = None) -> tuple[str, Path] | None:
+    """Returns source and folder of what "auto" reads; None if it would download."""
+    given = _given_directory(directory)
+    if given and (folder := tfds.prepared(name, given)):
+        return "tfds", folder
+    if given and name in download.FAMILY:
+        return "idx", Path(given)
+    if name in download.FAMILY and (paths := download.cached(name)):
+        return "tfds", paths[0].parent
+    folder = tfds.prepared(name, directory)
+    return ("tfds", folder) if folder else None
+
+
 def load_auto(name: str, directory: str | None) -> Dataset:
     """A given folder → the cache → a prepared TFDS set → download → the bundled subset.
 

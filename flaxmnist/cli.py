@@ -1,0 +1,167 @@
+"""What every command of flaxmnist shares: how it starts JAX, and how it ends."""
+
+import argparse
+import logging
+import os
+import platform
+import signal
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging as absl_logging
+
+from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.data.download import cache_dir
+from flaxmnist.signals import StoppedError
+
+# What JAX calls each, in the order in which they are tried.
+PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda,cpu", "rocm,cpu"), "tpu": ("tpu,cpu",)}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are a :class:`UserError`, with the flags all commands have.
+
+    Args:
+      prog: how it is called.
+      description: shown by ``--help``, as it is.
+    """
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--platform", choices=PLATFORMS, help="default: the best")
+        self.add_argument(
+            "--no_cache",
+            action="store_true",
+            help="compile anew, and keep nothing of it for the next run",
+        )
+        self.add_argument(
+            "-v", "--verbose", action="store_true", help="show what the libraries log"
+        )
+
+    def error(self, message: str):
+        """Raises UserError."""
+        raise UserError(f"{message}; see --help")
+
+    def refuse(self, flag: str) -> UserError:
+        """Returns the error of a flag that there is not."""
+        known = [name for name in self._option_string_actions if name[:2] == "--"]
+        return UserError(f"unknown argument {flag!r}{did_you_mean(flag, known)}")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Returns the flags.
+
+        Raises:
+          UserError: there is no such flag.
+        """
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            raise self.refuse(rest[0])
+        return found
+
+
+def _silence() -> None:
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    for name in ("jax", "orbax", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def _keep_programs() -> None:
+    """Has JAX keep what it compiles, for the next run; a damaged file is not used."""
+    # Programs are of one kind of processor, and a home may be shared by several.
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+    kind = next((line for line in lines if line.startswith("flags")), lines[0])
+    folder = cache_dir() / "programs" / f"{zlib.crc32(kind.encode()):08x}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # A cache that cannot be kept is no reason not to run.
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def start_jax(
+    args: argparse.Namespace,
+    num_cpu_devices: int | None = None,
+    deterministic: bool = False,
+) -> None:
+    """Chooses devices; JAX reads all of it when it first looks for them.
+
+    Args:
+      args: of a :class:`Parser`.
+      num_cpu_devices: how many devices the CPU stands for.
+      deterministic: the same bits again on GPU, where that is slower.
+
+    Raises:
+      UserError: there is no such platform.
+    """
+    if not args.verbose:
+        _silence()
+    # Others may be on the same GPU; a user who sets the variable decides.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # So does one who keeps programs elsewhere.
+    if not args.no_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        _keep_programs()
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    if num_cpu_devices is not None:
+        jax.config.update("jax_num_cpu_devices", num_cpu_devices)
+    wanted = "cpu" if num_cpu_devices is not None else args.platform
+    if wanted is None:
+        return
+    reason = ""
+    # "gpu" would fail in JAX where only one of the two kinds is installed.
+    for name in PLATFORMS[wanted]:
+        jax.config.update("jax_platforms", name)
+        try:
+            if jax.devices()[0].platform == wanted:
+                return
+        except RuntimeError as error:
+            reason = f" ({str(error).splitlines()[0]})"
+        except AssertionError:  # JAX's, where it was built without that platform.
+            pass
+        jax.config.update("jax_platforms", None)
+    there = ", ".join(sorted({device.platform for device in jax.devices()}))
+    raise UserError(
+        f"--platform {wanted}: there is none here, only {there}; for GPU and TPU, "
+        f"install the jax build for them{reason}"
+    )
+
+
+def exit_code(
+    run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None
+) -> int:
+    """Runs a command and returns its exit code.
+
+    That is 2 after a user's mistake, and 130 after Ctrl-C, 143 after a termination.
+
+    Args:
+      run: takes the flags; returns an exit code, or None for 0.
+      argv: the flags; those of the process if None.
+    """
+    try:
+        return run(sys.argv[1:] if argv is None else argv) or 0
+    except UserError as error:
+        print(f"flaxmnist: {error}", file=sys.stderr)
+        return 2
+    except StoppedError as stopped:
+        print(f"flaxmnist: {stopped}", file=sys.stderr)
+        return 128 + stopped.number
+    except KeyboardInterrupt:
+        print("flaxmnist: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # Whoever read the output has gone, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,194 @@
+"""What a trained run says of pictures: files, or arrays in memory."""
+
+import dataclasses
+import glob
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from flaxmnist import cli
+from flaxmnist.checks import UserError
+from flaxmnist.preprocess import Picture, Prepared, prepare
+from flaxmnist.restore import load_state
+from flaxmnist.state import TrainState
+from flaxmnist.steps import predict_step
+
+_DESCRIPTION = """\
+Says which digits are in pictures, by a trained run.
+
+  %(prog)s --workdir runs/a digit.png more/*.jpg
+  %(prog)s --workdir runs/a --json --top 3 'scans/**/*.png'
+  cat digit.png | %(prog)s --workdir runs/a -
+
+Any size, dark on light or light on dark. A picture that cannot be read is reported, the
+others are predicted, and the exit code is then 1.
+"""
+# Below this probability of the first choice, a prediction is marked.
+SURE = 0.8
+# Pictures in memory at a time.
+_CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model says of a picture.
+
+    Attributes:
+      prepared: what it was given, and what makes that doubtful.
+      probabilities: of the ten digits.
+    """
+
+    prepared: Prepared
+    probabilities: Float[np.ndarray, "10"]
+
+    @property
+    def digit(self) -> int:
+        """The most probable digit."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the prediction is doubtful; empty if it is not."""
+        unsure = () if self.probabilities.max() >= SURE else ("low confidence",)
+        return self.prepared.warnings + unsure
+
+    def top(self, count: int) -> list[tuple[int, float]]:
+        """Returns the `count` most probable digits and their probabilities."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(int(digit), float(self.probabilities[digit])) for digit in order]
+
+
+def predict_images(
+    pictures: Iterable[Picture], run: TrainState | str | Path
+) -> list[Prediction]:
+    """Returns what a trained model says of pictures.
+
+    Args:
+      pictures: each a path, an open file, a Pillow image, or an array; see
+        :func:`flaxmnist.preprocess.prepare`.
+      run: the folder of a run, of which the best checkpoint on validation is taken, or
+        a state.
+
+    Raises:
+      UserError: there is no such run, or one of the pictures is none.
+    """
+    state = run if isinstance(run, TrainState) else load_state(run)
+    return predict_prepared([prepare(picture) for picture in pictures], state)
+
+
+def predict_prepared(
+    prepared: Sequence[Prepared], state: TrainState
+) -> list[Prediction]:
+    """Returns what a model says of pictures that are ready."""
+    if not prepared:
+        return []
+    images = np.stack([picture.image for picture in prepared])
+    probabilities = jax.device_get(predict_step(state, images)["probabilities"])
+    return [
+        Prediction(picture, row)
+        for picture, row in zip(prepared, probabilities, strict=True)
+    ]
+
+
+def _expand(patterns: Sequence[str]) -> Iterator[str]:
+    """Yields files; a pattern that the shell left as it is, is looked up here."""
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern, recursive=True))
+        # A file may well be called "7[1].png".
+        yield from found if found and not Path(pattern).exists() else [pattern]
+
+
+def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Prepared]]:
+    """Yields each file's picture; those that cannot be read are told, and `failed`."""
+    for file in files:
+        try:
+            standard_input = file == "-"
+            source = io.BytesIO(sys.stdin.buffer.read()) if standard_input else file
+            yield file, prepare(source)
+        except UserError as error:
+            failed.append(file)
+            print(f"flaxmnist: {error}", file=sys.stderr, flush=True)
+
+
+def _line(file: str, prediction: Prediction, count: int) -> str:
+    (digit, probability), *others = prediction.top(count)
+    text = f"{file}  {digit}  {probability:.1%}"
+    text += "".join(f"  {other} {share:.1%}" for other, share in others)
+    return text + "".join(f"  ({warning})" for warning in prediction.warnings)
+
+
+def _record(file: str, prediction: Prediction, count: int) -> dict[str, Any]:
+    return {
+        "file": file,
+        "digit": prediction.digit,
+        "top": [
+            {"digit": digit, "probability": round(probability, 6)}
+            for digit, probability in prediction.top(count)
+        ],
+        "warnings": prediction.warnings,
+    }
+
+
+def _save(folder: Path, index: int, file: str, prepared: Prepared) -> None:
+    """Writes what the model was given, under a name that no other picture has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{index:04d}-{Path(file).stem if file != '-' else 'stdin'}.png"
+    Image.fromarray(prepared.image).save(folder / name)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Does what the command line says; returns 1 if a picture could not be read.
+
+    Raises:
+      UserError: it cannot be done.
+    """
+    parser = cli.Parser("python -m flaxmnist.predict", _DESCRIPTION)
+    parser.add_argument("--workdir", type=Path, metavar="DIR", required=True)
+    parser.add_argument("--step", type=int, metavar="N", help="default: the best")
+    parser.add_argument("--json", action="store_true", help="an object a line")
+    parser.add_argument(
+        "--top", type=int, default=2, metavar="K", help="how many digits; default: 2"
+    )
+    parser.add_argument(
+        "--save_preprocessed", type=Path, metavar="DIR", help="what the model is given"
+    )
+    parser.add_argument("files", nargs="+", metavar="PICTURE", help="- is stdin")
+    args = parser.parse_args(argv)
+    if not 1 <= args.top <= 10:
+        raise UserError(f"--top {args.top}: expected 1 to 10")
+    cli.start_jax(args)
+    state = load_state(args.workdir, args.step)
+
+    failed: list[str] = []
+    ready = enumerate(_prepare(_expand(args.files), failed))
+    while chunk := list(itertools.islice(ready, _CHUNK)):
+        predictions = predict_prepared([picture for _, (_, picture) in chunk], state)
+        for (index, (file, picture)), prediction in zip(
+            chunk, predictions, strict=True
+        ):
+            if args.json:
+                print(json.dumps(_record(file, prediction, args.top)))
+            else:
+                print(_line(file, prediction, args.top))
+            if args.save_preprocessed is not None:
+                _save(args.save_preprocessed, index, file, picture)
+        sys.stdout.flush()
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return cli.exit_code(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Ctrl-C and termination, heard between two steps instead of in the midst of one."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StoppedError(Exception):
+    """A run was stopped by a signal, of `number`, after it was saved."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+class Listener:
+    """Holds the `number` of the signal that was heard, or None."""
+
+    number: int | None = None
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Listener]:
+    """Has the first SIGINT or SIGTERM wait to be looked at; a second ends at once.
+
+    One that came too late to be looked at takes effect after the block. Outside the
+    main thread, where Python hears no signals, nothing is changed.
+    """
+    listener = Listener()
+    if threading.current_thread() is not threading.main_thread():
+        yield listener
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def hear(number: int, frame: object) -> None:
+        listener.number = number
+        restore()
+
+    for number in _SIGNALS:
+        signal.signal(number, hear)
+    try:
+        yield listener
+    finally:
+        restore()
+    if listener.number is not None:
+        signal.raise_signal(listener.number)

@@ -1,0 +1,74 @@
+"""What is tried before training, and what the doctor says."""
+
+import re
+
+import jax
+import pytest
+from conftest import tiny_config
+
+from flaxmnist import doctor, main, probe
+
+
+def test_a_dry_run_trains_a_step_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--config=mlp:smoke", "--config.mesh.data=1", "--dry_run"]
+    assert main.main(flags) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"mlp \([\d,]+ parameters\), on synthetic", text)
+    assert re.search(r"a training step: loss \d", text)
+    assert re.search(r"a batch evaluated: loss \d", text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_is_learnt_by_heart(capsys):
+    model = {"name": "mlp", "hidden": (32,), "dropout_rate": 0.5}
+    assert probe.overfit(tiny_config(model=model), 1)
+    assert "learnt by heart: 100 examples" in capsys.readouterr().out
+
+
+def test_what_cannot_learn_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(probe, "MOST_STEPS", 100)
+    model = {"name": "mlp", "hidden": (32,)}
+    optimizer = {"name": "sgd", "learning_rate": 1e-9}
+    assert not probe.overfit(tiny_config(model=model, optimizer=optimizer), 2)
+    assert "not learnt by heart: 200 examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--overfit=0"], "--overfit 0: expected 1 or more batches"),
+        (["--overfit=99"], "--overfit 99: expected at most 15 batches of 128"),
+        (["--dry_run", "--mode=eval", "--workdir=x"], "--dry_run is for --mode train"),
+    ],
+)
+def test_a_mistake_is_told(flags, message, capsys):
+    assert main.main(["--config=mlp:smoke", "--config.mesh.data=1", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(doctor.cli, "start_jax", lambda args: None)
+    assert doctor.main([]) == 0
+    text = capsys.readouterr().out
+    for part in (f"jax {jax.__version__}", "CPU cores", str(tmp_path), "no problem"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("XLA_FLAGS", "--xla_cpu_use_thunk_runtime=false", "is gone from XLA"),
+        ("JAX_DISABLE_JIT", "1", "a hundred times slower"),
+        ("JAX_ENABLE_X64", "True", "float64"),
+    ],
+)
+def test_the_doctor_knows_bad_flags(name, value, message, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(doctor.cli, "start_jax", lambda args: None)
+    monkeypatch.setattr(doctor, "reachable", lambda url: True)
+    assert doctor.main([]) == 1
+    text = capsys.readouterr().out
+    assert f"problem: {name}={value!r}" in text
+    assert message in text
