@@ -1,0 +1,304 @@
+"""A trained model, taken away: as StableHLO, as ONNX, or as arrays for NumPy."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.export
+import numpy as np
+from jax import lax
+
+from flaxmnist import analysis, cli, numpy_predictor
+from flaxmnist import workdir as workdirs
+from flaxmnist.checks import UserError
+from flaxmnist.console import Console
+from flaxmnist.inputs import IMAGE_SHAPE
+from flaxmnist.models import CNN
+from flaxmnist.restore import open_run
+from flaxmnist.state import TrainState
+from flaxmnist.steps import predict_step
+from flaxmnist.summary import summarize
+
+_DESCRIPTION = """\
+Takes a run's best model away, checked against the checkpoint, with a model card.
+
+  %(prog)s --workdir runs/a --format stablehlo    (jax.export, for cpu, cuda and tpu)
+  %(prog)s --workdir runs/a --format onnx         (needs 'flaxmnist[onnx]')
+  %(prog)s --workdir runs/a --format numpy        (needs neither JAX nor flaxmnist)
+"""
+PLATFORMS = ("cpu", "cuda", "tpu")
+# The largest difference of a logit, over so many test images, that is none.
+TOLERANCE, CHECKED = 1e-4, 1_000
+_DATA_LICENCES = {
+    "mnist": "CC BY-SA 3.0 (Yann LeCun and Corinna Cortes)",
+    "fashion_mnist": "MIT (Zalando SE)",
+    "kmnist": "CC BY-SA 4.0 (ROIS-CODH)",
+}
+Logits = Callable[[np.ndarray], np.ndarray]
+
+
+class ParityError(Exception):
+    """What was exported does not predict what the checkpoint does."""
+
+
+def _predict(state: TrainState) -> Callable[[Any], dict[str, Any]]:
+    return lambda images: predict_step(state, images)
+
+
+def _stablehlo(state: TrainState, folder: Path) -> Logits:
+    """Writes a program that `jax.export.deserialize` reads, parameters included."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    image = jax.ShapeDtypeStruct((batch, *IMAGE_SHAPE), np.uint8)
+    exported = jax.export.export(jax.jit(_predict(state)), platforms=PLATFORMS)(image)
+    path = folder / "model.stablehlo"
+    path.write_bytes(exported.serialize())
+    again = jax.export.deserialize(bytearray(path.read_bytes()))
+    return lambda images: np.asarray(jax.jit(again.call)(images[..., None])["logits"])
+
+
+def _onnx(state: TrainState, folder: Path) -> Logits:
+    """Writes an ONNX graph and runs it with onnxruntime."""
+    try:
+        import onnxruntime
+        from jax2onnx import to_onnx
+    except ImportError:
+        raise UserError(
+            "--format onnx needs jax2onnx and onnxruntime: "
+            "pip install 'flaxmnist[onnx]'"
+        ) from None
+    path = folder / "model.onnx"
+    variables = {"params": state.params, **state.model_state}
+
+    def logits(images):
+        return state.model.apply(variables, images, train=False)
+
+    to_onnx(
+        logits,
+        inputs=[jax.ShapeDtypeStruct(("batch", *IMAGE_SHAPE), np.float32)],
+        return_mode="file",
+        output_path=str(path),
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(images: np.ndarray) -> np.ndarray:
+        scaled = images[..., None].astype(np.float32) / 255
+        return session.run(None, {name: scaled})[0]
+
+    return run
+
+
+def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Returns the layers of one of our models as `numpy_predictor` reads them."""
+    model: Any = state.model
+    params, stats = state.params, state.model_state.get("batch_stats", {})
+    arrays: dict[str, np.ndarray] = {}
+    layers: list[dict[str, Any]] = []
+
+    def add(kind: str, name: str, given: Any, **options: Any) -> None:
+        held = {key: np.asarray(array) for key, array in given.items()}
+        arrays.update({f"{name}.{key}": array for key, array in held.items()})
+        names = {key: f"@{name}.{key}" for key in held}
+        layers.append({"kind": kind, **options, **names})
+
+    def activate(index: int) -> None:
+        name = f"BatchNorm_{index}"
+        if name in params:
+            own, seen = params[name], stats[name]
+            scale = own["scale"] / np.sqrt(seen["var"] + nn.BatchNorm.epsilon)
+            shift = own["bias"] - seen["mean"] * scale
+            add("affine", name, {"scale": scale, "shift": shift})
+        layers.append({"kind": "activation", "name": model.activation})
+
+    activations = 0
+    side: Sequence[int] = IMAGE_SHAPE[:2]
+    for index, _ in enumerate(model.features if isinstance(model, CNN) else ()):
+        pads = lax.padtype_to_pads(
+            side, model.kernel_size, model.strides, model.padding
+        )
+        name = f"Conv_{index}"
+        add("conv", name, params[name], strides=model.strides, padding=pads)
+        side = tuple(
+            (length + sum(pad) - kernel) // stride + 1
+            for length, pad, kernel, stride in zip(
+                side, pads, model.kernel_size, model.strides, strict=True
+            )
+        )
+        activate(activations)
+        activations += 1
+        if model.pool is not None:
+            layers.append({"kind": "pool", "name": model.pool})
+            side = tuple(length // 2 for length in side)
+    layers.append({"kind": "flatten"})
+    hidden = getattr(model, "hidden", ())
+    for index in range(len(hidden) + 1):
+        name = f"Dense_{index}"
+        add("dense", name, params[name])
+        if index < len(hidden):
+            activate(activations)
+            activations += 1
+    return layers, arrays
+
+
+def _numpy(state: TrainState, folder: Path) -> Logits:
+    """Writes weights and a script that needs NumPy alone."""
+    layers, arrays = _layers(state)
+    path = folder / "weights.npz"
+    arrays["layers"] = np.array(json.dumps(layers))
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    shutil.copyfile(numpy_predictor.__file__, folder / "predict.py")
+    read = numpy_predictor.load(path)
+    return lambda images: numpy_predictor.logits(read, images)
+
+
+FORMATS = {"stablehlo": _stablehlo, "onnx": _onnx, "numpy": _numpy}
+_USE = {
+    "stablehlo": """\
+```python
+import jax
+import numpy as np
+
+model = jax.export.deserialize(open("model.stablehlo", "rb").read())
+images = np.zeros((5, 28, 28, 1), np.uint8)  # any number of them
+print(model.call(images)["probabilities"])  # and "classes", "logits"
+```""",
+    "onnx": """\
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+images = np.zeros((5, 28, 28, 1), np.float32)  # pixels divided by 255
+print(session.run(None, {session.get_inputs()[0].name: images})[0])  # logits
+```""",
+    "numpy": """\
+```bash
+python predict.py images.npy    # uint8 [count, 28, 28]; NumPy alone is needed
+```""",
+}
+
+
+def _card(name: str, summary: dict[str, Any], difference: float, count: int) -> str:
+    dataset, test = summary["dataset"], summary["test"]
+    low, high = analysis.interval(
+        round(test["accuracy"] * test["count"]), test["count"]
+    )
+    licence = _DATA_LICENCES.get(dataset["name"], "see its own")
+    versions = ", ".join(f"{name} {v}" for name, v in summary["versions"].items())
+    return f"""\
+# {summary["model"]["name"]}, trained on {dataset["name"]}
+
+{summary["model"]["parameters"]:,} parameters. Test accuracy **{test["accuracy"]:.2%}**
+(95 %: {low:.2%} to {high:.2%}, {test["count"]:,} images), by the checkpoint of step
+{summary["evaluated_step"]:,}, the best on validation.
+
+## Use
+
+{_USE[name]}
+
+## What it expects
+
+Images of 28×28 pixels, one channel, white on black: the digit scaled into 20×20 keeping
+its proportions, anti-aliased, and placed with its centre of mass in the middle, as
+MNIST's are. `python -m flaxmnist.predict` makes them from any picture. Other input is
+classified, too, and wrongly: there is no class for what is no digit.
+
+## Where it comes from
+
+Data: {dataset["name"]} ({dataset["source"]}), {dataset["counts"]["train"]:,} images,
+fingerprint {dataset["fingerprint"]}. Its licence: {licence}. Trained with flaxmnist
+(Apache-2.0); {versions}.
+
+Checked against the checkpoint on {count:,} test images: the largest difference of a
+logit was {difference:.1e}.
+"""
+
+
+def export(
+    workdir: str | Path, name: str, step: int | None = None, console: Any = None
+) -> Path:
+    """Writes a run's best model, or that of `step`, into ``export/<format>``.
+
+    Args:
+      workdir: the folder of the run.
+      name: one of `FORMATS`.
+      step: of the checkpoint.
+      console: where to speak; the standard output if None.
+
+    Returns:
+      the folder.
+
+    Raises:
+      UserError: there is no such run, or what the format needs is not installed.
+      ParityError: what was written does not predict what the checkpoint does; it is
+        not kept.
+    """
+    workdir, console = Path(workdir), console or Console()
+    config = workdirs.saved_config(workdir)
+    if config is None:
+        raise UserError(f"no run in {workdir}: there is no config.json")
+    run, state, step, last = open_run(config, workdir, step, console)
+    summary = workdirs.saved_summary(workdir)
+    if summary is None or summary["evaluated_step"] != step:
+        summary = summarize(run, state, last, step, console)
+
+    folder = workdir / "export" / name
+    partial = folder.with_name(f"{name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        # On one device, as whoever takes it away has it.
+        state = jax.device_put(jax.device_get(state), jax.devices()[0])
+        logits = FORMATS[name](state, partial)
+        images = run.dataset.test.images[:CHECKED]
+        wanted = np.asarray(predict_step(state, images)["logits"])
+        difference = float(abs(logits(images) - wanted).max())
+        console.line(
+            f"{name}: largest difference to the checkpoint {difference:.1e}, over "
+            f"{len(images):,} test images"
+        )
+        if not difference <= TOLERANCE:
+            raise ParityError(f"expected at most {TOLERANCE:.0e}; nothing was kept")
+        card = _card(name, summary, difference, len(images))
+        (partial / "README.md").write_text(card)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    files = ", ".join(path.name for path in sorted(folder.iterdir()))
+    console.line(f"{folder}: {files}")
+    return folder
+
+
+def run(argv: Sequence[str]) -> int:
+    """Does what the command line says; returns 1 if the check fails.
+
+    Raises:
+      UserError: it cannot be done.
+    """
+    parser = cli.Parser("python -m flaxmnist.export", _DESCRIPTION)
+    parser.add_argument("--workdir", type=Path, metavar="DIR", required=True)
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--step", type=int, metavar="N", help="default: the best")
+    args = parser.parse_args(argv)
+    cli.start_jax(args)
+    try:
+        export(args.workdir, args.format, args.step)
+    except ParityError as error:
+        print(f"flaxmnist: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return cli.exit_code(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Predicts digits with NumPy alone.
+
+python predict.py images.npy
+
+`images.npy` holds uint8 [count, 28, 28], white on black; `weights.npz` lies beside this
+script. Prints a line an image: the digit and its probability. As a library:
+`logits(load("weights.npz"), images)`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ACTIVATIONS: dict = {
+    "relu": lambda x: np.maximum(x, 0),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "softplus": lambda x: np.logaddexp(x, 0),
+}
+
+
+def load(path):
+    """Returns the layers: each a dict of its kind, its options and its arrays."""
+    with np.load(path, allow_pickle=False) as file:
+        layers = json.loads(str(file["layers"]))
+        return [
+            {
+                key: file[value[1:]] if str(value)[0] == "@" else value
+                for key, value in layer.items()
+            }
+            for layer in layers
+        ]
+
+
+def conv(x, layer):
+    """Convolves [batch, height, width, channels]."""
+    kernel, (sh, sw) = layer["kernel"], layer["strides"]
+    padded = np.pad(x, ((0, 0), *layer["padding"], (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, kernel.shape[:2], axis=(1, 2)
+    )[:, ::sh, ::sw]
+    return np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2))) + layer["bias"]
+
+
+def pool(x, layer):
+    """Takes the maximum or the mean of squares of 2 × 2."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // 2, width // 2
+    squares = x[:, : 2 * rows, : 2 * columns].reshape(
+        batch, rows, 2, columns, 2, channels
+    )
+    return squares.max((2, 4)) if layer["name"] == "max" else squares.mean((2, 4))
+
+
+LAYERS: dict = {
+    "conv": conv,
+    "pool": pool,
+    "activation": lambda x, layer: ACTIVATIONS[layer["name"]](x),
+    "affine": lambda x, layer: x * layer["scale"] + layer["shift"],
+    "flatten": lambda x, layer: x.reshape(len(x), -1),
+    "dense": lambda x, layer: x @ layer["kernel"] + layer["bias"],
+}
+
+
+def logits(layers, images):
+    """Returns [count, 10] for uint8 [count, 28, 28]."""
+    rows = [np.zeros((0, 10), np.float32)]
+    for start in range(0, len(images), 100):
+        x = images[start : start + 100].reshape(-1, 28, 28, 1).astype(np.float32) / 255
+        for layer in layers:
+            x = LAYERS[layer["kind"]](x, layer)
+        rows.append(x)
+    return np.concatenate(rows)
+
+
+def main():
+    """Prints what the images of a file are."""
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    layers = load(Path(__file__).with_name("weights.npz"))
+    scores = logits(layers, np.load(sys.argv[1], allow_pickle=False))
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    for row in shares:
+        print(f"{row.argmax()}  {row.max():.1%}")
+
+
+if __name__ == "__main__":
+    main()

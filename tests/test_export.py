@@ -1,0 +1,136 @@
+"""Models taken away: what is written predicts what the checkpoint does."""
+
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+
+from flaxmnist import export, models, numpy_predictor
+from flaxmnist.restore import load_state
+from flaxmnist.steps import predict_step
+
+
+@pytest.fixture
+def workdir(finished_run, tmp_path):
+    """A copy of a finished run."""
+    return shutil.copytree(finished_run[0], tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def images(synthetic):
+    return synthetic.test.images[:7]
+
+
+def test_stablehlo_takes_any_batch_on_every_platform(workdir, images, capsys):
+    assert export.main([f"--workdir={workdir}", "--format=stablehlo"]) == 0
+    assert "over 500 test images" in capsys.readouterr().out
+    folder = workdir / "export" / "stablehlo"
+    model = jax.export.deserialize((folder / "model.stablehlo").read_bytes())
+    assert set(model.platforms) == {"cpu", "cuda", "tpu"}
+    wanted = predict_step(load_state(workdir), images)
+    for count in (1, 7):
+        found = jax.jit(model.call)(images[:count, ..., None])
+        np.testing.assert_allclose(found["logits"], wanted["logits"][:count], atol=1e-5)
+
+
+def test_numpy_alone_predicts_the_same(workdir, images, tmp_path):
+    assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 0
+    np.save(tmp_path / "images.npy", images)
+    # Any package but NumPy ends it.
+    script = "import runpy, sys\n"
+    script += (
+        "for name in ('jax', 'flax', 'flaxmnist', 'scipy'): sys.modules[name] = None\n"
+    )
+    script += (
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    path = workdir / "export" / "numpy" / "predict.py"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script, str(path), str(tmp_path / "images.npy")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    classes = predict_step(load_state(workdir), images)["classes"]
+    assert [int(line.split()[0]) for line in done.stdout.splitlines()] == [*classes]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.SoftmaxRegression(),
+        models.MLP(hidden=(9, 5), activation="softplus"),
+        models.MLP(hidden=(9,), activation="sigmoid", batch_norm=True),
+        models.CNN(features=(3, 4), hidden=(), activation="tanh", pool="average"),
+        models.CNN(features=(3, 4), hidden=(6,), padding="VALID", batch_norm=True),
+        models.CNN(features=(3,), hidden=(6,), strides=(2, 3), kernel_size=(4, 5)),
+        models.CNN(features=(3, 2), hidden=(6,), strides=(2, 2), pool=None),
+    ],
+    ids=str,
+)
+def test_every_layer_is_known_to_numpy(model, make_state, images, tmp_path):
+    state = make_state(model, seed=1)
+    # Statistics and biases as training might leave them.
+    noise = jax.tree.map(
+        lambda leaf: leaf + 0.1 * np.random.default_rng(0).random(leaf.shape),
+        {"params": state.params, "model_state": state.model_state},
+    )
+    state = state.replace(**noise)
+    found = export.FORMATS["numpy"](state, tmp_path)(images)
+    wanted = predict_step(state, images)["logits"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_onnx_predicts_the_same(workdir, images, capsys):
+    pytest.importorskip("jax2onnx", reason="needs 'flaxmnist[onnx]'")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    # The converter's own code is not as strict as these tests.
+    with jax.numpy_rank_promotion("allow"):
+        assert export.main([f"--workdir={workdir}", "--format=onnx"]) == 0
+    path = workdir / "export" / "onnx" / "model.onnx"
+    session = onnxruntime.InferenceSession(path)
+    name = session.get_inputs()[0].name
+    wanted = predict_step(load_state(workdir), images)["logits"]
+    for count in (1, 7):
+        given = images[:count, ..., None].astype(np.float32) / 255
+        (found,) = session.run(None, {name: given})
+        np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
+
+
+def test_the_card_says_what_the_model_is(workdir):
+    folder = export.export(workdir, "numpy")
+    card = (folder / "README.md").read_text()
+    summary = export.workdirs.saved_summary(workdir)
+    assert f"{summary['test']['accuracy']:.2%}" in card
+    assert f"{summary['model']['parameters']:,} parameters" in card
+    for part in ("28×28", "centre of mass", "licence", "fingerprint", "flaxmnist 0."):
+        assert part in card
+
+
+def test_what_differs_is_not_kept(workdir, monkeypatch, capsys):
+    assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 0
+    folder = workdir / "export" / "numpy"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    logits = numpy_predictor.logits
+    monkeypatch.setattr(numpy_predictor, "logits", lambda *given: logits(*given) + 2e-4)
+    assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 1
+    assert "nothing was kept" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["numpy"]
+
+
+def test_a_mistake_is_told(workdir, tmp_path, monkeypatch, capsys):
+    for flags, message in (
+        ([f"--workdir={tmp_path / 'no'}", "--format=numpy"], "no run in"),
+        ([f"--workdir={workdir}", "--format=onx"], "invalid choice: 'onx'"),
+        ([f"--workdir={workdir}", "--format=numpy", "--step=3"], "no checkpoint of"),
+    ):
+        assert export.main(flags) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    assert export.main([f"--workdir={workdir}", "--format=onnx"]) == 2
+    assert "pip install 'flaxmnist[onnx]'" in capsys.readouterr().err
