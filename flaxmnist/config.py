@@ -262,6 +262,9 @@ def flags_of(config: ConfigDict) -> list[str]:
         variants = runpy.run_path(str(path)).get("VARIANTS", {})
         for spec in (name, *(f"{name}:{variant}" for variant in variants)):
             there = _flat(load(spec).to_dict())
+            # Another model's name would bring its own defaults back.
+            if there["model.name"] != wanted["model.name"]:
+                continue
             changes = [
                 f"--config.{key}={value}"
                 for key, value in wanted.items()
@@ -299,11 +302,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def what_matters(config: ConfigDict) -> dict[str, Any]:
+    """Returns the options that decide what a run computes, such as ``model.name``."""
+    flat = _flat(config.to_dict())
+    return {name: flat[name] for name in sorted(flat.keys() - set(FREE_TO_CHANGE))}
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Returns ``"batch_size: 100 there, 50 here"`` for each option that matters."""
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    before, after = what_matters(old), what_matters(new)
     return [
         f"{name}: {before.get(name)} there, {after.get(name)} here"
         for name in sorted(before.keys() | after.keys())
-        if name not in FREE_TO_CHANGE and before.get(name) != after.get(name)
+        if before.get(name) != after.get(name)
     ]

@@ -57,6 +57,8 @@ class Console:
         if not self._live:
             yield lambda **changes: None
             return
+        # A notebook's output is drawn by this thread alone, so that lines stay lines.
+        notebook = self._rich.is_jupyter
         with contextlib.ExitStack() as stack:
             if self._bars is None:
                 self._bars = Progress(
@@ -67,11 +69,14 @@ class Console:
                     console=self._rich,
                     transient=True,
                     expand=True,
+                    auto_refresh=not notebook,
+                    redirect_stdout=not notebook,
+                    redirect_stderr=not notebook,
                 )
                 stack.callback(setattr, self, "_bars", None)
                 stack.enter_context(self._bars)
             task = self._bars.add_task(total=total, **{"figures": ""} | start)
-            yield functools.partial(self._bars.update, task)
+            yield functools.partial(self._bars.update, task, refresh=notebook)
             self._bars.remove_task(task)
 
     @contextlib.contextmanager

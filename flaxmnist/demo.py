@@ -55,7 +55,9 @@ canvas.addEventListener("pointerdown", (event) => {
   pen.beginPath();
   stroke(event); stroke(event);  // A point is drawn, too.
 });
-canvas.addEventListener("pointermove", (event) => event.buttons && stroke(event));
+canvas.addEventListener("pointermove", (event) => {
+  if (canvas.hasPointerCapture(event.pointerId)) stroke(event);
+});
 element.querySelector("button").addEventListener("click", () => { clear(); tell(); });
 """
 
@@ -164,9 +166,14 @@ def run(argv: Sequence[str]) -> None:
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
         page.launch(
-            server_name=args.host, server_port=args.port, theme=theme, footer_links=[]
+            server_name=args.host,
+            server_port=args.port,
+            theme=theme,
+            footer_links=[],
+            # Otherwise some clouds' notebooks would open a tunnel to the public.
+            share=False,
         )
-    except OSError as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise UserError(f"no page at {args.host}:{args.port} ({error})") from None
 
 

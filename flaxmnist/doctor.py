@@ -1,9 +1,9 @@
 """What this machine offers, where data will come from, and what stands in the way."""
 
-import argparse
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,10 @@ import psutil
 from packaging.requirements import Requirement
 
 from flaxmnist import cli
+from flaxmnist.checks import UserError
 from flaxmnist.console import Console
 from flaxmnist.data.download import cache_dir, reachable, registered
-from flaxmnist.data.sources import locate
+from flaxmnist.data.sources import load, locate
 
 _DESCRIPTION = """\
 Says what this machine offers, where data will come from, and what stands in the way.
@@ -25,7 +26,8 @@ Says what this machine offers, where data will come from, and what stands in the
 
 The exit code is 1 if something should be changed.
 """
-# Environment variables, a part of their value, and what to do about them.
+_ON = "(?i)^(1|true|yes|y|on|t)$"
+# Environment variables, a pattern in their value, and what to do about them.
 _KNOWN_BAD = (
     ("XLA_FLAGS", "xla_cpu_use_thunk_runtime", "is gone from XLA, which will abort"),
     (
@@ -33,15 +35,9 @@ _KNOWN_BAD = (
         "xla_force_host_platform_device_count",
         "is the old way to virtual devices: use --num_cpu_devices",
     ),
-    ("JAX_DISABLE_JIT", "1", "runs every operation by itself, a hundred times slower"),
-    (
-        "JAX_DISABLE_JIT",
-        "rue",
-        "runs every operation by itself, a hundred times slower",
-    ),
-    ("JAX_DEBUG_NANS", "rue", "reads every result back, and is slow: for debugging"),
-    ("JAX_ENABLE_X64", "rue", "computes in float64 what is meant for float32"),
-    ("JAX_ENABLE_X64", "1", "computes in float64 what is meant for float32"),
+    ("JAX_DISABLE_JIT", _ON, "runs every operation by itself, a hundred times slower"),
+    ("JAX_DEBUG_NANS", _ON, "reads every result back, and is slow: for debugging"),
+    ("JAX_ENABLE_X64", _ON, "computes in float64 what is meant for float32"),
 )
 _LEAST_DISK = 1e9
 
@@ -68,21 +64,31 @@ def problems_before_start() -> Iterator[str]:
             f"jax {versions[0]} with jaxlib {versions[1]}: expected the same; "
             "pip install -U jax jaxlib"
         )
-    for name, part, reason in _KNOWN_BAD:
-        if part in os.environ.get(name, ""):
+    for name, pattern, reason in _KNOWN_BAD:
+        if re.search(pattern, os.environ.get(name, "")):
             yield f"{name}={os.environ[name]!r} {reason}; unset it"
 
 
-def problems_with_devices() -> Iterator[str]:
-    """Yields what is wrong with devices, disk and network."""
-    if shutil.which("nvidia-smi") and jax.devices()[0].platform == "cpu":
+def problems_with_devices(wanted: str | None) -> Iterator[str]:
+    """Yields what is wrong with devices, disk, data and network.
+
+    Args:
+      wanted: the platform that was asked for.
+    """
+    found = jax.devices()[0].platform
+    if wanted is None and shutil.which("nvidia-smi") and found == "cpu":
         yield (
             "there is an NVIDIA GPU, and jax does not see it: "
             "pip install -U 'jax[cuda13]'"
         )
     if (free := shutil.disk_usage(".").free) < _LEAST_DISK:
         yield f"{_size(free)} are free on this disk: checkpoints may not fit"
-    if locate("mnist") is None and not reachable(registered("mnist")[0].url):
+    if locate("mnist"):
+        try:
+            load("mnist")
+        except UserError as error:
+            yield str(error)
+    elif not reachable(registered("mnist")[0].url):
         yield (
             "there is no MNIST here and no network: runs will train on the bundled "
             "subset of 5,000 images; set FLAXMNIST_DATA_DIR to the four files"
@@ -94,7 +100,9 @@ def _size(count: float) -> str:
 
 
 def _devices() -> Iterator[str]:
-    cores = len(psutil.Process().cpu_affinity() or []) or psutil.cpu_count()
+    # Not every system tells which cores a process may use.
+    affinity = getattr(psutil.Process(), "cpu_affinity", list)
+    cores = len(affinity()) or psutil.cpu_count()
     memory = psutil.virtual_memory()
     yield (
         f"{cores} CPU cores, {_size(memory.total)} of memory, "
@@ -112,7 +120,7 @@ def _data() -> str:
     return "mnist by download, or, without a network, the bundled subset"
 
 
-def _programs(args: argparse.Namespace) -> str:
+def _programs() -> str:
     folder = jax.config.values["jax_compilation_cache_dir"]
     if folder is None:
         return "compiled programs are not kept"
@@ -133,11 +141,18 @@ def run(argv: Sequence[str]) -> int:
     problems = list(problems_before_start())
     # XLA ends the process at a flag that it does not know.
     if not any("abort" in problem for problem in problems):
-        cli.start_jax(args)
-        for line in (*_devices(), _data(), _programs(args)):
-            console.line(line)
-        console.line(f"downloads and other caches: {cache_dir()}")
-        problems += problems_with_devices()
+        try:
+            cli.start_jax(args)
+            for line in (*_devices(), _data(), _programs()):
+                console.line(line)
+            console.line(f"downloads and other caches: {cache_dir()}")
+            problems += problems_with_devices(args.platform)
+        except RuntimeError as error:  # Of the platform in JAX_PLATFORMS.
+            reason = str(error).splitlines()[0]
+            problems.append(
+                f"jax finds no device ({reason}); unset JAX_PLATFORMS, or install the "
+                "jax build for it"
+            )
     console.line()
     for problem in problems:
         console.line(f"problem: {problem}")

@@ -20,7 +20,7 @@ from flaxmnist.checks import UserError
 from flaxmnist.console import Console
 from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.models import CNN
-from flaxmnist.restore import open_run
+from flaxmnist.restore import open_saved
 from flaxmnist.state import TrainState
 from flaxmnist.steps import predict_step
 from flaxmnist.summary import summarize
@@ -184,7 +184,9 @@ python predict.py images.npy    # uint8 [count, 28, 28]; NumPy alone is needed
 }
 
 
-def _card(name: str, summary: dict[str, Any], difference: float, count: int) -> str:
+def _card(
+    name: str, summary: dict[str, Any], best: str, difference: float, count: int
+) -> str:
     dataset, test = summary["dataset"], summary["test"]
     low, high = analysis.interval(
         round(test["accuracy"] * test["count"]), test["count"]
@@ -196,7 +198,7 @@ def _card(name: str, summary: dict[str, Any], difference: float, count: int) -> 
 
 {summary["model"]["parameters"]:,} parameters. Test accuracy **{test["accuracy"]:.2%}**
 (95 %: {low:.2%} to {high:.2%}, {test["count"]:,} images), by the checkpoint of step
-{summary["evaluated_step"]:,}, the best on validation.
+{summary["evaluated_step"]:,}, {best}.
 
 ## Use
 
@@ -240,19 +242,20 @@ def export(
         not kept.
     """
     workdir, console = Path(workdir), console or Console()
-    config = workdirs.saved_config(workdir)
-    if config is None:
-        raise UserError(f"no run in {workdir}: there is no config.json")
-    run, state, step, last = open_run(config, workdir, step, console)
+    best = "the best on validation" if step is None else "chosen by its number"
+    run, state, step, last = open_saved(workdir, step, console)
     summary = workdirs.saved_summary(workdir)
     if summary is None or summary["evaluated_step"] != step:
         summary = summarize(run, state, last, step, console)
 
     folder = workdir / "export" / name
     partial = folder.with_name(f"{name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
     try:
-        # On one device, as whoever takes it away has it.
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror})") from None
+    try:
+        # Off the mesh, which a program would otherwise demand.
         state = jax.device_put(jax.device_get(state), jax.devices()[0])
         logits = FORMATS[name](state, partial)
         images = run.dataset.test.images[:CHECKED]
@@ -264,10 +267,13 @@ def export(
         )
         if not difference <= TOLERANCE:
             raise ParityError(f"expected at most {TOLERANCE:.0e}; nothing was kept")
-        card = _card(name, summary, difference, len(images))
+        card = _card(name, summary, best, difference, len(images))
         (partial / "README.md").write_text(card)
-        shutil.rmtree(folder, ignore_errors=True)
+        former = folder.with_name(f"{name}.former-{os.getpid()}")
+        if folder.exists():
+            folder.rename(former)
         partial.rename(folder)
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     files = ", ".join(path.name for path in sorted(folder.iterdir()))

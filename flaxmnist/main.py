@@ -127,6 +127,8 @@ def _parse(
             raise UserError(f"--{flag} is for --mode train")
     if args.overfit is not None and args.overfit < 1:
         raise UserError(f"--overfit {args.overfit}: expected 1 or more batches")
+    if args.overfit is not None and args.dry_run:
+        raise UserError("--dry_run and --overfit exclude each other")
     if args.num_cpu_devices is not None and args.platform not in (None, "cpu"):
         raise UserError(f"--num_cpu_devices is not for --platform {args.platform}")
     return args, overrides

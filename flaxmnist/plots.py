@@ -42,7 +42,7 @@ def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
                 steps, values = _aligned(runs, split, figure_name)
                 if not len(steps):
                     continue
-                mean, spread = values.mean(axis=0), values.std(axis=0, ddof=0)
+                mean = values.mean(axis=0)
                 many = f"{name} ({len(runs)} seeds)" if len(runs) > 1 else name
                 axis.plot(
                     steps,
@@ -55,6 +55,7 @@ def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
                     label=f"{many}, {split}",
                 )
                 if len(runs) > 1:
+                    spread = values.std(axis=0, ddof=1)
                     axis.fill_between(
                         steps,
                         mean - spread,

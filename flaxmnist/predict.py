@@ -17,6 +17,7 @@ from PIL import Image
 
 from flaxmnist import cli
 from flaxmnist.checks import UserError
+from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.preprocess import Picture, Prepared, prepare
 from flaxmnist.restore import load_state
 from flaxmnist.state import TrainState
@@ -34,8 +35,8 @@ others are predicted, and the exit code is then 1.
 """
 # Below this probability of the first choice, a prediction is marked.
 SURE = 0.8
-# Pictures in memory at a time.
-_CHUNK = 256
+# Pictures that are predicted at once.
+_CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +90,16 @@ def predict_prepared(
     prepared: Sequence[Prepared], state: TrainState
 ) -> list[Prediction]:
     """Returns what a model says of pictures that are ready."""
-    if not prepared:
-        return []
-    images = np.stack([picture.image for picture in prepared])
-    probabilities = jax.device_get(predict_step(state, images)["probabilities"])
-    return [
-        Prediction(picture, row)
-        for picture, row in zip(prepared, probabilities, strict=True)
-    ]
+    found: list[Prediction] = []
+    for start in range(0, len(prepared), _CHUNK):
+        chunk = prepared[start : start + _CHUNK]
+        # One program serves any number of pictures.
+        images = np.zeros((_CHUNK, *IMAGE_SHAPE[:2]), np.uint8)
+        images[: len(chunk)] = [picture.image for picture in chunk]
+        probabilities = jax.device_get(predict_step(state, images)["probabilities"])
+        # The rest is padding.
+        found += map(Prediction, chunk, probabilities[: len(chunk)])
+    return found
 
 
 def _expand(patterns: Sequence[str]) -> Iterator[str]:
@@ -111,8 +114,10 @@ def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Pre
     """Yields each file's picture; those that cannot be read are told, and `failed`."""
     for file in files:
         try:
-            standard_input = file == "-"
-            source = io.BytesIO(sys.stdin.buffer.read()) if standard_input else file
+            source: Any = file
+            if file == "-":
+                source = io.BytesIO(sys.stdin.buffer.read())
+                source.name = "standard input"
             yield file, prepare(source)
         except UserError as error:
             failed.append(file)
@@ -140,9 +145,15 @@ def _record(file: str, prediction: Prediction, count: int) -> dict[str, Any]:
 
 def _save(folder: Path, index: int, file: str, prepared: Prepared) -> None:
     """Writes what the model was given, under a name that no other picture has."""
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"{index:04d}-{Path(file).stem if file != '-' else 'stdin'}.png"
-    Image.fromarray(prepared.image).save(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(prepared.image).save(folder / name)
+    except OSError as error:
+        raise UserError(
+            f"--save_preprocessed {folder} cannot be written ({error.strerror}): "
+            "expected a folder"
+        ) from None
 
 
 def run(argv: Sequence[str]) -> int:
@@ -175,12 +186,12 @@ def run(argv: Sequence[str]) -> int:
         for (index, (file, picture)), prediction in zip(
             chunk, predictions, strict=True
         ):
+            if args.save_preprocessed is not None:
+                _save(args.save_preprocessed, index, file, picture)
             if args.json:
                 print(json.dumps(_record(file, prediction, args.top)))
             else:
                 print(_line(file, prediction, args.top))
-            if args.save_preprocessed is not None:
-                _save(args.save_preprocessed, index, file, picture)
         sys.stdout.flush()
     return 1 if failed else 0
 

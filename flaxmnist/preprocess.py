@@ -95,7 +95,8 @@ def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
     side, room = max(ink.shape), BOX if "crop" in steps else SIZE
     if "thicken" in steps:
         ink = _thicken(ink, room / side)
-    small = _resize(ink, min(room / side, SIZE / max(ink.shape)))
+        ink = _crop(ink) if "crop" in steps else ink
+    small = _resize(ink, room / max(ink.shape))
     small = np.clip(small / max(small.max(), 1e-6), 0, 1)
     image = _place(small, "center" in steps)
     return Prepared(np.round(image * 255).astype(np.uint8), tuple(warnings))

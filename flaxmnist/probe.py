@@ -1,6 +1,7 @@
 """A configuration tried before it is trained; nothing is written."""
 
 import dataclasses
+import math
 import time
 
 from ml_collections import ConfigDict
@@ -101,6 +102,8 @@ def overfit(config: ConfigDict, batches: int, console: Console | None = None) ->
             f"step {at.step}  loss {figures['loss']:.6f}  "
             f"accuracy {figures['accuracy']:.4f}"
         )
+        if not math.isfinite(figures["loss"]):
+            break
         if figures["loss"] < LEARNT:
             console.line(f"learnt by heart: {size} examples in {at.step} steps")
             return True

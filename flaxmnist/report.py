@@ -25,7 +25,7 @@ from flaxmnist.evaluate import predict
 from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.metrics import Metrics
 from flaxmnist.observe import filters, mistakes
-from flaxmnist.restore import open_run
+from flaxmnist.restore import open_saved
 from flaxmnist.run import Run
 from flaxmnist.state import TrainState
 from flaxmnist.steps import predict_step
@@ -48,7 +48,7 @@ class History:
     """What a run left behind.
 
     Attributes:
-      name: of its folder.
+      name: its folder.
       summary: its ``summary.json``.
       records: its ``metrics.jsonl``.
     """
@@ -78,14 +78,20 @@ class History:
                 f"{workdir} holds no finished run: expected its summary.json and "
                 "metrics.jsonl; train it to its end"
             )
-        return cls(workdir.resolve().name, summary, found)
+        return cls(str(workdir), summary, found)
 
     @property
     def recipe(self) -> str:
         """What runs of the same recipe and other seeds have in common."""
-        config = configs.resolve(ConfigDict(self.summary["config"]))
-        flat = {key: value for key, value in config.to_dict().items() if key != "seed"}
-        return repr([self.summary["dataset"]["fingerprint"], flat])
+        config = configs.resolve(ConfigDict(self.summary["config"], type_safe=False))
+        config.seed = 0
+        return repr(
+            [
+                self.summary["dataset"]["fingerprint"],
+                self.summary["total_steps"],
+                configs.what_matters(config),
+            ]
+        )
 
 
 def _group(histories: Sequence[History]) -> dict[str, list[History]]:
@@ -151,7 +157,9 @@ def _model(run: Run, state: TrainState) -> dict[str, Any]:
         for name, leaf in sharding.named_leaves(state.params)
     ]
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.uint8)
-    costs = predict_step.lower(state, image).cost_analysis() or {}
+    lowered = predict_step.lower(sharding.abstract(lambda: state, None), image)
+    # Before compilation, not every backend can tell.
+    costs = lowered.cost_analysis() or lowered.compile().cost_analysis() or {}
 
     def megabytes(tree: Any) -> float:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6
@@ -221,7 +229,8 @@ def write_report(
         content = plots.png(figure)
         write_file(workdir / "plots" / f"{name}.png", content)
         pictures[name] = "data:image/png;base64," + base64.b64encode(content).decode()
-    flags = configs.flags_of(run.config)
+    config = ConfigDict(summary["config"], type_safe=False)
+    flags = configs.flags_of(configs.resolve(config))
     page = _template().render(
         name=workdir.resolve().name,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -264,16 +273,22 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--compare", type=Path, metavar="DIR", nargs="+", default=[])
     args = parser.parse_args(argv)
     cli.start_jax(args)
-    others = [History.read(workdir) for workdir in args.compare]
-    config = workdirs.saved_config(args.workdir)
-    if config is None:
-        raise UserError(f"no run in {args.workdir}: there is no config.json")
+    # Each once, and none beside itself.
+    unique = {workdir.resolve(): workdir for workdir in args.compare}
+    unique.pop(args.workdir.resolve(), None)
+    others = [History.read(workdir) for workdir in unique.values()]
     console = Console()
-    opened, state, step, last = open_run(config, args.workdir, console=console)
+    opened, state, step, last = open_saved(args.workdir, console=console)
     summary = workdirs.saved_summary(args.workdir)
     if summary is None or (summary["step"], summary["evaluated_step"]) != (last, step):
         summary = summarize(opened, state, last, step, console)
-    console.line(str(write_report(opened, state, summary, args.workdir, others)))
+    try:
+        path = write_report(opened, state, summary, args.workdir, others)
+    except OSError as error:
+        raise UserError(
+            f"{args.workdir} cannot be written ({error.strerror})"
+        ) from None
+    console.line(str(path))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

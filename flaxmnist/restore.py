@@ -128,6 +128,22 @@ def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
         return with_parameters(state, checkpoints, chosen)
 
 
+def open_saved(
+    workdir: Path, step: int | None = None, console: Console | None = None
+) -> tuple[Run, TrainState, int, int]:
+    """Opens a run as :func:`open_run`, as its folder describes it, on one device.
+
+    Raises:
+      UserError: there is no such run, or no such checkpoint.
+    """
+    config = workdirs.saved_config(workdir)
+    if config is None:
+        raise UserError(f"no run in {workdir}: there is no config.json")
+    # It may have been trained on more devices than there are here.
+    config.mesh = ConfigDict({"data": 1})
+    return open_run(config, workdir, step, console)
+
+
 def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:
     """Returns the run as its newest checkpoint has it, or its beginning.
 

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StoppedError(Exception):
-    """A run was stopped by a signal, of `number`, after it was saved."""
+class StoppedError(KeyboardInterrupt):
+    """A run was stopped by a signal, of `number`, after it was saved.
+
+    Like Ctrl-C itself it is no `Exception`: a loop over runs does not go on with the
+    next one.
+    """
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
@@ -33,7 +37,12 @@ def listening() -> Iterator[Listener]:
     if threading.current_thread() is not threading.main_thread():
         yield listener
         return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {
+        number: handler
+        for number in _SIGNALS
+        # What a script or `nohup` has us ignore stays ignored.
+        if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+    }
 
     def restore() -> None:
         for number, handler in before.items():
@@ -43,7 +52,7 @@ def listening() -> Iterator[Listener]:
         listener.number = number
         restore()
 
-    for number in _SIGNALS:
+    for number in before:
         signal.signal(number, hear)
     try:
         yield listener

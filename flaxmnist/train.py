@@ -37,7 +37,7 @@ def train_and_evaluate(
     Args:
       config: see `flaxmnist.config.make_config`.
       workdir: gets ``config.json``, ``metrics.jsonl``, ``summary.json``,
-        ``checkpoints/`` and ``tensorboard/``.
+        ``report.html``, ``plots/``, ``checkpoints/`` and ``tensorboard/``.
       console: where to speak; the standard output if None.
       started: `time.time()` of the process's start, for the time table.
 
@@ -47,6 +47,7 @@ def train_and_evaluate(
     Raises:
       UserError: the configuration, the data or the folder cannot be used, or the loss
         is not finite any more.
+      StoppedError: Ctrl-C or SIGTERM stopped it, after it was saved.
     """
     console, clock, workdir = console or Console(), Clock(started), Path(workdir)
     config = configs.resolve(config)
@@ -76,7 +77,9 @@ def _train_and_evaluate(
     if at.step:
         what = "is finished" if at.finished(run) else "resumes"
         console.line(f"{workdir} {what} at step {at.step} of {run.total_steps}")
-        if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
+        shown = not run.config.report or (workdir / "report.html").exists()
+        summary = workdirs.saved_summary(workdir, at.step)
+        if at.finished(run) and shown and summary:
             print_table(console, summary)
             return summary
     if jax.process_index() == 0:
@@ -88,7 +91,6 @@ def _train_and_evaluate(
 
     with MetricsWriter(workdir, at.step, run.config.eval_splits) as writer:
         _train(run, at, checkpoints, console, writer, clock)
-    checkpoints.wait()
 
     best_step, best_state = checkpoints.best_step, at.state
     if best_step != at.step:
@@ -104,12 +106,12 @@ def _train_and_evaluate(
     summary["images_per_second"] = trained / clock.seconds["train"] if trained else None
     if jax.process_index() == 0:
         write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    print_table(console, summary)
     if run.config.report:
         # Not before: what draws takes long to import.
         from flaxmnist.report import write_report
 
         write_report(run, best_state, summary, workdir)
-    print_table(console, summary)
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in summary["seconds"].items())
     saved = ", ".join(map(str, checkpoints.steps))
     report = "report.html, plots/, " if run.config.report else ""
@@ -215,13 +217,15 @@ def _train(
                     describe(run) | {"best": at.best},
                     validation,
                 )
-            if stop and not at.finished(run):
-                checkpoints.wait()
-                raise StoppedError(
-                    stop,
-                    f"stopped at step {at.step} of {run.total_steps}, which is saved; "
-                    f"--workdir {checkpoints.directory.parent} resumes from there",
-                )
+            if stop:
+                break
+        checkpoints.wait()
+        if signals.number:  # Or one heard since.
+            raise StoppedError(
+                signals.number,
+                f"stopped at step {at.step} of {run.total_steps}, which is saved; "
+                f"--workdir {checkpoints.directory.parent} resumes from there",
+            )
     if at.step < run.total_steps:
         console.line(
             f"stopped early: no better than step {at.best['step']} "

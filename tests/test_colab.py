@@ -44,6 +44,12 @@ def test_a_notebook_runs_from_top_to_bottom(name, few_images, tmp_path, monkeypa
         notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()  # Raises at the first error.
+    if name == "quickstart":
+        (training,) = [c for c in notebook.cells if "train_and_evaluate" in c.source]
+        shown = [output for output in training.outputs if "data" in output]
+        assert any("application/vnd.jupyter.widget-view+json" in o.data for o in shown)
+        said = "".join(o.get("text", "") for o in training.outputs)
+        assert "validation" in said
 
 
 @pytest.mark.parametrize("name", SHORT)

@@ -14,7 +14,12 @@ from test_data import NAMES, write_idx
 from flaxmnist import config as configs
 from flaxmnist import main
 
-TINY = ["--config=mlp:smoke", "--config.num_steps=4", "--config.mesh.data=1"]
+TINY = [
+    "--config=mlp:smoke",
+    "--config.num_steps=4",
+    "--config.mesh.data=1",
+    "--config.report=False",
+]
 
 
 def run(capsys, *flags):
@@ -345,6 +350,7 @@ def test_piped_output_is_plain_lines_and_a_terminal_gets_a_bar(tmp_path):
     command += [
         "--config.num_steps=300",
         "--config.log_every=100",
+        "--config.report=False",
         "--num_cpu_devices=1",
     ]
     piped = subprocess.run(
@@ -408,6 +414,7 @@ def test_chosen_devices_alone_are_used_and_jax_is_told_in_time(tmp_path):
     flags = ["--config=cnn:smoke", "--config.num_steps=10", "--num_cpu_devices=4"]
     flags += ["--devices=2,1", "--log_device_placement", "--deterministic"]
     flags += [f"--workdir={tmp_path / 'run'}", "--config.log_tensors=probabilities"]
+    flags += ["--config.report=False"]
     flags += ["--config.summaries=norms,histograms,filters,mistakes"]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(

@@ -5,6 +5,7 @@ import re
 import jax
 import pytest
 from conftest import tiny_config
+from test_data import write_idx
 
 from flaxmnist import doctor, main, probe
 
@@ -39,6 +40,7 @@ def test_what_cannot_learn_is_told(monkeypatch, capsys):
     [
         (["--overfit=0"], "--overfit 0: expected 1 or more batches"),
         (["--overfit=99"], "--overfit 99: expected at most 15 batches of 128"),
+        (["--dry_run", "--overfit=1"], "--dry_run and --overfit exclude each other"),
         (["--dry_run", "--mode=eval", "--workdir=x"], "--dry_run is for --mode train"),
     ],
 )
@@ -50,10 +52,22 @@ def test_a_mistake_is_told(flags, message, capsys):
 def test_the_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(doctor.cli, "start_jax", lambda args: None)
+    assert doctor.main([]) == 1
+    assert "problem: " in capsys.readouterr().out
+    write_idx(tmp_path, counts=(240, 20))
     assert doctor.main([]) == 0
     text = capsys.readouterr().out
     for part in (f"jax {jax.__version__}", "CPU cores", str(tmp_path), "no problem"):
         assert part in text
+
+
+def test_the_doctor_looks_at_machines_without_their_platform(monkeypatch, capsys):
+    def start(args):
+        raise RuntimeError("Unable to initialize backend 'cuda'\nmore")
+
+    monkeypatch.setattr(doctor.cli, "start_jax", start)
+    assert doctor.main([]) == 1
+    assert "jax finds no device (Unable to initialize" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

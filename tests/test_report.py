@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from flaxmnist import analysis, report, train
+from flaxmnist import analysis, data, modes, report, train
 from flaxmnist import config as configs
 
 
@@ -40,11 +40,15 @@ def test_the_command_in_a_report_gives_the_configuration_again():
     for spec in ("softmax", "mlp:mechanics", "cnn:deep"):
         config = configs.load(spec)
         assert configs.flags_of(config) == [f"--config={spec}"]
-    config = tiny_config(seed=3)
-    first, *changes = configs.flags_of(config)
-    pairs = [flag.removeprefix("--config.").split("=", 1) for flag in changes]
-    base = configs.load(first.removeprefix("--config="))
-    assert configs.override(base, pairs).to_dict() == config.to_dict()
+    # The rate of `cnn`, of which another model's name would make the default.
+    other = configs.override(
+        configs.load("cnn"), [("model.name", "mlp"), ("model.dropout_rate", "0.4")]
+    )
+    for config in (tiny_config(seed=3), other):
+        first, *changes = configs.flags_of(config)
+        pairs = [flag.removeprefix("--config.").split("=", 1) for flag in changes]
+        base = configs.load(first.removeprefix("--config="))
+        assert configs.override(base, pairs).to_dict() == config.to_dict()
 
 
 def test_runs_that_differ_in_their_seed_are_one_row(reported, capsys):
@@ -56,8 +60,59 @@ def test_runs_that_differ_in_their_seed_are_one_row(reported, capsys):
         json.loads((workdir / "summary.json").read_text())["test"]["accuracy"]
         for workdir in (first, second)
     ]
-    assert f"<td>seed0, seed1</td><td>2</td><td>{np.mean(accuracies):.2%}</td>" in page
+    row = f"<td>{first}, {second}</td><td>2</td><td>{np.mean(accuracies):.2%}</td>"
+    assert row in page
     assert f"<td>{np.std(accuracies, ddof=1):.2%}</td>" in page
+
+
+def test_runs_are_compared_once_each_and_recipes_apart(reported, tmp_path):
+    first, second = reported / "seed0", reported / "seed1"
+    other = tmp_path / "seed1"
+    train.train_and_evaluate(tiny_config(num_steps=20, seed=1), other)
+    flags = [f"--workdir={first}", "--compare", *map(str, (first, second, other))]
+    assert report.main(flags) == 0
+    page = (first / "report.html").read_text()
+    assert f"<td>{first}, {second}</td><td>2</td>" in page
+    assert f"<td>{other}</td><td>1</td>" in page
+
+
+def test_a_report_shows_the_test_split(reported, monkeypatch):
+    workdir, given = reported / "seed0", {}
+    for name in ("mistakes", "confusion"):
+        draw = getattr(report.plots, name)
+
+        def record(*arguments, name=name, draw=draw):
+            given[name] = arguments
+            return draw(*arguments)
+
+        monkeypatch.setattr(report.plots, name, record)
+    assert report.main([f"--workdir={workdir}"]) == 0
+    config = configs.from_json((workdir / "config.json").read_text())
+    path = modes.predict_split(config, workdir, "test")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    wrong = [row for row in rows if row["label"] != row["classes"]]
+    wrong.sort(key=lambda row: -max(row["probabilities"]))
+    images = data.load("synthetic", "synthetic").test.images
+    np.testing.assert_array_equal(
+        given["mistakes"][0], images[[row["index"] for row in wrong[:36]]]
+    )
+    matrix = np.zeros((10, 10), int)
+    for row in rows:
+        matrix[row["label"], row["classes"]] += 1
+    np.testing.assert_array_equal(given["confusion"][0], matrix)
+    page = (workdir / "report.html").read_text()
+    precision = matrix[3, 3] / matrix[:, 3].sum()
+    recall = matrix[3, 3] / matrix[3].sum()
+    row = f"<td>3</td><td>{matrix[3].sum()}</td><td>{precision:.2%}</td>\n"
+    assert f"{row}<td>{recall:.2%}</td>" in page
+    assert "million floating-point operations" in page
+
+
+def test_a_run_of_devices_that_are_not_here_is_reported(reported, tmp_path):
+    workdir = shutil.copytree(reported / "seed0", tmp_path / "run")
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace('"data": 1', '"data": 64'))
+    assert report.main([f"--workdir={workdir}"]) == 0
 
 
 def test_a_folder_without_a_finished_run_is_told(reported, tmp_path, capsys):
@@ -80,6 +135,15 @@ def test_a_killed_run_is_reported_by_its_checkpoint(reported, tmp_path):
         file.write('{"step": 41, "spl')
     assert report.main([f"--workdir={workdir}"]) == 0
     assert "test accuracy" in (workdir / "report.html").read_text()
+
+
+def test_a_report_that_was_not_drawn_is_when_the_run_is_asked_for_again(
+    reported, tmp_path
+):
+    workdir = shutil.copytree(reported / "seed0", tmp_path / "run")
+    (workdir / "report.html").unlink()
+    train.train_and_evaluate(tiny_config(report=True), workdir)
+    assert (workdir / "report.html").exists()
 
 
 def test_intervals_are_those_of_the_textbook():

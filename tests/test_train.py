@@ -245,15 +245,23 @@ def test_killed_and_resumed_is_bit_identical(placement, tmp_path):
     assert all(name.isdigit() for name in names), names
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# The last record is that of the last evaluation: nothing is left to train.
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        (signal.SIGINT, (10, "train")),
+        (signal.SIGTERM, (10, "train")),
+        (signal.SIGTERM, (40, "validation")),
+    ],
+)
 def test_a_signal_stops_a_run_which_is_saved_and_resumes_to_the_bit(
-    number, finished_run, tmp_path, monkeypatch
+    number, when, finished_run, tmp_path, monkeypatch
 ):
     write = writers.MetricsWriter.write
 
     def write_and_signal(self, record):
         write(self, record)
-        if record["step"] == 10:
+        if (record["step"], record["split"]) == when:
             os.kill(os.getpid(), number)
 
     config = tiny_config()
