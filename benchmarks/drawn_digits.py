@@ -68,6 +68,7 @@ STYLES = (
     "noisy",
     "uneven light",
     "photograph",
+    "specks and an edge",
 )
 # The side of a sheet, in pixels.
 SIDE = 280
@@ -134,6 +135,11 @@ def _ink(digit: int, hand: str, style: str, rng: np.random.Generator) -> np.ndar
     place = room * (0.06 if style == "small in a corner" else rng.uniform(0.2, 0.8, 2))
     sheet = Image.new("L", (width, height))
     sheet.paste(ink, tuple(map(int, place)))
+    if style == "specks and an edge":
+        pen = ImageDraw.Draw(sheet)
+        pen.line([(0, SIDE - 6), (SIDE, SIDE - 4)], fill=255, width=4)
+        for x, y in rng.uniform(6, SIDE - 16, (8, 2)):
+            pen.ellipse([x, y, x + 3, y + 3], fill=255)
     return np.asarray(sheet, np.float32) / 255
 
 
