@@ -18,10 +18,16 @@ from flaxmnist.data.sources import SOURCES, SPLITS
 
 TENSORS = ("probabilities", "logits", "classes")
 SUMMARIES = ("norms", "histograms", "filters", "mistakes")
+PRECISIONS = ("float32", "bfloat16")
 
 _KINDS = {
     "seed": checks.whole(0, below=2**32),
     "batch_size": checks.whole(1, below=checks.MAX_STEPS),
+    "grad_accumulation": checks.whole(1, below=checks.MAX_STEPS),
+    "precision": checks.one_of(PRECISIONS),
+    "ema": checks.optional(checks.real(0, above=True, below=1)),
+    "on_nan": checks.one_of(("stop", "rollback")),
+    "max_rollbacks": checks.whole(1),
     "eval_batch_size": checks.whole(1, below=checks.MAX_STEPS),
     "num_epochs": checks.optional(checks.epochs),
     "num_steps": checks.optional(checks.whole(1, below=checks.MAX_STEPS)),
@@ -63,6 +69,8 @@ FREE_TO_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
     "patience",
+    "on_nan",
+    "max_rollbacks",
     "eval_splits",
     "summaries",
     "log_tensors",
@@ -81,6 +89,9 @@ def _defaults() -> dict[str, Any]:
     return {
         "seed": 0,
         "batch_size": 100,
+        "grad_accumulation": 1,
+        "precision": "float32",
+        "ema": None,
         # Larger batches leave the processors' caches.
         "eval_batch_size": 200,
         "num_epochs": None,
@@ -90,6 +101,8 @@ def _defaults() -> dict[str, Any]:
         "checkpoint_every": "1 epochs",
         "keep_checkpoints": 3,
         "patience": None,
+        "on_nan": "stop",
+        "max_rollbacks": 3,
         "eval_splits": ("validation",),
         "summaries": ("norms",),
         "log_tensors": (),

@@ -1,5 +1,6 @@
 """A trained model, taken away: as StableHLO, as ONNX, or as arrays for NumPy."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,12 +15,11 @@ import jax.export
 import numpy as np
 from jax import lax
 
-from flaxmnist import analysis, cli, numpy_predictor
+from flaxmnist import analysis, cli, models, numpy_predictor
 from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError
 from flaxmnist.console import Console
 from flaxmnist.inputs import IMAGE_SHAPE
-from flaxmnist.models import CNN
 from flaxmnist.restore import open_saved
 from flaxmnist.state import TrainState
 from flaxmnist.steps import predict_step
@@ -73,7 +73,7 @@ def _onnx(state: TrainState, folder: Path) -> Logits:
             "pip install 'flaxmnist[onnx]'"
         ) from None
     path = folder / "model.onnx"
-    variables = {"params": state.params, **state.model_state}
+    variables = {"params": state.eval_params, **state.model_state}
 
     def logits(images):
         return state.model.apply(variables, images, train=False)
@@ -97,7 +97,7 @@ def _onnx(state: TrainState, folder: Path) -> Logits:
 def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Returns the layers of one of our models as `numpy_predictor` reads them."""
     model: Any = state.model
-    params, stats = state.params, state.model_state.get("batch_stats", {})
+    params, stats = state.eval_params, state.model_state.get("batch_stats", {})
     arrays: dict[str, np.ndarray] = {}
     layers: list[dict[str, Any]] = []
 
@@ -118,7 +118,7 @@ def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarr
 
     activations = 0
     side: Sequence[int] = IMAGE_SHAPE[:2]
-    for index, _ in enumerate(model.features if isinstance(model, CNN) else ()):
+    for index, _ in enumerate(model.features if isinstance(model, models.CNN) else ()):
         pads = lax.padtype_to_pads(
             side, model.kernel_size, model.strides, model.padding
         )
@@ -255,8 +255,9 @@ def export(
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror})") from None
     try:
-        # Off the mesh, which a program would otherwise demand.
+        # Off the mesh, which a program would otherwise demand, and in float32.
         state = jax.device_put(jax.device_get(state), jax.devices()[0])
+        state = dataclasses.replace(state, model=models.build(**run.config.model))
         logits = FORMATS[name](state, partial)
         images = run.dataset.test.images[:CHECKED]
         wanted = np.asarray(predict_step(state, images)["logits"])

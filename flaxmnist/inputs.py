@@ -72,15 +72,37 @@ def as_batch(batch: Any) -> dict[str, Array]:
     return {"image": image, "label": label, "mask": mask}
 
 
-def as_logits(logits: Any, count: int) -> Array:
-    """Returns what a model made of `count` images, if it is `[count, 10]`.
+def cut(batch: Any, parts: int) -> dict[str, Array]:
+    """Returns a batch in `parts`: each array as `[parts, batch / parts, …]`.
+
+    A part is every `parts`-th example: where a batch is split over devices, so is each
+    part of it, and nothing is sent.
 
     Raises:
-      UserError: it is of another shape.
+      UserError: as :func:`as_batch`, or it does not divide.
+    """
+    batch = as_batch(batch)
+    if (count := len(batch["mask"])) % parts:
+        raise UserError(
+            f"a batch of {count} cannot be cut into {parts} micro-batches: expected a "
+            f"multiple of grad_accumulation, such as {-(-count // parts) * parts}"
+        )
+    return {
+        name: array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+        for name, array in batch.items()
+    }
+
+
+def as_logits(logits: Any, count: int) -> Array:
+    """Returns what a model made of `count` images, in float32 at least.
+
+    Raises:
+      UserError: it is not `[count, 10]`.
     """
     ok = logits.shape == (count, NUM_CLASSES)
     _expect("the model's output", logits, ok, f"logits [{count}, {NUM_CLASSES}]")
-    return logits
+    # Half precision would round away what tells two sure classes apart.
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _array(name: str, value: Any) -> Any:

@@ -78,7 +78,13 @@ def scale(images: Images) -> Float[Array, "batch 28 28 1"]:
 
 
 class SoftmaxRegression(nn.Module):
-    """One dense layer from zero: "MNIST for ML Beginners"."""
+    """One dense layer from zero: "MNIST for ML Beginners".
+
+    Attributes:
+      dtype: as of an `MLP`.
+    """
+
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
@@ -86,6 +92,7 @@ class SoftmaxRegression(nn.Module):
         pixels = scale(images).reshape(-1, 28 * 28)
         return nn.Dense(
             NUM_CLASSES,
+            dtype=self.dtype,
             kernel_init=nn.initializers.zeros,
             dot_general=ops.dot_general,
         )(pixels)
@@ -103,6 +110,8 @@ class MLP(nn.Module):
         "truncated_normal".
       kernel_stddev: of "truncated_normal", before truncation; None: 1 / sqrt(fan_in).
       bias_init: value of every bias.
+      dtype: what layers compute in, such as "bfloat16"; if None, what their inputs and
+        parameters are. Parameters, batch statistics and logits are float32 anyway.
 
     Raises:
       UserError: a value is not possible.
@@ -115,6 +124,7 @@ class MLP(nn.Module):
     kernel_init: str = "lecun_normal"
     kernel_stddev: float | None = None
     bias_init: float = 0.0
+    dtype: Any = None
 
     def __post_init__(self) -> None:
         check("model", {k: v for k, v in vars(self).items() if k in _KINDS}, _KINDS)
@@ -131,8 +141,9 @@ class MLP(nn.Module):
         return self._classify(scale(images).reshape(-1, 28 * 28), train)
 
     @nn.nowrap
-    def _inits(self) -> dict[str, Any]:
+    def _layer(self) -> dict[str, Any]:
         return {
+            "dtype": self.dtype,
             "kernel_init": _INITIALIZERS[self.kernel_init](self.kernel_stddev),
             "bias_init": nn.initializers.constant(self.bias_init),
         }
@@ -140,15 +151,15 @@ class MLP(nn.Module):
     @nn.nowrap
     def _activate(self, x: Array, train: bool) -> Array:
         if self.batch_norm:
-            x = nn.BatchNorm(use_running_average=not train)(x)
+            x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
         return ACTIVATIONS[self.activation](x)
 
     @nn.nowrap
     def _classify(self, x: Array, train: bool) -> Array:
         for width in self.hidden:
-            x = self._activate(nn.Dense(width, **self._inits())(x), train)
+            x = self._activate(nn.Dense(width, **self._layer())(x), train)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(NUM_CLASSES, dot_general=ops.dot_general, **self._inits())(x)
+        return nn.Dense(NUM_CLASSES, dot_general=ops.dot_general, **self._layer())(x)
 
 
 class CNN(MLP):
@@ -202,7 +213,7 @@ class CNN(MLP):
                 self.strides,
                 self.padding,
                 conv_general_dilated=conv,
-                **self._inits(),
+                **self._layer(),
             )(x)
             x = self._activate(x, train)
             if self.pool is not None:
@@ -247,13 +258,13 @@ def options(name: Any, **given: Any) -> dict[str, Any]:
     return defaults | check("model", given, {name: _KINDS[name] for name in defaults})
 
 
-def build(name: Any, **given: Any) -> nn.Module:
-    """Returns the model `name`.
+def build(name: Any, *, dtype: Any = None, **given: Any) -> nn.Module:
+    """Returns the model `name`, which computes in `dtype`.
 
     Raises:
       UserError: as :func:`options` and the models themselves.
     """
-    return MODELS[name](**options(name, **given))
+    return MODELS[name](dtype=dtype, **options(name, **given))
 
 
 def num_parameters(params: Any) -> int:

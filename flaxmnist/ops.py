@@ -104,7 +104,8 @@ def dot_general(
     """Takes the place of `lax.dot_general` in a dense layer of few outputs.
 
     On CPU the kernel is turned before the product, so that its gradient is one product
-    with long rows, and not with rows of `cout`: a fourth of the time for ten.
+    with long rows, and not with rows of `cout`: a fourth of the time for ten. Of inputs
+    in half precision the sums are float32, and stay it: they are the logits.
 
     Args:
       lhs: inputs.
@@ -112,6 +113,7 @@ def dot_general(
       dimension_numbers: those of a matrix product.
       **kwargs: the other arguments of `lax.dot_general`, as `nn.Dense` gives them.
     """
+    kwargs["preferred_element_type"] = jnp.promote_types(lhs.dtype, jnp.float32)
 
     def plain(lhs, rhs):
         return lax.dot_general(lhs, rhs, dimension_numbers, **kwargs)

@@ -143,3 +143,19 @@ def build(
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
     return tx, rate
+
+
+@functools.lru_cache  # As of `build`.
+def scaled(
+    tx: optax.GradientTransformation, factor: float
+) -> optax.GradientTransformation:
+    """Returns `tx` with its learning rate, at every step, times `factor`.
+
+    Its state is that of `tx`, so that a run may go on with it.
+    """
+
+    def update(grads, state, params=None):
+        updates, state = tx.update(grads, state, params)
+        return optax.tree.scale(factor, updates), state
+
+    return optax.GradientTransformation(tx.init, update)

@@ -221,7 +221,7 @@ def write_report(
             temperature,
         ),
         "mistakes": plots.mistakes(run.dataset.test.images[wrong], captions),
-        "filters": plots.filters(filters(state.params)),
+        "filters": plots.filters(filters(state.eval_params)),
     }
     (workdir / "plots").mkdir(exist_ok=True)
     pictures = {}

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import models, sharding
+from flaxmnist import models, optim, sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
@@ -31,12 +32,20 @@ class Training:
       window: metrics of the steps since the last log.
       best: the best `validation` figures, their `step`, and how many evaluations
         have `waited` for better ones.
+      rollbacks: how often a loss that was not finite sent it back to a checkpoint;
+        each halved the learning rate.
     """
 
     step: int
     state: TrainState
     window: Metrics
     best: dict[str, Any]
+    rollbacks: int = 0
+
+    @property
+    def rate_scale(self) -> float:
+        """What the learning rate is multiplied by."""
+        return 0.5**self.rollbacks
 
     def finished(self, run: Run) -> bool:
         """Returns whether nothing is left to train."""
@@ -48,7 +57,7 @@ class Training:
 def abstract_tree(run: Run) -> dict[str, Any]:
     """Returns the shapes and shardings of the arrays that a checkpoint holds."""
     return {
-        "state": abstract_state(run.model, run.tx, run.everywhere),
+        "state": abstract_state(run.model, run.tx, run.everywhere, **run.state_options),
         "window": sharding.abstract(Metrics.empty, run.everywhere),
     }
 
@@ -78,7 +87,9 @@ def begin(run: Run) -> Training:
     Raises:
       UserError: there is no such run, or its parameters are not of this model.
     """
-    state = create_state(run.model, run.tx, run.config.seed, run.everywhere)
+    state = create_state(
+        run.model, run.tx, run.config.seed, run.everywhere, **run.state_options
+    )
     if run.config.init_from is not None:
         state = _warm_start(run, state)
     best = {"validation": None, "step": None, "waited": 0}
@@ -86,20 +97,35 @@ def begin(run: Run) -> Training:
 
 
 def _warm_start(run: Run, state: TrainState) -> TrainState:
-    source = Path(run.config.init_from) / "checkpoints"
-    with Checkpoints(source, read_only=True) as checkpoints:
-        return with_parameters(state, checkpoints, checkpoints.best_step)
+    source = Path(run.config.init_from)
+    with Checkpoints(source / "checkpoints", read_only=True) as checkpoints:
+        config = workdirs.saved_config(source)
+        decay = None if config is None else config.ema
+        there = with_parameters(
+            dataclasses.replace(state, ema=state.params, ema_decay=decay),
+            checkpoints,
+            checkpoints.best_step,
+        )
+    params = there.eval_params
+    return dataclasses.replace(
+        state,
+        params=params,
+        model_state=there.model_state,
+        ema=None if state.ema is None else jax.tree.map(jnp.copy, params),
+    )
 
 
 def with_parameters(
     state: TrainState, checkpoints: Checkpoints, step: int
 ) -> TrainState:
-    """Returns `state` with the parameters and collections of a checkpoint.
+    """Returns `state` with a checkpoint's parameters, their average, and collections.
 
     Raises:
       UserError: they are not of this model, or (`DamagedError`) damaged.
     """
     wanted = {"params": state.params, "model_state": state.model_state}
+    if state.ema_decay is not None:
+        wanted["ema"] = state.ema
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=leaf.sharding
@@ -123,7 +149,8 @@ def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
         config = workdirs.saved_config(workdir)
         if config is None:
             raise UserError(f"no run in {workdir}: there is no config.json")
-        state = create_state(models.build(**config.model), optax.identity())
+        model = models.build(dtype=config.precision, **config.model)
+        state = create_state(model, optax.identity(), ema_decay=config.ema)
         chosen = checkpoints.best_step if step is None else step
         return with_parameters(state, checkpoints, chosen)
 
@@ -162,7 +189,64 @@ def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:
             f"{record['total_steps']}: its {schedule} schedule is stretched to that, "
             "and the learning rate jumps"
         )
-    return Training(step, tree["state"], tree["window"], record["best"])
+    at = Training(step, tree["state"], tree["window"], record["best"])
+    return _slowed(run, at, record.get("rollbacks", 0))
+
+
+def _slowed(run: Run, at: Training, rollbacks: int) -> Training:
+    """Returns `at` after so many rollbacks."""
+    if rollbacks:
+        at.rollbacks = rollbacks
+        tx = optim.scaled(run.tx, at.rate_scale)
+        at.state = dataclasses.replace(at.state, tx=tx)
+    return at
+
+
+class NotFiniteError(Exception):
+    """The loss is not finite any more, or the state that was made of it."""
+
+    def __init__(self, first: int, last: int):
+        super().__init__(
+            f"the loss is not finite any more, between the steps {first} and {last}"
+        )
+
+
+def roll_back(
+    run: Run,
+    at: Training,
+    checkpoints: Checkpoints,
+    console: Console,
+    error: NotFiniteError,
+) -> Training:
+    """Returns the run at its newest checkpoint, with half the learning rate of `at`.
+
+    Every checkpoint is of a state that is finite. Before the first, a run begins anew.
+
+    Raises:
+      UserError: `config.on_nan` is "stop", or no rollback is left.
+    """
+    checkpoints.wait()
+    option, rate = "optimizer.learning_rate", run.config.optimizer.learning_rate
+    most = run.config.max_rollbacks
+    if run.config.on_nan == "rollback" and at.rollbacks < most:
+        back = _slowed(run, resume(run, checkpoints, console), at.rollbacks + 1)
+        console.warn(
+            f"{error}: back to step {back.step}, with {option}="
+            f"{rate * back.rate_scale:g} (rollback {back.rollbacks} of {most})"
+        )
+        return back
+    kept = "there is no checkpoint yet"
+    if steps := checkpoints.steps:
+        kept = (
+            f"the last good checkpoint is of step {steps[-1]}, "
+            f"in {checkpoints.directory}"
+        )
+    tried = f", after {at.rollbacks} of {most} rollbacks" if at.rollbacks else ""
+    other = ", or on_nan=rollback" if run.config.on_nan == "stop" else ""
+    raise UserError(
+        f"{error}{tried}; {kept}\nTry a smaller {option} than "
+        f"{rate * at.rate_scale:g}, optimizer.clip_norm=1{other}"
+    ) from None
 
 
 def open_run(

@@ -1,6 +1,7 @@
 """What a configuration describes, built: data, model, optimizer, mesh."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,7 @@ class Run:
     total_steps: int
     every: dict[str, int]
     everywhere: NamedSharding
+    state_options: dict[str, Any]
 
     def put(self, number: int) -> jax.Array:
         """Returns a number as every device's int32."""
@@ -57,14 +59,16 @@ def build(config: ConfigDict) -> Run:
       UserError: something in it is not possible; nothing was written.
     """
     config = configs.resolve(config)
-    model = models.build(**config.model)
+    model = models.build(dtype=config.precision, **config.model)
     mesh = sharding.make_mesh(**config.mesh)
     devices = mesh.size
-    if config.batch_size % devices:
-        nearest = -(-config.batch_size // devices) * devices
+    parts = devices * config.grad_accumulation
+    if config.batch_size % parts:
+        nearest = -(-config.batch_size // parts) * parts
         raise UserError(
-            f"batch_size={config.batch_size} cannot be split over {devices} devices: "
-            f"expected a multiple of that, such as {nearest}"
+            f"batch_size={config.batch_size} cannot be split over {devices} devices "
+            f"(grad_accumulation={config.grad_accumulation}): expected a multiple of "
+            f"{parts}, such as {nearest}"
         )
     dataset = data.load(config.data.name, config.data.source, config.data.dir)
     for split, count in dataset.counts.items():
@@ -121,4 +125,8 @@ def build(config: ConfigDict) -> Run:
             for event, option in events.items()
         },
         everywhere=sharding.replicated(mesh),
+        state_options={
+            "ema_decay": config.ema,
+            "grad_accumulation": config.grad_accumulation,
+        },
     )

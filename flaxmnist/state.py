@@ -1,5 +1,6 @@
 """The state of training, made where it will live."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,9 @@ class TrainState:
       key: PRNG key of the run; each step folds its number into it.
       model: the linen module (static).
       tx: the optimizer (static: build it once, or steps compile again).
+      ema: the average of the parameters over the updates; None without `ema_decay`.
+      ema_decay: what an update's weight in `ema` is multiplied by at the next (static).
+      grad_accumulation: micro-batches that a batch is cut into (static).
     """
 
     step: Any
@@ -34,9 +38,36 @@ class TrainState:
     key: Any
     model: nn.Module = struct.field(pytree_node=False)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    ema: Any = None
+    ema_decay: float | None = struct.field(pytree_node=False, default=None)
+    grad_accumulation: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate, predict and export by: `ema`, if there is one."""
+        return self.params if self.ema_decay is None else self.ema
+
+    def averaged(self, params: Any) -> Any:
+        """Returns `ema` after an update to `params`.
+
+        The weights of all updates sum to one, as Adam's do (Kingma and Ba, 2015): the
+        first update's average is its parameters, and where they began has no part.
+        """
+        if self.ema_decay is None:
+            return None
+        # (1 - decay) / (1 - decay^updates), exact also where decay is close to one.
+        forgotten = -jnp.expm1((self.step + 1) * math.log(self.ema_decay))
+        share = (1 - self.ema_decay) / forgotten
+        return optax.incremental_update(params, self.ema, share)
 
 
-def _init(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
+def _init(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    seed: int,
+    ema_decay: float | None = None,
+    grad_accumulation: int = 1,
+) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *IMAGE_SHAPE), jnp.uint8)
     variables = dict(model.init(init_key, images, train=False))
@@ -49,6 +80,9 @@ def _init(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> Trai
         key=key,
         model=model,
         tx=tx,
+        ema=None if ema_decay is None else params,
+        ema_decay=ema_decay,
+        grad_accumulation=grad_accumulation,
     )
 
 
@@ -56,9 +90,13 @@ def abstract_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     sharding: Sharding | None = None,
+    **options: Any,
 ) -> TrainState:
-    """Returns the state's shapes, dtypes and shardings; nothing is computed."""
-    return abstract(lambda: _init(model, tx, 0), sharding)
+    """Returns the state's shapes, dtypes and shardings; nothing is computed.
+
+    The options are those of :func:`create_state`.
+    """
+    return abstract(lambda: _init(model, tx, 0, **options), sharding)
 
 
 def create_state(
@@ -66,6 +104,9 @@ def create_state(
     tx: optax.GradientTransformation,
     seed: int = 0,
     sharding: Sharding | None = None,
+    *,
+    ema_decay: float | None = None,
+    grad_accumulation: int = 1,
 ) -> TrainState:
     """Returns the state before the first step, initialized straight into `sharding`.
 
@@ -75,5 +116,12 @@ def create_state(
       tx: any optax transformation.
       seed: decides the parameters and every later random draw.
       sharding: where each array lives; the default device if None.
+      ema_decay: in (0, 1), to average the parameters over the updates and evaluate by
+        that average; about the last 1 / (1 - ema_decay) updates count.
+      grad_accumulation: micro-batches that each batch is cut into, to hold the
+        activations of one at a time; the update is that of the whole batch.
     """
-    return jax.jit(lambda: _init(model, tx, seed), out_shardings=sharding)()
+    return jax.jit(
+        lambda: _init(model, tx, seed, ema_decay, grad_accumulation),
+        out_shardings=sharding,
+    )()

@@ -13,7 +13,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from flaxmnist.inputs import as_batch, as_images, as_logits
+from flaxmnist.inputs import as_batch, as_images, as_logits, cut
 from flaxmnist.metrics import Metrics
 from flaxmnist.state import TrainState
 
@@ -67,18 +67,49 @@ def loss_fn(
     return metrics.loss_sum / jnp.maximum(mask.sum(), 1), (metrics, model_state)
 
 
-_gradient = jax.grad(loss_fn, has_aux=True)
+def gradient(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]:
+    """Differentiates :func:`loss_fn`, in `state.grad_accumulation` micro-batches.
+
+    Each draws a dropout of its own, and batch statistics are updated by one after the
+    other. The loss is the mean over all examples that the batch's mask shows.
+
+    Raises:
+      UserError: as :func:`loss_fn`, or the batch cannot be cut into so many.
+    """
+    differentiate = jax.grad(loss_fn, has_aux=True)
+    if state.grad_accumulation == 1:
+        return differentiate(state.params, state, batch)
+
+    def add(carry, micro_batch):
+        sums, model_state = carry
+        index, batch = micro_batch
+        key = jax.random.fold_in(state.key, index)
+        micro = dataclasses.replace(state, key=key, model_state=model_state)
+        grads, (metrics, model_state) = differentiate(state.params, micro, batch)
+        sums = jax.tree.map(lambda a, b: a + b * metrics.count, sums, grads)
+        return (sums, model_state), metrics
+
+    parts = cut(batch, state.grad_accumulation)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (sums, model_state), metrics = lax.scan(
+        add, (zeros, state.model_state), (jnp.arange(state.grad_accumulation), parts)
+    )
+    metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0), metrics)
+    count = jnp.maximum(metrics.count, 1)
+    return jax.tree.map(lambda leaf: leaf / count, sums), (metrics, model_state)
 
 
 @jax.jit(donate_argnames="state")
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Makes one update; `state` is donated, so use the returned one from here on."""
-    grads, (metrics, model_state) = _gradient(state.params, state, batch)
+    grads, (metrics, model_state) = gradient(state, batch)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     state = dataclasses.replace(
         state,
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
+        ema=state.averaged(params),
         opt_state=opt_state,
         model_state=model_state,
     )
@@ -88,7 +119,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
 @jax.jit
 def eval_step(state: TrainState, batch: Batch) -> Metrics:
     """Returns the metrics of one batch; nothing random, nothing changed."""
-    _, (metrics, _) = loss_fn(state.params, state, batch, train=False)
+    _, (metrics, _) = loss_fn(state.eval_params, state, batch, train=False)
     return metrics
 
 
@@ -104,7 +135,7 @@ def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch 
       UserError: they are no images.
     """
     images = as_images(images)
-    variables = {"params": state.params, **state.model_state}
+    variables = {"params": state.eval_params, **state.model_state}
     logits = state.model.apply(variables, images, train=False)
     logits = as_logits(logits, images.shape[0])
     return {
@@ -154,7 +185,7 @@ def norms(state: TrainState, batches: Batches) -> dict[str, Float[Array, ""]]:
 
     The gradient is that of the loss, before the optimizer clips it.
     """
-    grads, _ = _gradient(state.params, state, batches.at(state.step))
+    grads, _ = gradient(state, batches.at(state.step))
     return {
         "gradient_norm": optax.global_norm(grads),
         "parameter_norm": optax.global_norm(state.params),

@@ -12,10 +12,16 @@ from flaxmnist import config as configs
 from flaxmnist import sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints, DamagedError, is_better
-from flaxmnist.checks import UserError
 from flaxmnist.console import Clock, Console
 from flaxmnist.observe import show_summaries, show_tensors, watched_norms
-from flaxmnist.restore import Training, begin, resume, with_parameters
+from flaxmnist.restore import (
+    NotFiniteError,
+    Training,
+    begin,
+    resume,
+    roll_back,
+    with_parameters,
+)
 from flaxmnist.run import Run, build
 from flaxmnist.signals import StoppedError, listening
 from flaxmnist.steps import all_finite, eval_steps, train_steps
@@ -89,8 +95,13 @@ def _train_and_evaluate(
     first_step = at.step
     clock.started_up()
 
-    with MetricsWriter(workdir, at.step, run.config.eval_splits) as writer:
-        _train(run, at, checkpoints, console, writer, clock)
+    while True:
+        try:
+            with MetricsWriter(workdir, at.step, run.config.eval_splits) as writer:
+                _train(run, at, checkpoints, console, writer, clock)
+            break
+        except NotFiniteError as error:
+            at = roll_back(run, at, checkpoints, console, error)
 
     best_step, best_state = checkpoints.best_step, at.state
     if best_step != at.step:
@@ -178,7 +189,7 @@ def _train(
                 # The loss is of before the last update; what that made may not be.
                 finite = all_finite(at.state)
             if not finite:
-                raise _not_finite(run, checkpoints, first, at.step)
+                raise NotFiniteError(first, at.step)
             pace = _pace(run, at.step - first, clock.seconds["train"] - begin)
 
             record = _record(run, at.step, "train", figures)
@@ -193,7 +204,8 @@ def _train(
             # Whatever is written of a step is written before its checkpoint: a run
             # that resumes from it takes back only what comes after.
             if run.due("log", at.step):
-                record["learning_rate"] = float(run.schedule(run.put(at.step - 1)))
+                rate = float(run.schedule(run.put(at.step - 1)))
+                record["learning_rate"] = rate * at.rate_scale
                 with clock("train"):
                     record |= watched_norms(run, at.state, at.step)
                 console.report(record, run.total_steps)
@@ -214,7 +226,7 @@ def _train(
                 checkpoints.save(
                     at.step,
                     {"state": at.state, "window": at.window},
-                    describe(run) | {"best": at.best},
+                    describe(run) | {"best": at.best, "rollbacks": at.rollbacks},
                     validation,
                 )
             if stop:
@@ -277,18 +289,3 @@ def _better(at: Training, validation: dict[str, Any]) -> dict[str, Any]:
     if is_better(validation, at.best["validation"]):
         return {"validation": validation, "step": at.step, "waited": 0}
     return at.best | {"waited": at.best["waited"] + 1}
-
-
-def _not_finite(run: Run, checkpoints: Checkpoints, first: int, last: int) -> UserError:
-    checkpoints.wait()
-    kept = "there is no checkpoint yet"
-    if steps := checkpoints.steps:
-        kept = (
-            f"the last good checkpoint is of step {steps[-1]}, "
-            f"in {checkpoints.directory}"
-        )
-    return UserError(
-        f"the loss is not finite any more, between the steps {first} and {last}; {kept}"
-        f"\nTry a smaller optimizer.learning_rate than "
-        f"{run.config.optimizer.learning_rate:g}, or optimizer.clip_norm=1"
-    )

@@ -78,3 +78,17 @@ def test_options_without_use_are_refused():
         optim.build("adam", 0.1, **LENGTHS, decay_rate=0.5)
     with pytest.raises(UserError, match=r"warmup is 100 steps"):
         optim.build("adam", 0.1, **LENGTHS, warmup_steps=100)
+
+
+def test_a_scaled_optimizer_goes_on_with_the_same_state_at_another_rate():
+    options = {**LENGTHS, "schedule": "one_cycle", "weight_decay": 0.3}
+    tx, _ = optim.build("adamw", 0.1, clip_norm=1.0, **options)
+    half, _ = optim.build("adamw", 0.05, clip_norm=1.0, **options)
+    ours = optim.scaled(tx, 0.5)
+    assert ours is optim.scaled(tx, 0.5)
+    params = {"w": jnp.array([3.0, -2.0])}
+    state = tx.init(params)
+    for _ in range(3):
+        wanted, _ = half.update(params, state, params)
+        found, state = ours.update(params, state, params)
+        np.testing.assert_allclose(found["w"], wanted["w"], rtol=1e-6)

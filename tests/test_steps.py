@@ -13,10 +13,11 @@ import pytest
 from conftest import batch_of
 
 from flaxmnist import models, optim, sharding, steps
+from flaxmnist.checks import UserError
 from flaxmnist.data import DeviceFeed, HostFeed
 from flaxmnist.evaluate import evaluate
 from flaxmnist.metrics import Metrics
-from flaxmnist.state import abstract_state
+from flaxmnist.state import abstract_state, create_state
 
 
 class NormalizedMLP(nn.Module):
@@ -273,3 +274,164 @@ def test_a_step_of_the_cnn_computes_less_than_direct_convolution(monkeypatch):
     assert ours["flops"] < 0.5 * direct["flops"]
     assert ours["bytes accessed"] < 2.5 * direct["bytes accessed"]
     assert ours["fusions"] < 2 * direct["fusions"]
+
+
+def test_micro_batches_make_the_update_of_the_whole_batch(synthetic):
+    """The mean over all valid examples, however unevenly the mask leaves them."""
+    batch = batch_of(synthetic.train, 48) | {"mask": np.arange(48) % 4 < 2}
+    batch["mask"][:20] = False
+
+    def train(parts):
+        state = create_state(
+            models.MLP(hidden=(8,)), optax.adam(1e-2), grad_accumulation=parts
+        )
+        wide = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float64)),
+            (state.params, state.opt_state),
+        )
+        state = state.replace(params=wide[0], opt_state=wide[1])
+        for _ in range(3):
+            state, metrics = steps.train_step(state, batch)
+        return jax.device_get((state.params, metrics))
+
+    with jax.enable_x64(True):
+        (whole, seen), *others = (train(1), train(4))
+    assert seen.count == 14
+    for params, metrics in others:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12),
+            (params, metrics),
+            (whole, seen),
+        )
+
+
+def test_micro_batches_draw_anew_and_update_statistics_in_turn(make_state, synthetic):
+    model = models.MLP(hidden=(32,), dropout_rate=0.5, batch_norm=True)
+    state = make_state(model).replace(grad_accumulation=2)
+    half = batch_of(synthetic.train, 20)
+    twice = jax.tree.map(lambda array: np.repeat(array, 2, axis=0), half)
+    found, (metrics, model_state) = jax.jit(steps.gradient)(state, twice)
+
+    differentiate = jax.jit(jax.grad(steps.loss_fn, has_aux=True))
+    grads, by_hand = [], state
+    for index in range(2):
+        one = by_hand.replace(key=jax.random.fold_in(state.key, index))
+        new, (_, left) = differentiate(state.params, one, half)
+        grads.append(new)
+        by_hand = by_hand.replace(model_state=left)
+    kernels = [new["Dense_1"]["kernel"] for new in grads]
+    assert not np.allclose(*kernels, atol=1e-3)
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a, (b + c) / 2, atol=1e-6),
+        found,
+        *grads,
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        model_state,
+        by_hand.model_state,
+    )
+    assert metrics.count == 40
+
+
+def test_a_micro_batch_is_split_over_devices_where_it_is(make_state, synthetic):
+    mesh = sharding.make_mesh(8)
+    feed = DeviceFeed(synthetic.train, 80, mesh, seed=1)
+    window = sharding.put_tree(Metrics.empty(), sharding.replicated(mesh))
+    state = make_state(models.MLP(hidden=(8,)), mesh=mesh).replace(grad_accumulation=5)
+    batches, _ = next(feed.spans(0, 1))
+    lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
+    program = lowered.compile().as_text()
+    assert "all-reduce" in program
+    # No image is sent to another device.
+    assert not re.search(r"(all-gather|all-to-all|collective-permute)\(", program)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(make_state, synthetic):
+    state = make_state(models.MLP(hidden=(8,))).replace(grad_accumulation=3)
+    with pytest.raises(UserError, match=r"of 50 cannot be cut into 3 .* such as 51"):
+        steps.train_step(state, batch_of(synthetic.train, 50))
+
+
+@pytest.mark.parametrize("decay", [0.6, 0.9999])
+def test_the_average_of_the_parameters_is_what_evaluation_reads(decay, synthetic):
+    state = create_state(models.SoftmaxRegression(), optax.sgd(0.5), ema_decay=decay)
+    batch = batch_of(synthetic.test, 100)
+    assert_equal(state.eval_params, state.params)
+    seen = []
+    for start in range(0, 250, 50):
+        state, _ = steps.train_step(state, batch_of(synthetic.train, 50, start))
+        seen.append(jax.device_get(state.params))
+        weights = decay ** np.arange(len(seen))[::-1]
+        jax.tree.map(
+            lambda found, *each, weights=weights: np.testing.assert_allclose(
+                found, np.average(each, axis=0, weights=weights), atol=1e-6
+            ),
+            state.eval_params,
+            *seen,
+        )
+    plain = state.replace(ema=None, ema_decay=None)
+    averaged = plain.replace(params=state.ema)
+    for step, given in (
+        (steps.eval_step, batch),
+        (steps.predict_step, batch["image"]),
+    ):
+        found = step(state, given)
+        assert_equal(found, step(averaged, given))
+        assert not all(
+            np.array_equal(a, b)
+            for a, b in zip(
+                jax.tree.leaves(found), jax.tree.leaves(step(plain, given)), strict=True
+            )
+        )
+
+
+HALF = [
+    models.SoftmaxRegression(dtype="bfloat16"),
+    models.MLP(hidden=(32,), dropout_rate=0.2, batch_norm=True, dtype="bfloat16"),
+    models.CNN(hidden=(16,), features=(8, 8), batch_norm=True, dtype="bfloat16"),
+]
+
+
+@pytest.mark.parametrize("model", HALF, ids=lambda model: type(model).__name__)
+def test_bfloat16_computes_what_float32_keeps(model, synthetic):
+    state, batch = abstract_state(model, optax.adam(1e-2)), batch_of(synthetic.test, 4)
+
+    def activations(state):
+        return model.apply(
+            {"params": state.params, **state.model_state},
+            batch["image"],
+            train=True,
+            rngs={"dropout": state.key},
+            mutable=True,
+            capture_intermediates=True,
+        )[1]["intermediates"]
+
+    seen = jax.eval_shape(activations, state)
+    assert jax.tree.leaves(seen.pop("__call__"))[0].dtype == jnp.float32
+    last = max(name for name in seen if name.startswith("Dense"))
+    assert jax.tree.leaves(seen.pop(last))[0].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(seen)} <= {jnp.dtype("bfloat16")}
+    assert bool(seen) == (last != "Dense_0")
+    state, metrics = jax.eval_shape(steps.train_step, state, batch)
+    kept = (state.params, state.opt_state, state.model_state, metrics.loss_sum)
+    floats = {leaf.dtype for leaf in jax.tree.leaves(kept)} - {np.dtype(np.int32)}
+    assert floats == {np.dtype(np.float32)}
+    outputs = jax.eval_shape(steps.predict_step, state, batch["image"])
+    assert outputs["logits"].dtype == outputs["probabilities"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.MLP(hidden=(32,), dropout_rate=0.2, dtype="bfloat16"),
+        models.CNN(features=(2, 4), hidden=(16,), dtype="bfloat16"),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_bfloat16_learns_as_float32_does(model, make_state, synthetic):
+    state = make_state(model)
+    for start in range(0, 2000, 50):
+        state, _ = steps.train_step(state, batch_of(synthetic.train, 50, start))
+    found = steps.eval_step(state, batch_of(synthetic.test, 500)).compute()
+    assert found["accuracy"] > 0.8

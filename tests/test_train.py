@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from flaxmnist import cli, main, modes, restore, train, writers
+from flaxmnist import cli, export, main, modes, restore, train, writers
 from flaxmnist import config as configs
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
 from flaxmnist.run import build
 from flaxmnist.signals import StoppedError, listening
+from flaxmnist.steps import predict_step
 
 
 def lines(workdir):
@@ -245,6 +247,18 @@ def test_killed_and_resumed_is_bit_identical(placement, tmp_path):
     assert all(name.isdigit() for name in names), names
 
 
+def stop_at(when, monkeypatch, number=signal.SIGINT):
+    """Has a run signalled once it has written of a step and split."""
+    write = writers.MetricsWriter.write
+
+    def write_and_signal(self, record):
+        write(self, record)
+        if (record["step"], record["split"]) == when:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(writers.MetricsWriter, "write", write_and_signal)
+
+
 # The last record is that of the last evaluation: nothing is left to train.
 @pytest.mark.parametrize(
     ("number", "when"),
@@ -257,16 +271,9 @@ def test_killed_and_resumed_is_bit_identical(placement, tmp_path):
 def test_a_signal_stops_a_run_which_is_saved_and_resumes_to_the_bit(
     number, when, finished_run, tmp_path, monkeypatch
 ):
-    write = writers.MetricsWriter.write
-
-    def write_and_signal(self, record):
-        write(self, record)
-        if (record["step"], record["split"]) == when:
-            os.kill(os.getpid(), number)
-
     config = tiny_config()
     with monkeypatch.context() as patch:
-        patch.setattr(writers.MetricsWriter, "write", write_and_signal)
+        stop_at(when, patch, number)
         with pytest.raises(StoppedError, match="of 40, which is saved") as stopped:
             train.train_and_evaluate(config, tmp_path)
     assert stopped.value.number == number
@@ -545,6 +552,90 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good(tmp_path):
     assert all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree["state"].params)
     )
+
+
+def test_a_loss_that_is_not_finite_rolls_back_and_resumes_to_the_bit(
+    tmp_path, monkeypatch, capsys
+):
+    def config(most):
+        return tiny_config(
+            log_every=5,
+            checkpoint_every=5,
+            summaries=(),
+            ema=0.9,
+            grad_accumulation=2,
+            model={"name": "softmax"},
+            # At its peak, float32 cannot hold the losses.
+            optimizer={"name": "sgd", "learning_rate": 6e34, "schedule": "one_cycle"},
+            on_nan="rollback",
+            max_rollbacks=most,
+        )
+
+    def backs():
+        found = (
+            r"back to step (\d+), with optimizer.learning_rate=(\S+) \(rollback (\d)"
+        )
+        return re.findall(found, capsys.readouterr().err)
+
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    train.train_and_evaluate(config(4), undisturbed)
+    told = backs()
+    assert [int(number) for *_, number in told] == [1, 2]
+    assert [float(rate) for _, rate, _ in told] == [3e34, 1.5e34]
+    assert all(0 < int(step) < 40 for step, *_ in told)
+    tree, record = saved(config(4), undisturbed)
+    assert record["rollbacks"] == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree["state"].ema))
+    steps = [r["step"] for r in lines(undisturbed) if r["split"] == "train"]
+    assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert [step for step, _ in shown(undisturbed, "train")] == steps
+    rates = {r["step"]: r.get("learning_rate") for r in lines(undisturbed)}
+    schedule = build(config(4)).schedule
+    assert rates[15] == pytest.approx(float(schedule(14)) / 4)
+
+    with pytest.raises(UserError, match=r"after 1 of 1 rollbacks; the last good") as no:
+        train.train_and_evaluate(config(1), disturbed)
+    assert f"step {told[1][0]}, in" in str(no.value)
+    assert "learning_rate than 3e+34" in str(no.value)
+    with monkeypatch.context() as patch:
+        stop_at((30, "train"), patch)
+        with pytest.raises(StoppedError):
+            train.train_and_evaluate(config(4), disturbed)
+    train.train_and_evaluate(config(4), disturbed)
+    again, record = saved(config(4), disturbed)
+    assert record["rollbacks"] == 2
+    assert_identical(again, tree)
+    assert timeless(lines(disturbed)) == timeless(lines(undisturbed))
+
+
+def test_the_average_is_evaluated_predicted_and_taken_away(tmp_path):
+    options = {"num_steps": 20, "ema": 0.95, "precision": "bfloat16"}
+    options["model"] = {"name": "mlp", "hidden": (8,), "batch_norm": True}
+    summary = train.train_and_evaluate(tiny_config(**options), tmp_path / "run")
+    state = saved(tiny_config(**options), tmp_path / "run")[0]["state"]
+    assert not np.array_equal(
+        state.ema["Dense_0"]["bias"], state.params["Dense_0"]["bias"]
+    )
+    loaded = restore.load_state(tmp_path / "run")
+    for found in (loaded.eval_params, state.eval_params):
+        assert_identical(jax.device_get(found), state.ema)
+    split = build(tiny_config(**options)).dataset.validation
+    outputs = jax.device_get(predict_step(loaded, split.images))
+    accuracy = np.mean(outputs["classes"] == split.labels)
+    assert summary["validation"]["accuracy"] == lines(tmp_path / "run")[-1]["accuracy"]
+    assert summary["validation"]["accuracy"] == accuracy
+    assert loaded.model.dtype == "bfloat16"
+    # In float32, and of the average; else the parity check would refuse it.
+    folder = export.export(tmp_path / "run", "numpy")
+    weights = np.load(folder / "weights.npz")
+    np.testing.assert_array_equal(
+        weights["Dense_0.kernel"], state.ema["Dense_0"]["kernel"]
+    )
+    begun = restore.begin(
+        build(tiny_config(model=options["model"], ema=0.5, init_from=f"{tmp_path}/run"))
+    ).state
+    assert_identical(jax.device_get(begun.params), state.ema)
+    assert_identical(jax.device_get(begun.eval_params), state.ema)
 
 
 def test_devices_and_placements_train_alike(tmp_path):
