@@ -45,8 +45,8 @@ def train_and_evaluate(
       what ``summary.json`` holds.
 
     Raises:
-      UserError: the configuration, the data or the folder cannot be used, or the loss
-        is not finite any more.
+      UserError: the configuration, the data or the folder cannot be used, another run
+        is in it, or the loss is not finite any more.
     """
     console, clock, workdir = console or Console(), Clock(started), Path(workdir)
     config = configs.resolve(config)
@@ -56,11 +56,13 @@ def train_and_evaluate(
         console.warn(run.dataset.warning)
 
     # Before anything is written: there may be no run to begin from.
-    fresh = None if workdirs.started(workdir) else begin(run)
-    workdirs.make_writable(workdir)
-    with Checkpoints(
-        workdir / "checkpoints", config.keep_checkpoints, warn=console.warn
-    ) as checkpoints:
+    fresh = None if workdirs.saved_steps(workdir) else begin(run)
+    with (
+        workdirs.held(workdir),
+        Checkpoints(
+            workdir / "checkpoints", config.keep_checkpoints, warn=console.warn
+        ) as checkpoints,
+    ):
         at = fresh or resume(run, checkpoints, console)
         return _train_and_evaluate(run, at, workdir, checkpoints, console, clock)
 
@@ -88,7 +90,6 @@ def _train_and_evaluate(
 
     with MetricsWriter(workdir, at.step, run.config.eval_splits) as writer:
         _train(run, at, checkpoints, console, writer, clock)
-    checkpoints.wait()
 
     best_step, best_state = checkpoints.best_step, at.state
     if best_step != at.step:
@@ -102,13 +103,14 @@ def _train_and_evaluate(
     summary["seconds"] = clock.table()
     trained = (at.step - first_step) * run.config.batch_size
     summary["images_per_second"] = trained / clock.seconds["train"] if trained else None
-    if jax.process_index() == 0:
-        write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     if run.config.report:
         # Not before: what draws takes long to import.
         from flaxmnist.report import write_report
 
         write_report(run, best_state, summary, workdir)
+    # Last: where it is, nothing is left to do.
+    if jax.process_index() == 0:
+        write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     print_table(console, summary)
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in summary["seconds"].items())
     saved = ", ".join(map(str, checkpoints.steps))
@@ -222,6 +224,8 @@ def _train(
                     f"stopped at step {at.step} of {run.total_steps}, which is saved; "
                     f"--workdir {checkpoints.directory.parent} resumes from there",
                 )
+        # A signal that came too late to be looked at takes effect after the block.
+        checkpoints.wait()
     if at.step < run.total_steps:
         console.line(
             f"stopped early: no better than step {at.best['step']} "
