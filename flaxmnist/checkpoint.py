@@ -5,12 +5,16 @@ array. It counts as saved once Orbax has renamed its folder, so that a process k
 any moment leaves whole checkpoints only.
 """
 
+import contextlib
 import functools
 import json
 import os
+import re
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import numpy as np
 from absl import logging
 from etils import epy
 
+from flaxmnist import records
 from flaxmnist.checks import UserError, kind_of
 from flaxmnist.sharding import named_leaves
 
@@ -28,6 +33,10 @@ with epy.lazy_imports():
     from orbax.checkpoint import checkpoint_managers
 
 _ARRAYS, _RECORD = "arrays", "record"
+# Where Orbax moves, whole, what is kept no longer: deleted file by file in its place,
+# it would be a damaged checkpoint meanwhile. By this name Orbax takes it for one that
+# was not finished, and removes it at the next start.
+_DELETED = "deleted.orbax-checkpoint-tmp"
 
 
 def _rank(validation: dict[str, float]) -> float:
@@ -64,6 +73,18 @@ def _checksums(tree: Any) -> dict[str, int]:
         for name, leaf in _leaves(tree)
         if leaf.is_fully_addressable or leaf.is_fully_replicated
     }
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Has TensorStore, too, tell of a full disk by an OSError."""
+    try:
+        yield
+    except ValueError as error:
+        if not (found := re.search(r"(?:os_error_code='|OS error )(\d+)", str(error))):
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 class DamagedError(UserError):
@@ -112,14 +133,22 @@ class Checkpoints:
         return [path for path in self.directory.glob("[0-9]*") if path.name.isdigit()]
 
     def _unlistable(self) -> Iterator[DamagedError]:
-        """Yields what Orbax's manager could not open the folder with."""
+        """Yields what Orbax could not open the folder with, or not tell the best."""
         for folder in self._folders():
             try:
                 json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+                validation = None
                 if (metrics := folder / "metrics" / "metrics").exists():
-                    _rank(json.loads(metrics.read_text()))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                yield DamagedError(self.directory, int(folder.name), error)
+                    validation = json.loads(metrics.read_text())
+                    _rank(validation)
+                said = records.read(folder / _RECORD).get("validation", validation)
+                if records.text(said) != records.text(validation):
+                    raise ValueError("its figures on validation differ")
+            except UserError:
+                raise
+            except Exception as error:  # Whatever JSON may hold.
+                if folder.exists():  # A run that goes on may have deleted it.
+                    yield DamagedError(self.directory, int(folder.name), error)
 
     @functools.cached_property
     def _manager(self) -> "ocp.CheckpointManager":
@@ -134,6 +163,9 @@ class Checkpoints:
                     ),
                 ]
             ),
+            todelete_subdir=None if self._read_only else _DELETED,
+            # In a thread, a folder that cannot be made would be waited for.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             create=not self._read_only,
             cleanup_tmp_directories=not self._read_only,
             read_only=self._read_only,
@@ -142,9 +174,14 @@ class Checkpoints:
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)  # It warns of `read_only`, which is meant.
         try:
-            return ocp.CheckpointManager(
-                self.directory, options=options, item_names=(_ARRAYS, _RECORD)
-            )
+            while True:
+                try:
+                    return ocp.CheckpointManager(
+                        self.directory, options=options, item_names=(_ARRAYS, _RECORD)
+                    )
+                except FileNotFoundError:  # A run that goes on deleted one meanwhile.
+                    if not self._read_only:
+                        raise
         finally:
             logging.set_verbosity(verbosity)
 
@@ -174,6 +211,8 @@ class Checkpoints:
     ) -> None:
         """Copies `tree` and starts writing; training may go on at once.
 
+        An earlier write that is not finished is waited for.
+
         Args:
           step: names the checkpoint.
           tree: arrays, on any devices.
@@ -181,21 +220,27 @@ class Checkpoints:
           validation: `loss` and `accuracy` at this step, if they were measured.
 
         Raises:
-          Exception: an earlier write failed.
+          OSError: this write or an earlier one failed.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    _ARRAYS: ocp.args.PyTreeSave(tree),
-                    _RECORD: ocp.args.JsonSave(
-                        record | {"arrays": _kinds(tree), "checksums": _checksums(tree)}
-                    ),
-                }
-            ),
-            metrics=validation,
-            force=True,
-        )
+        self.wait()
+        if not self.directory.is_dir():  # Orbax would make it, and nothing else there.
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self.directory))
+        record = record | {
+            "validation": validation,
+            "arrays": _kinds(tree),
+            "checksums": _checksums(tree),
+        }
+        items = {
+            _ARRAYS: ocp.args.PyTreeSave(tree),
+            _RECORD: ocp.args.JsonSave(records.sealed(record)),
+        }
+        with _os_errors(self.directory / str(step)):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**items),
+                metrics=validation,
+                force=True,
+            )
 
     def restore(
         self, step: int, abstract: Any, check: Callable[[dict[str, Any]], None]
@@ -219,25 +264,29 @@ class Checkpoints:
                 f"no checkpoint of step {step} in {self.directory}: there are {there}"
             )
         try:
-            record = self._read(step, _RECORD, ocp.args.JsonRestore())
+            record = records.read(self.directory / str(step) / _RECORD)
             expected = record.pop("checksums")
             check(record)
             self._check_kinds(step, record.pop("arrays"), _kinds(abstract))
-            tree = self._read(
-                step,
-                _ARRAYS,
-                ocp.args.PyTreeRestore(
-                    abstract,
-                    ocp.checkpoint_utils.construct_restore_args(abstract),
-                    partial_restore=True,
-                ),
+            arrays = ocp.args.PyTreeRestore(
+                abstract,
+                ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=True,
             )
+            tree = self._manager.restore(
+                step, args=ocp.args.Composite(**{_ARRAYS: arrays})
+            )[_ARRAYS]
             for path, found in _checksums(tree).items():
                 if expected.get(path, found) != found:
                     raise ValueError(f"the checksum of {path} differs")
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds.
+            if not (self.directory / str(step)).exists():
+                raise UserError(
+                    f"the checkpoint of step {step} in {self.directory} was deleted "
+                    "meanwhile, by a run that goes on there: try again"
+                ) from None
             raise DamagedError(self.directory, step, error) from error
         return tree, record
 
@@ -255,11 +304,6 @@ class Checkpoints:
                     f"model: {name.partition('/')[2]} is {there.get(name, 'not')} "
                     f"there, {here.get(name, 'not')} here"
                 )
-
-    def _read(self, step: int, item: str, args: Any) -> Any:
-        return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[
-            item
-        ]
 
     def restore_newest(
         self, abstract: Any, check: Callable[[dict[str, Any]], None]
@@ -308,15 +352,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all that was given to `save` is on disk; raises if it is not."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with _os_errors(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        if not self._read_only and jax.process_index() == 0:
+            shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Waits as `wait` does and ends Orbax's threads."""
-        try:
+        with _os_errors(self.directory), contextlib.closing(self._manager):
             self.wait()
-        finally:
-            self._manager.close()

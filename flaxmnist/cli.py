@@ -145,12 +145,16 @@ def exit_code(
 ) -> int:
     """Runs a command and returns its exit code.
 
-    That is 2 after a user's mistake, and 130 after Ctrl-C, 143 after a termination.
+    Where it is the process's own, Ctrl-C ends it at once, but for what listens first.
+    The code is 2 after a user's mistake, and 130 after Ctrl-C, 143 after a termination.
 
     Args:
       run: takes the flags; returns an exit code, or None for 0.
       argv: the flags; those of the process if None.
     """
+    if argv is None:
+        # An exception would have Python wait for what is still being written.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return run(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:

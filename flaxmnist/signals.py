@@ -1,4 +1,7 @@
-"""Ctrl-C and termination, heard between two steps instead of in the midst of one."""
+"""Ctrl-C and termination, heard between two steps instead of in the midst of one.
+
+SIGTERM is also how a cloud's or a cluster's preemption is announced to a process.
+"""
 
 import contextlib
 import signal

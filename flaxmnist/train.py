@@ -51,8 +51,8 @@ def train_and_evaluate(
       what ``summary.json`` holds.
 
     Raises:
-      UserError: the configuration, the data or the folder cannot be used, or the loss
-        is not finite any more.
+      UserError: the configuration, the data or the folder cannot be used, another run
+        is in it, or the loss is not finite any more.
       StoppedError: Ctrl-C or SIGTERM stopped it, after it was saved.
     """
     console, clock, workdir = console or Console(), Clock(started), Path(workdir)
@@ -63,11 +63,13 @@ def train_and_evaluate(
         console.warn(run.dataset.warning)
 
     # Before anything is written: there may be no run to begin from.
-    fresh = None if workdirs.started(workdir) else begin(run)
-    workdirs.make_writable(workdir)
-    with Checkpoints(
-        workdir / "checkpoints", config.keep_checkpoints, warn=console.warn
-    ) as checkpoints:
+    fresh = None if workdirs.saved_steps(workdir) else begin(run)
+    with (
+        workdirs.held(workdir),
+        Checkpoints(
+            workdir / "checkpoints", config.keep_checkpoints, warn=console.warn
+        ) as checkpoints,
+    ):
         at = fresh or resume(run, checkpoints, console)
         return _train_and_evaluate(run, at, workdir, checkpoints, console, clock)
 
@@ -83,9 +85,7 @@ def _train_and_evaluate(
     if at.step:
         what = "is finished" if at.finished(run) else "resumes"
         console.line(f"{workdir} {what} at step {at.step} of {run.total_steps}")
-        shown = not run.config.report or (workdir / "report.html").exists()
-        summary = workdirs.saved_summary(workdir, at.step)
-        if at.finished(run) and shown and summary:
+        if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
             print_table(console, summary)
             return summary
     if jax.process_index() == 0:
@@ -115,14 +115,15 @@ def _train_and_evaluate(
     summary["seconds"] = clock.table()
     trained = (at.step - first_step) * run.config.batch_size
     summary["images_per_second"] = trained / clock.seconds["train"] if trained else None
-    if jax.process_index() == 0:
-        write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     print_table(console, summary)
     if run.config.report:
         # Not before: what draws takes long to import.
         from flaxmnist.report import write_report
 
         write_report(run, best_state, summary, workdir)
+    # Last: where it is, nothing is left to do.
+    if jax.process_index() == 0:
+        write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in summary["seconds"].items())
     saved = ", ".join(map(str, checkpoints.steps))
     report = "report.html, plots/, " if run.config.report else ""

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,12 @@ class EventFile:
 
     def __init__(self, folder: Path, step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        maker = f"{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads the files of a folder in the order of their names, and a
+        # clock may be set back.
+        names = (path.name.split(".") for path in folder.glob("events.out.tfevents.*"))
+        last = max((int(name[3]) for name in names if name[3].isdigit()), default=0)
+        stamp = max(time.time_ns(), last + 1)
+        maker = f"{stamp}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(
             (folder / f"events.out.tfevents.{maker}").open("xb")
         )
@@ -87,7 +92,7 @@ class MetricsWriter:
         if path.exists():
             kept = [record for record in records(path) if record["step"] <= step]
             write_file(path, "".join(map(_line, kept)))
-        self._file = self._stack.enter_context(path.open("a"))
+        self._path, self._file = path, self._stack.enter_context(path.open("a"))
         self._events = {}
         # Those of an earlier process, too, whose later steps are taken back.
         before = (path.name for path in workdir.glob("tensorboard/*/"))
@@ -99,6 +104,9 @@ class MetricsWriter:
         """Writes a record, which holds ``step``, ``split`` and figures."""
         if jax.process_index() != 0:
             return
+        # What is written into a file that was removed is lost without an error.
+        if not os.path.samefile(self._file.fileno(), self._path):
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self._path))
         self._file.write(_line(record))
         self._file.flush()
         self._events[record["split"]].write(

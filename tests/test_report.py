@@ -142,6 +142,7 @@ def test_a_report_that_was_not_drawn_is_when_the_run_is_asked_for_again(
 ):
     workdir = shutil.copytree(reported / "seed0", tmp_path / "run")
     (workdir / "report.html").unlink()
+    (workdir / "summary.json").unlink()  # It is written after the report.
     train.train_and_evaluate(tiny_config(report=True), workdir)
     assert (workdir / "report.html").exists()
 

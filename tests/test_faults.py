@@ -1,0 +1,562 @@
+"""What may happen to a run, at any moment: nothing that was saved is lost."""
+
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+from conftest import tiny_config
+from orbax.checkpoint._src.path import atomicity
+from test_train import assert_identical, lines, saved, shown, timeless
+
+from flaxmnist import config as configs
+from flaxmnist import records, restore, train, workdir, writers
+from flaxmnist.checkpoint import Checkpoints
+from flaxmnist.checks import UserError
+from flaxmnist.run import build
+
+# Kills are drawn from the seed; so many are made, at least.
+SEED = int(os.environ.get("FLAXMNIST_FAULTS_SEED", "0"))
+KILLS = int(os.environ.get("FLAXMNIST_FAULTS_KILLS", "60"))
+
+
+def bare(tree):
+    """A checkpoint's arrays as NumPy has them."""
+    key = jax.random.key_data(tree["state"].key)
+    return jax.device_get(tree | {"state": tree["state"].replace(key=key)})
+
+
+def assert_same_run(config, one, other):
+    """Both folders hold the same finished run, to the bit, and nothing else."""
+    ours, record = saved(config, one)
+    theirs, expected = saved(config, other)
+    assert_identical(ours, theirs)
+    assert record["best"] == expected["best"]
+    assert timeless(lines(one)) == timeless(lines(other))
+    assert (one / "config.json").read_bytes() == (other / "config.json").read_bytes()
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    for summary in summaries:
+        del summary["seconds"], summary["images_per_second"]
+    assert summaries[0] == summaries[1]
+
+    def names(run):
+        return sorted(
+            str(path.relative_to(run))
+            for path in [*run.iterdir(), *run.glob("plots/*")]
+        )
+
+    assert names(one) == names(other)
+    # Nothing but whole checkpoints; before it deleted one, a process may have ended.
+    there = {path.name for path in (one / "checkpoints").iterdir()}
+    assert there >= {path.name for path in (other / "checkpoints").iterdir()}
+    for step in there:
+        saved(config, one, int(step))
+
+
+# kill -9
+
+
+# Counts what Python does to files in the run's folder, and may not survive one of it.
+KILLED = """
+import os, signal, sys
+
+workdir, left = sys.argv[1], int(sys.argv[2])
+watched = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.scandir"}
+
+def watch(event, args):
+    global left
+    if event in watched and any(str(arg).startswith(workdir) for arg in args[:2]):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+from flaxmnist import main
+
+code = main.main([f"--workdir={workdir}", *sys.argv[3:]])
+print("events", -left)
+sys.exit(code)
+"""
+FLAGS = [
+    "--config=mlp:smoke",
+    "--config.model.hidden=8",
+    "--config.num_steps=200",
+    "--config.batch_size=50",
+    "--config.log_every=15",
+    "--config.eval_every=35",
+    "--config.checkpoint_every=10",
+    "--config.keep_checkpoints=2",
+    "--num_cpu_devices=1",
+]
+
+
+def start(run, at=0):
+    return subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(run), str(at), *FLAGS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_resumes_and_is_the_undisturbed_one(tmp_path):
+    undisturbed = tmp_path / "undisturbed"
+    began = time.monotonic()
+    process = start(undisturbed)
+    out, error = process.communicate()
+    seconds = time.monotonic() - began
+    assert process.returncode == 0, error
+    events = int(out.split()[-1])
+    config = configs.from_json((undisturbed / "config.json").read_text())
+    config.mesh.data = 1
+
+    draw = random.Random(SEED)
+    kills = runs = 0
+    while kills < KILLS:
+        run, resumed = tmp_path / str(runs), -1
+        runs += 1
+        while True:
+            # Before a file of the folder is touched, or at any time.
+            by_event = draw.random() < 0.6
+            left = max(0.3, 1 - resumed / 200)
+            process = start(run, draw.randint(1, int(events * left)) if by_event else 0)
+            try:
+                patience = 600 if by_event else draw.uniform(0, seconds)
+                out, error = process.communicate(timeout=patience)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, error = process.communicate()
+            # Nothing that was saved is gone or taken for damaged.
+            assert "damaged" not in error
+            if found := re.search(r"(?:resumes|is finished) at step (\d+)", out):
+                assert int(found[1]) >= resumed
+                resumed = int(found[1])
+            steps = workdir.saved_steps(run)
+            assert not steps or steps[-1] >= resumed
+            resumed = max([resumed, *steps])
+            print(
+                f"run {runs}, {'event' if by_event else 'time'}: "
+                f"exit {process.returncode}, saved {steps}",
+                flush=True,
+            )
+            if process.returncode == 0:
+                break
+            assert process.returncode == -signal.SIGKILL, error
+            kills += 1
+        assert_same_run(config, run, undisturbed)
+        assert not (run / "damaged-checkpoints").exists()
+        for split in ("train", "validation"):
+            assert shown(run, split) == shown(undisturbed, split)
+        shutil.rmtree(run)
+    print(f"{kills} kills in {runs} runs, of which each was resumed to its end")
+
+
+# A disk that is full, a folder that may not be written any more, or is gone
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=2000", "tmpfs", disk]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs to mount a tmpfs, as root may: {error}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk, blocks_left=0, inodes_left=0):
+    """Uses a disk up, but for so many blocks of 4 KiB and files."""
+    ballast = disk / "ballast"
+    ballast.mkdir()
+    left = os.statvfs(disk).f_ffree
+    for number in range(max(0, left - 1 - inodes_left) if inodes_left else 0):
+        (ballast / str(number)).touch()
+    with (ballast / "blocks").open("wb", buffering=0) as file:
+        for _ in range(max(0, os.statvfs(disk).f_bavail - blocks_left)):
+            file.write(bytes(4096))
+
+
+def no_room(run):
+    fill(run.parent)
+    return lambda: shutil.rmtree(run.parent / "ballast")
+
+
+def no_permission(run):
+    # Root may write what nobody else may, but not what is immutable.
+    folder = run / "checkpoints"
+    if os.getuid():
+        folder.chmod(0o500)
+        return lambda: folder.chmod(0o700)
+    if subprocess.run(["chattr", "+i", folder], capture_output=True).returncode:
+        pytest.skip("this file system has no immutable folders")
+    return lambda: subprocess.run(["chattr", "-i", folder], check=True)
+
+
+def gone(run):
+    run.rename(run.with_name("moved"))
+    return lambda: run.with_name("moved").rename(run)
+
+
+FAULTS = [
+    (no_room, "before a line is written", r"\(No space left on device"),
+    (no_room, "before it is saved", r"\(No space left on device: .*checkpoints"),
+    (no_permission, "before it is saved", r"\((Operation not|Permission).*checkpoints"),
+    (gone, "before a line is written", r"\(No such file .*metrics.jsonl"),
+    (gone, "before it is saved", r"\(No such file .*checkpoints"),
+]
+
+
+@pytest.mark.parametrize(("fault", "when", "said"), FAULTS)
+def test_a_folder_that_fails_is_a_clear_error_and_the_run_goes_on_after_it(
+    fault, when, said, finished_run, small_disk, tmp_path, monkeypatch
+):
+    run = (small_disk if fault is no_room else tmp_path) / "run"
+    mend = []
+
+    def failing(method):
+        def call(self, step, *args):
+            if (step["step"] if isinstance(step, dict) else step) == 30 + 10 * by_save:
+                while workdir.saved_steps(run) != [20]:
+                    time.sleep(0.01)
+                mend.append(fault(run))
+            return method(self, step, *args)
+
+        return call
+
+    by_save = when == "before it is saved"
+    owner, name = (Checkpoints, "save") if by_save else (writers.MetricsWriter, "write")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing(getattr(owner, name)))
+        began = time.monotonic()
+        with pytest.raises(UserError, match="cannot be written any more") as raised:
+            train.train_and_evaluate(tiny_config(), run)
+    assert time.monotonic() - began < 60
+    assert re.search(said, str(raised.value))
+    # It was under another name, or none: what is there is as it was.
+    assert not run.exists() or workdir.saved_steps(run) == [20]
+    if run.exists():
+        assert "step 20 is saved, and the same command resumes" in str(raised.value)
+    mend[0]()
+    assert workdir.saved_steps(run) == [20]
+    train.train_and_evaluate(tiny_config(), run)
+    assert_same_run(tiny_config(), run, finished_run[0])
+
+
+# One run a folder
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from flaxmnist import workdir
+
+with workdir.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
+    finished_run, tmp_path
+):
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, run], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    said = (
+        rf"{run} is in use by process {holder.pid} on \S+ since \d{{4}}-.* UTC: wait "
+        "for it, or use another"
+    )
+    with pytest.raises(UserError, match=said):
+        train.train_and_evaluate(tiny_config(num_steps=60), run)
+    after = {path: path.read_bytes() for path in before if path.name != ".lock"}
+    assert after == {path: before[path] for path in after}
+    # To look at a run is no run.
+    assert saved(tiny_config(), run)[1]["total_steps"] == 40
+    holder.kill()
+    holder.communicate()
+    summary = train.train_and_evaluate(tiny_config(num_steps=60), run)
+    assert summary["step"] == 60
+
+
+# Formats
+
+
+def rewrite(run, step, change):
+    path = run / "checkpoints" / str(step) / "record" / "metadata"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    path.write_text(json.dumps(change(record)))
+
+
+def first_format(record):
+    del record["format"], record["validation"]
+    return record
+
+
+def format_to_come(record):
+    return records.sealed(record | {"format": 3}) | {}
+
+
+def test_a_checkpoint_of_the_first_format_is_read_and_one_to_come_is_refused(
+    finished_run, tmp_path, monkeypatch
+):
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    for step in (20, 40):
+        rewrite(run, step, first_format)
+    expected, _ = saved(tiny_config(), finished_run[0])
+    assert_identical(saved(tiny_config(), run)[0], expected)
+    train.train_and_evaluate(tiny_config(num_steps=60), run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "FORMAT", 3)
+        rewrite(run, 60, records.sealed)
+    before = sorted(run.rglob("*"))
+    with pytest.raises(UserError, match=r"60 is of format 3, .* reads up to 2: use"):
+        train.train_and_evaluate(tiny_config(num_steps=80), run)
+    assert sorted(run.rglob("*")) == before
+
+
+# Damage
+
+
+def harms(path, draw):
+    """Yields what may become of a file: its new content, or None for no file."""
+    content = path.read_bytes()
+    yield "missing", None
+    for length in {0, len(content) // 2, max(0, len(content) - 1)}:
+        yield f"cut to {length}", content[:length]
+    for place in sorted({draw.randrange(len(content)) for _ in range(5)}):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << draw.randrange(8)
+        yield f"flipped at {place}", bytes(flipped)
+
+
+@pytest.mark.slow
+def test_whatever_becomes_of_a_file_of_a_checkpoint_no_wrong_value_is_read(
+    finished_run, tmp_path
+):
+    expected = restore.expected(build(tiny_config()))
+    source = finished_run[0] / "checkpoints"
+    trees = {step: saved(tiny_config(), finished_run[0], step) for step in (20, 40)}
+    draw = random.Random(SEED)
+    counts = dict.fromkeys(("put aside", "harmless"), 0)
+    for file in sorted(path for path in (source / "40").rglob("*") if path.is_file()):
+        name = file.relative_to(source)
+        outcomes = []
+        for harm, content in harms(file, draw):
+            run = tmp_path / "run"
+            shutil.copytree(source, run / "checkpoints")
+            if content is None:
+                (run / "checkpoints" / name).unlink()
+            else:
+                (run / "checkpoints" / name).write_bytes(content)
+            warnings = []
+            with Checkpoints(run / "checkpoints", warn=warnings.append) as checkpoints:
+                step, tree, record = checkpoints.restore_newest(*expected)
+                best = checkpoints.best_step
+            assert_identical(bare(tree), trees[step][0])
+            assert record["best"] == trees[step][1]["best"], (name, harm)
+            assert record["config"] == trees[step][1]["config"], (name, harm)
+            assert best == step, (name, harm)
+            if step == 20:
+                (warning,) = warnings
+                assert "the checkpoint of step 40" in warning, (name, harm)
+                assert (run / "damaged-checkpoints").is_dir()
+            else:
+                assert warnings == [], (name, harm)
+            outcome = "put aside" if step == 20 else "harmless"
+            counts[outcome] += 1
+            outcomes.append(f"{harm}: {outcome}")
+            shutil.rmtree(run)
+        print(name, "; ".join(outcomes), flush=True)
+    print(counts)
+    assert counts["put aside"] >= 50
+
+
+# Clocks and slow disks
+
+
+def test_a_clock_that_goes_backwards_loses_and_reorders_nothing(
+    finished_run, tmp_path, monkeypatch
+):
+    run, clock = tmp_path / "run", itertools.count(int(time.time()), -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "time_ns", lambda: next(clock) * 10**9)
+    train.train_and_evaluate(tiny_config(num_steps=20), run)
+    train.train_and_evaluate(tiny_config(), run)
+    assert workdir.saved_steps(run) == [20, 40]
+    assert_identical(
+        saved(tiny_config(), run)[0], saved(tiny_config(), finished_run[0])[0]
+    )
+    assert timeless(lines(run)) == timeless(lines(finished_run[0]))
+    for split in ("train", "validation"):
+        assert shown(run, split) == shown(finished_run[0], split)
+
+
+def test_saving_slower_than_training_holds_it_back_and_keeps_the_order(
+    finished_run, tmp_path, monkeypatch
+):
+    commit, save = atomicity.AtomicRenameTemporaryPath.finalize, Checkpoints.save
+    happened = []
+
+    async def slow_commit(self):
+        if self.get_final().name.isdigit():
+            time.sleep(0.3)
+            happened.append(("saved", int(self.get_final().name)))
+        await commit(self)
+
+    def noted_save(self, step, *args):
+        save(self, step, *args)
+        happened.append(("given", step))
+
+    monkeypatch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", slow_commit)
+    monkeypatch.setattr(Checkpoints, "save", noted_save)
+    train.train_and_evaluate(tiny_config(checkpoint_every=4), tmp_path)
+    steps = list(range(4, 41, 4))
+    for event in ("given", "saved"):
+        assert [step for what, step in happened if what == event] == steps
+    # At no time was more than one copy of the state waiting to be written.
+    waiting = 0
+    for what, _ in happened:
+        waiting += 1 if what == "given" else -1
+        assert waiting <= 1
+    assert workdir.saved_steps(tmp_path) == [32, 36, 40]
+    assert timeless(lines(tmp_path)) == timeless(lines(finished_run[0]))
+
+
+@pytest.mark.slow
+def test_wherever_a_disk_is_full_while_saving_the_checkpoint_before_is_whole(
+    finished_run, small_disk
+):
+    expected = restore.expected(build(tiny_config()))
+    source = Checkpoints(finished_run[0] / "checkpoints", read_only=True)
+    tree, record = source.restore(40, *expected)
+    outcomes = []
+    for kind, left in [("blocks", n) for n in range(40)] + [
+        ("inodes", n) for n in range(1, 60)
+    ]:
+        run = small_disk / "run"
+        shutil.copytree(finished_run[0] / "checkpoints", run / "checkpoints")
+        fill(small_disk, **{f"{kind}_left": left})
+        try:
+            with Checkpoints(run / "checkpoints") as checkpoints:
+                checkpoints.save(60, tree, record, None)
+            outcomes.append("saved")
+        except OSError as error:
+            outcomes.append(error.strerror)
+        shutil.rmtree(small_disk / "ballast")
+        # It is whole or it is not there.
+        with Checkpoints(run / "checkpoints", warn=pytest.fail) as checkpoints:
+            step, found, _ = checkpoints.restore_newest(*expected)
+            assert step == (60 if outcomes[-1] == "saved" else 40)
+            assert_identical(bare(found), bare(tree))
+            checkpoints.save(80, tree, record, None)
+        shutil.rmtree(run)
+    print({outcome: outcomes.count(outcome) for outcome in set(outcomes)})
+    assert {"saved", "No space left on device"} == set(outcomes)
+
+
+# Signals
+
+
+SLOW = """
+import sys, time
+from orbax.checkpoint._src.path import atomicity
+from flaxmnist import main
+
+commit = atomicity.AtomicRenameTemporaryPath.finalize
+async def slow_commit(self):
+    if self.get_final().name.isdigit() and int(self.get_final().name) > 20:
+        print("saving", flush=True)
+        time.sleep(600)
+    await commit(self)
+atomicity.AtomicRenameTemporaryPath.finalize = slow_commit
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_while_saving_ends_at_once_and_loses_nothing(number, tmp_path):
+    flags = [*FLAGS, "--config.checkpoint_every=20", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "saving" not in process.stdout.readline():
+        pass
+    process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):  # The first waits for the disk.
+        process.wait(timeout=5)
+    began = time.monotonic()
+    process.send_signal(number)
+    _, error = process.communicate()
+    assert time.monotonic() - began < 5
+    assert (process.returncode, error) == (-number, "")
+    config = configs.from_json((tmp_path / "config.json").read_text())
+    config.mesh.data = 1
+    assert workdir.saved_steps(tmp_path) == [20]
+    assert saved(config, tmp_path)[1]["best"]["step"] is None
+
+
+# Readers
+
+
+READING = """
+import sys
+from pathlib import Path
+from flaxmnist.checks import UserError
+from flaxmnist.restore import load_state
+
+while not (Path(sys.argv[1]) / "checkpoints" / "10").exists():
+    pass
+read = late = 0
+while not (Path(sys.argv[1]) / "summary.json").exists():
+    try:
+        load_state(sys.argv[1])
+        read += 1
+    except UserError as error:
+        assert "was deleted meanwhile" in str(error), error
+        late += 1
+print(read, late)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_may_be_read_while_it_goes_on(tmp_path):
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READING, tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    flags = ["--config.num_steps=2000", "--config.keep_checkpoints=3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "flaxmnist.main", *FLAGS, *flags, "--workdir", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    out, error = reader.communicate()
+    assert reader.returncode == 0, error
+    read, late = map(int, out.split())
+    print(f"read {read} times, and {late} times too late")
+    assert read >= 10
