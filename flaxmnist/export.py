@@ -1,5 +1,6 @@
 """A trained model, taken away: as StableHLO, as ONNX, or as arrays for NumPy."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -254,6 +255,7 @@ def export(
     try:
         # On one device, as whoever takes it away has it.
         state = jax.device_put(jax.device_get(state), jax.devices()[0])
+        state = dataclasses.replace(state, layout=None)
         logits = FORMATS[name](state, partial)
         images = run.dataset.test.images[:CHECKED]
         wanted = np.asarray(predict_step(state, images)["logits"])

@@ -48,7 +48,7 @@ class Training:
 def abstract_tree(run: Run) -> dict[str, Any]:
     """Returns the shapes and shardings of the arrays that a checkpoint holds."""
     return {
-        "state": abstract_state(run.model, run.tx, run.everywhere),
+        "state": abstract_state(run.model, run.tx, run.layout),
         "window": sharding.abstract(Metrics.empty, run.everywhere),
     }
 
@@ -78,7 +78,7 @@ def begin(run: Run) -> Training:
     Raises:
       UserError: there is no such run, or its parameters are not of this model.
     """
-    state = create_state(run.model, run.tx, run.config.seed, run.everywhere)
+    state = create_state(run.model, run.tx, run.config.seed, run.layout)
     if run.config.init_from is not None:
         state = _warm_start(run, state)
     best = {"validation": None, "step": None, "waited": 0}

@@ -30,6 +30,7 @@ class Run:
     total_steps: int
     every: dict[str, int]
     everywhere: NamedSharding
+    layout: sharding.Layout
 
     def put(self, number: int) -> jax.Array:
         """Returns a number as every device's int32."""
@@ -58,12 +59,14 @@ def build(config: ConfigDict) -> Run:
     """
     config = configs.resolve(config)
     model = models.build(**config.model)
-    mesh = sharding.make_mesh(**config.mesh)
-    devices = mesh.size
-    if config.batch_size % devices:
-        nearest = -(-config.batch_size // devices) * devices
+    options = config.mesh.to_dict()
+    fsdp = options.pop("fsdp")
+    mesh = sharding.make_mesh(**options)
+    parts = mesh.shape["data"]
+    if config.batch_size % parts:
+        nearest = -(-config.batch_size // parts) * parts
         raise UserError(
-            f"batch_size={config.batch_size} cannot be split over {devices} devices: "
+            f"batch_size={config.batch_size} cannot be split in {parts} (mesh.data): "
             f"expected a multiple of that, such as {nearest}"
         )
     dataset = data.load(config.data.name, config.data.source, config.data.dir)
@@ -95,7 +98,7 @@ def build(config: ConfigDict) -> Run:
     make_feed = FEEDS[config.data.placement]
     feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
     largest = max(dataset.counts.values())
-    eval_batch = -(-min(config.eval_batch_size, largest) // devices) * devices
+    eval_batch = -(-min(config.eval_batch_size, largest) // parts) * parts
     events = {
         "log": "log_every",
         "eval": "eval_every",
@@ -121,4 +124,5 @@ def build(config: ConfigDict) -> Run:
             for event, option in events.items()
         },
         everywhere=sharding.replicated(mesh),
+        layout=sharding.Layout(mesh, fsdp),
     )

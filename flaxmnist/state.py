@@ -1,5 +1,6 @@
 """The state of training, made where it will live."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from flax import struct
 from jax.sharding import Sharding
 
 from flaxmnist.inputs import IMAGE_SHAPE
-from flaxmnist.sharding import abstract
+from flaxmnist.sharding import Layout, abstract
 
 
 @struct.dataclass
@@ -25,6 +26,8 @@ class TrainState:
       key: PRNG key of the run; each step folds its number into it.
       model: the linen module (static).
       tx: the optimizer (static: build it once, or steps compile again).
+      layout: how a step leaves all of it split over devices (static); None leaves that
+        to the compiler.
     """
 
     step: Any
@@ -34,9 +37,15 @@ class TrainState:
     key: Any
     model: nn.Module = struct.field(pytree_node=False)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    layout: Layout | None = struct.field(pytree_node=False, default=None)
 
 
-def _init(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> TrainState:
+def _init(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    seed: int,
+    sharding: Sharding | Layout | None,
+) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *IMAGE_SHAPE), jnp.uint8)
     variables = dict(model.init(init_key, images, train=False))
@@ -49,23 +58,24 @@ def _init(model: nn.Module, tx: optax.GradientTransformation, seed: int) -> Trai
         key=key,
         model=model,
         tx=tx,
+        layout=sharding if isinstance(sharding, Layout) else None,
     )
 
 
 def abstract_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    sharding: Sharding | None = None,
+    sharding: Sharding | Layout | None = None,
 ) -> TrainState:
     """Returns the state's shapes, dtypes and shardings; nothing is computed."""
-    return abstract(lambda: _init(model, tx, 0), sharding)
+    return abstract(functools.partial(_init, model, tx, 0, sharding), sharding)
 
 
 def create_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     seed: int = 0,
-    sharding: Sharding | None = None,
+    sharding: Sharding | Layout | None = None,
 ) -> TrainState:
     """Returns the state before the first step, initialized straight into `sharding`.
 
@@ -74,6 +84,9 @@ def create_state(
         `train: bool`, and a ``"dropout"`` key while training.
       tx: any optax transformation.
       seed: decides the parameters and every later random draw.
-      sharding: where each array lives; the default device if None.
+      sharding: where each array lives: one for all, or a layout, which the steps keep;
+        the default device if None.
     """
-    return jax.jit(lambda: _init(model, tx, seed), out_shardings=sharding)()
+    init = functools.partial(_init, model, tx, seed, sharding)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
+    return jax.jit(init, out_shardings=shardings)()
