@@ -55,6 +55,8 @@ _MESH_KINDS = {
         "-1 (all devices), or a whole number, 1 or more",
         lambda value: -1 if value == -1 else checks.whole(1).convert(value),
     ),
+    "model": checks.whole(1),
+    "fsdp": checks.boolean,
     "devices": checks.optional(checks.wholes(0, 65_536, "(0, 2)")),
 }
 _GROUP = checks.Kind("a group of options", lambda value: {**value})
@@ -81,6 +83,8 @@ FREE_TO_CHANGE = (
     "data.dir",
     "data.placement",
     "mesh.data",
+    "mesh.model",
+    "mesh.fsdp",
     "mesh.devices",
 )
 
@@ -114,7 +118,7 @@ def _defaults() -> dict[str, Any]:
         "optimizer": {name: None for name in optim.KINDS}
         | {"name": "adam", "learning_rate": 1e-3, "schedule": "constant"},
         "data": {"name": "mnist", "source": "auto", "dir": None, "placement": "device"},
-        "mesh": {"data": -1, "devices": None},
+        "mesh": {"data": -1, "model": 1, "fsdp": False, "devices": None},
     }
 
 

@@ -257,7 +257,8 @@ def export(
     try:
         # Off the mesh, which a program would otherwise demand, and in float32.
         state = jax.device_put(jax.device_get(state), jax.devices()[0])
-        state = dataclasses.replace(state, model=models.build(**run.config.model))
+        model = models.build(**run.config.model)
+        state = dataclasses.replace(state, model=model, layout=None)
         logits = FORMATS[name](state, partial)
         images = run.dataset.test.images[:CHECKED]
         wanted = np.asarray(predict_step(state, images)["logits"])

@@ -36,7 +36,8 @@ def show_tensors(
     """Tells `config.log_tensors` of the first validation images, as a hook would."""
     watched = run.dataset.validation
     images = sharding.put(watched.images[:WATCHED], run.everywhere)
-    outputs = jax.device_get(predict_step(state, images))
+    outputs = predict_step(state, images)
+    outputs = jax.device_get(jax.device_put(outputs, run.everywhere))
     for name in run.config.log_tensors:
         rows = []
         for index, row in enumerate(np.reshape(outputs[name], (len(images), -1))):
@@ -51,11 +52,14 @@ def show_summaries(
 ) -> None:
     """Writes the histograms and pictures of `config.summaries` for TensorBoard."""
     wanted = run.config.summaries
+    if "histograms" in wanted or "filters" in wanted:
+        # Whole on every device, so that every process can read all of it.
+        params = jax.device_get(jax.device_put(state.params, run.everywhere))
     if "histograms" in wanted:
-        for name, leaf in sharding.named_leaves(state.params):
-            writer.show("train", step, histogram(name, jax.device_get(leaf)))
+        for name, leaf in sharding.named_leaves(params):
+            writer.show("train", step, histogram(name, leaf))
     if "filters" in wanted:
-        writer.show("train", step, image("filters", filters(state.params)))
+        writer.show("train", step, image("filters", filters(params)))
     if "mistakes" in wanted:
         outputs = predict(state, run.eval_feeds["validation"], run.everywhere)
         rows = mistakes(outputs)[:DRAWN]
@@ -75,7 +79,7 @@ def show_summaries(
 def filters(params: Any) -> np.ndarray:
     """Returns the first layer's kernels side by side, uint8 `[height, width]`."""
     first = params["Conv_0" if "Conv_0" in params else "Dense_0"]
-    kernel = jax.device_get(first["kernel"])
+    kernel = first["kernel"]
     kernel = kernel.reshape(28, 28, -1) if kernel.ndim == 2 else kernel[:, :, 0]
     kernels = np.moveaxis(kernel, -1, 0)[:DRAWN]
     low, high = kernels.min(), kernels.max()

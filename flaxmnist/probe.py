@@ -7,7 +7,7 @@ import time
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import models, sharding
+from flaxmnist import models
 from flaxmnist.checks import UserError
 from flaxmnist.console import Console
 from flaxmnist.data import Split
@@ -24,11 +24,10 @@ LEARNT, MOST_STEPS, STEPS = 1e-3, 2_000, 50
 def _feed(run: Run, split: Split, count: int, seed: int | None = None) -> Feed:
     """Returns a feed of the first `count` examples, in the batches of the run."""
     few = Split(split.images[:count], split.labels[:count])
-    mesh = sharding.make_mesh(**run.config.mesh)
+    mesh = run.layout.mesh
+    parts = mesh.shape["data"]
     size = run.config.batch_size if seed is not None else count
-    return FEEDS[run.config.data.placement](
-        few, -(-size // mesh.size) * mesh.size, mesh, seed
-    )
+    return FEEDS[run.config.data.placement](few, -(-size // parts) * parts, mesh, seed)
 
 
 def dry_run(config: ConfigDict, console: Console | None = None) -> None:

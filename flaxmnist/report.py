@@ -196,6 +196,7 @@ def write_report(
         split: predict(state, run.eval_feeds[split], run.everywhere)
         for split in ("validation", "test")
     }
+    params = jax.device_get(jax.device_put(state.eval_params, run.everywhere))
     path = workdir / "report.html"
     if jax.process_index() != 0:
         return path
@@ -221,7 +222,7 @@ def write_report(
             temperature,
         ),
         "mistakes": plots.mistakes(run.dataset.test.images[wrong], captions),
-        "filters": plots.filters(filters(state.eval_params)),
+        "filters": plots.filters(filters(params)),
     }
     (workdir / "plots").mkdir(exist_ok=True)
     pictures = {}

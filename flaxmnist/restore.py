@@ -57,7 +57,7 @@ class Training:
 def abstract_tree(run: Run) -> dict[str, Any]:
     """Returns the shapes and shardings of the arrays that a checkpoint holds."""
     return {
-        "state": abstract_state(run.model, run.tx, run.everywhere, **run.state_options),
+        "state": abstract_state(run.model, run.tx, run.layout, **run.state_options),
         "window": sharding.abstract(Metrics.empty, run.everywhere),
     }
 
@@ -88,7 +88,7 @@ def begin(run: Run) -> Training:
       UserError: there is no such run, or its parameters are not of this model.
     """
     state = create_state(
-        run.model, run.tx, run.config.seed, run.everywhere, **run.state_options
+        run.model, run.tx, run.config.seed, run.layout, **run.state_options
     )
     if run.config.init_from is not None:
         state = _warm_start(run, state)

@@ -31,6 +31,7 @@ class Run:
     total_steps: int
     every: dict[str, int]
     everywhere: NamedSharding
+    layout: sharding.Layout
     state_options: dict[str, Any]
 
     def put(self, number: int) -> jax.Array:
@@ -60,15 +61,18 @@ def build(config: ConfigDict) -> Run:
     """
     config = configs.resolve(config)
     model = models.build(dtype=config.precision, **config.model)
-    mesh = sharding.make_mesh(**config.mesh)
-    devices = mesh.size
-    parts = devices * config.grad_accumulation
+    options = config.mesh.to_dict()
+    fsdp = options.pop("fsdp")
+    mesh = sharding.make_mesh(**options)
+    data_parts = mesh.shape["data"]
+    parts = data_parts * config.grad_accumulation
     if config.batch_size % parts:
-        nearest = -(-config.batch_size // parts) * parts
+        below, above = (config.batch_size // parts + n for n in (0, 1))
+        sizes = " or ".join(str(n * parts) for n in (below, above) if n)
         raise UserError(
-            f"batch_size={config.batch_size} cannot be split over {devices} devices "
-            f"(grad_accumulation={config.grad_accumulation}): expected a multiple of "
-            f"{parts}, such as {nearest}"
+            f"batch_size={config.batch_size} cannot be split in {data_parts} (mesh.data)"
+            f" times {config.grad_accumulation} (grad_accumulation): expected a "
+            f"multiple of {parts}, such as {sizes}"
         )
     dataset = data.load(config.data.name, config.data.source, config.data.dir)
     for split, count in dataset.counts.items():
@@ -99,7 +103,7 @@ def build(config: ConfigDict) -> Run:
     make_feed = FEEDS[config.data.placement]
     feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
     largest = max(dataset.counts.values())
-    eval_batch = -(-min(config.eval_batch_size, largest) // devices) * devices
+    eval_batch = -(-min(config.eval_batch_size, largest) // parts) * parts
     events = {
         "log": "log_every",
         "eval": "eval_every",
@@ -125,6 +129,7 @@ def build(config: ConfigDict) -> Run:
             for event, option in events.items()
         },
         everywhere=sharding.replicated(mesh),
+        layout=sharding.Layout(mesh, fsdp),
         state_options={
             "ema_decay": config.ema,
             "grad_accumulation": config.grad_accumulation,

@@ -1,5 +1,13 @@
-"""Where arrays live: a mesh over all devices, batches split over its `data` axis."""
+"""Where arrays live: a mesh of devices, and rules for what is split over its axes.
 
+Batches are split over the axis ``"data"``; dense layers over ``"model"``, and the whole
+state over ``"data"``, if a :class:`Layout` says so. The compiler carries the shardings
+of what a program is given through it, and puts in what has to be sent; a step says no
+more than how its state is kept.
+"""
+
+import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,17 +17,29 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from flaxmnist.checks import UserError, kind_of
 
+# The dimension that the axis "model" splits, by the end of a parameter's name. Dense
+# layers are taken in pairs: the first is split by its outputs, the second by its
+# inputs, which are there already, so that one sum is sent a pair (Shoeybi et al., 2019,
+# "Megatron-LM").
+MODEL_RULES = {
+    r"Dense_\d*[02468]/(kernel|bias)$": -1,
+    r"Dense_\d*[13579]/kernel$": 0,
+}
 
-def make_mesh(data: int = -1, devices: Sequence[int] | None = None) -> Mesh:
-    """Returns a mesh with one axis, ``"data"``.
+
+def make_mesh(
+    data: int = -1, model: int = 1, devices: Sequence[int] | None = None
+) -> Mesh:
+    """Returns a mesh with the axes ``"data"`` and ``"model"``.
 
     Args:
-      data: over how many devices; -1 for all.
+      data: in how many parts a batch is split; -1 for as many as there are devices.
+      model: in how many parts each dense layer is split.
       devices: ids of those to choose from; all if None.
 
     Raises:
-      UserError: there are no such devices, or not that many, or several processes
-        would share fewer devices than there are.
+      UserError: there are no such devices, or not that many, or they do not divide, or
+        several processes would share fewer devices than there are.
     """
     there = {device.id: device for device in jax.devices()}
     platform = jax.devices()[0].platform
@@ -32,11 +52,20 @@ def make_mesh(data: int = -1, devices: Sequence[int] | None = None) -> Mesh:
                 "--devices, or make more with --num_cpu_devices"
             )
         chosen = [there[id] for id in dict.fromkeys(devices)]
-    count = len(chosen) if data == -1 else data
-    if not 1 <= count <= len(chosen):
+    total = len(chosen)
+    if data == -1:
+        if total % model:
+            divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
+            raise UserError(
+                f"mesh.model={model} does not divide the {total} devices ({platform}): "
+                f"expected one of {', '.join(divisors)}, or mesh.data to use fewer"
+            )
+        data = total // model
+    count = data * model
+    if not 1 <= count <= total:
         raise UserError(
-            f"mesh.data={data}: there are {len(chosen)} devices ({platform}); "
-            "expected at most that, or -1 for all"
+            f"mesh.model={model}, mesh.data={data}: there are {total} devices "
+            f"({platform}); expected a product of at most that, or mesh.data=-1 for all"
         )
     if jax.process_count() > 1 and count < len(there):
         raise UserError(
@@ -44,8 +73,74 @@ def make_mesh(data: int = -1, devices: Sequence[int] | None = None) -> Mesh:
             f"{jax.process_count()} processes"
         )
     return jax.make_mesh(
-        (count,), ("data",), axis_types=(AxisType.Auto,), devices=chosen[:count]
+        (data, model),
+        ("data", "model"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=chosen[:count],
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the arrays of a state are split: by the name and the shape of each.
+
+    What an axis does not divide, it does not split. An optimizer keeps its moments of a
+    parameter under that parameter's own name and in its shape, as in
+    ``opt_state/0/mu/Dense_0/kernel``: the same rules find both.
+
+    Attributes:
+      mesh: with the axes ``"data"`` and ``"model"``, which follows `MODEL_RULES`.
+      fsdp: whether ``"data"`` splits, too, the largest dimension that it divides and
+        ``"model"`` leaves: fully sharded data parallelism (Rajbhandari et al., 2020,
+        "ZeRO").
+    """
+
+    mesh: Mesh
+    fsdp: bool = False
+
+    def spec_of(self, name: str, shape: Sequence[int]) -> PartitionSpec:
+        """Returns the axis that splits each dimension, or None; no None at the end."""
+        axes: list[str | None] = [None] * len(shape)
+
+        def fits(dim: int, axis: str) -> bool:
+            parts = self.mesh.shape[axis]
+            return parts > 1 and axes[dim] is None and shape[dim] % parts == 0
+
+        for pattern, dim in MODEL_RULES.items():
+            if shape and re.search(pattern, name) and fits(dim, "model"):
+                axes[dim] = "model"
+        fitting = [
+            dim for dim, _ in enumerate(shape) if self.fsdp and fits(dim, "data")
+        ]
+        if fitting:
+            axes[max(fitting, key=shape.__getitem__)] = "data"
+        while axes and axes[-1] is None:  # As compiled programs return them.
+            axes.pop()
+        return PartitionSpec(*axes)
+
+    def of(self, tree: Any) -> Any:
+        """Returns the sharding of each array, or of its shape, in a like tree."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: NamedSharding(
+                self.mesh, self.spec_of(_name(path), leaf.shape)
+            ),
+            tree,
+        )
+
+
+def keep(tree: Any, layout: Layout | None) -> Any:
+    """Has a compiled program leave a tree split as `layout` says."""
+    if layout is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, layout.of(tree))
+
+
+def gather(params: Any, layout: Layout | None) -> Any:
+    """Has a compiled program bring together what `fsdp` splits, for a layer to use.
+
+    Left to itself, the compiler may bring the examples of all devices together instead.
+    """
+    return keep(params, layout and Layout(layout.mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -54,15 +149,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_over_data(mesh: Mesh, axis: int) -> NamedSharding:
-    """Returns the sharding of an array whose `axis` is split over the devices."""
+    """Returns the sharding of an array whose `axis` is split over ``"data"``."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def abstract(make: Callable[[], Any], sharding: Sharding | None) -> Any:
+def abstract(make: Callable[[], Any], sharding: Sharding | Layout | None) -> Any:
     """Returns the tree that `make` would, as shapes and dtypes in `sharding`."""
+    shapes = jax.eval_shape(make)
+    if isinstance(sharding, Layout):
+        where = sharding.of(shapes)
+    else:
+        where = jax.tree.map(lambda leaf: sharding, shapes)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(make),
+        lambda leaf, one: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
+        shapes,
+        where,
     )
 
 
@@ -92,12 +193,18 @@ def zeros(make: Callable[[], Any], sharding: NamedSharding) -> Any:
 def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     """Yields the leaves of a tree under names such as ``"params/Dense_0/bias"``."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+        yield _name(path), leaf
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def placement(tree: Any) -> Iterator[str]:
     """Yields a line for each array of a tree: name, dtype, shape, sharding, devices."""
     for name, leaf in named_leaves(tree):
-        spec = ", ".join(map(str, leaf.sharding.spec)) or "replicated"
+        spec = ", ".join(map(str, leaf.sharding.spec))
+        if leaf.sharding.is_fully_replicated:
+            spec = "replicated"
         ids = ", ".join(str(device.id) for device in leaf.sharding.mesh.devices.flat)
         yield f"{name}: {kind_of(leaf)}, {spec}, on {ids}"

@@ -1,5 +1,6 @@
 """The state of training, made where it will live."""
 
+import functools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import struct
 from jax.sharding import Sharding
 
 from flaxmnist.inputs import IMAGE_SHAPE
-from flaxmnist.sharding import abstract
+from flaxmnist.sharding import Layout, abstract
 
 
 @struct.dataclass
@@ -26,6 +27,8 @@ class TrainState:
       key: PRNG key of the run; each step folds its number into it.
       model: the linen module (static).
       tx: the optimizer (static: build it once, or steps compile again).
+      layout: how a step leaves all of it split over devices (static); None leaves that
+        to the compiler.
       ema: the average of the parameters over the updates; None without `ema_decay`.
       ema_decay: what an update's weight in `ema` is multiplied by at the next (static).
       grad_accumulation: micro-batches that a batch is cut into (static).
@@ -38,6 +41,7 @@ class TrainState:
     key: Any
     model: nn.Module = struct.field(pytree_node=False)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    layout: Layout | None = struct.field(pytree_node=False, default=None)
     ema: Any = None
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
     grad_accumulation: int = struct.field(pytree_node=False, default=1)
@@ -65,6 +69,7 @@ def _init(
     model: nn.Module,
     tx: optax.GradientTransformation,
     seed: int,
+    sharding: Sharding | Layout | None,
     ema_decay: float | None = None,
     grad_accumulation: int = 1,
 ) -> TrainState:
@@ -80,6 +85,7 @@ def _init(
         key=key,
         model=model,
         tx=tx,
+        layout=sharding if isinstance(sharding, Layout) else None,
         ema=None if ema_decay is None else params,
         ema_decay=ema_decay,
         grad_accumulation=grad_accumulation,
@@ -89,21 +95,22 @@ def _init(
 def abstract_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    sharding: Sharding | None = None,
+    sharding: Sharding | Layout | None = None,
     **options: Any,
 ) -> TrainState:
     """Returns the state's shapes, dtypes and shardings; nothing is computed.
 
     The options are those of :func:`create_state`.
     """
-    return abstract(lambda: _init(model, tx, 0, **options), sharding)
+    init = functools.partial(_init, model, tx, 0, sharding, **options)
+    return abstract(init, sharding)
 
 
 def create_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     seed: int = 0,
-    sharding: Sharding | None = None,
+    sharding: Sharding | Layout | None = None,
     *,
     ema_decay: float | None = None,
     grad_accumulation: int = 1,
@@ -115,13 +122,15 @@ def create_state(
         `train: bool`, and a ``"dropout"`` key while training.
       tx: any optax transformation.
       seed: decides the parameters and every later random draw.
-      sharding: where each array lives; the default device if None.
+      sharding: where each array lives: one for all, or a layout, which the steps keep;
+        the default device if None.
       ema_decay: in (0, 1), to average the parameters over the updates and evaluate by
         that average; about the last 1 / (1 - ema_decay) updates count.
       grad_accumulation: micro-batches that each batch is cut into, to hold the
         activations of one at a time; the update is that of the whole batch.
     """
-    return jax.jit(
-        lambda: _init(model, tx, seed, ema_decay, grad_accumulation),
-        out_shardings=sharding,
-    )()
+    init = functools.partial(
+        _init, model, tx, seed, sharding, ema_decay, grad_accumulation
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
+    return jax.jit(init, out_shardings=shardings)()

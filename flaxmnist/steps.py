@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from flaxmnist.inputs import as_batch, as_images, as_logits, cut
 from flaxmnist.metrics import Metrics
+from flaxmnist.sharding import gather, keep
 from flaxmnist.state import TrainState
 
 Batch = dict[str, Any]
@@ -50,7 +51,7 @@ def loss_fn(
     """
     batch = as_batch(batch)
     logits, model_state = state.model.apply(
-        {"params": params, **state.model_state},
+        {"params": gather(params, state.layout), **state.model_state},
         batch["image"],
         train=train,
         rngs={"dropout": jax.random.fold_in(state.key, state.step)},
@@ -113,7 +114,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         opt_state=opt_state,
         model_state=model_state,
     )
-    return state, metrics
+    return keep(state, state.layout), metrics
 
 
 @jax.jit
@@ -135,7 +136,8 @@ def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch 
       UserError: they are no images.
     """
     images = as_images(images)
-    variables = {"params": state.eval_params, **state.model_state}
+    params = gather(state.eval_params, state.layout)
+    variables = {"params": params, **state.model_state}
     logits = state.model.apply(variables, images, train=False)
     logits = as_logits(logits, images.shape[0])
     return {

@@ -163,6 +163,12 @@ BAD_FLAGS = [
     ([*TINY, "--config.model.dropout_rate=1.5"], r"0 or more and less than 1"),
     ([*TINY, "--config.model.hidden=(8,0)"], r"model.hidden=\(8, 0\): expected whole"),
     ([*TINY, "--config.mesh.data=9"], r"mesh.data=9: there are 8 devices"),
+    ([*TINY, "--config.mesh.data=2", "--config.mesh.model=5"], r"model=5, mesh.data=2"),
+    (
+        [*TINY, "--config.mesh.data=-1", "--config.mesh.model=3"],
+        r"mesh.model=3 does not divide the 8 devices .*one of 1, 2, 4, 8",
+    ),
+    ([*TINY, "--config.mesh.fsdp=1"], r"mesh.fsdp=1: expected True or False"),
     ([*TINY, "--config.mesh.data=7"], r"batch_size=128 cannot .* such as 133"),
     ([*TINY, "--workdir=/dev/null"], r"--workdir /dev/null is a file"),
     ([*TINY, "--workdir=/dev/null/x"], r"--workdir /dev/null/x cannot be written"),
@@ -425,7 +431,7 @@ def test_chosen_devices_alone_are_used_and_jax_is_told_in_time(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     placed = done.stdout.splitlines()
-    assert "mesh: {'data': 2}" in placed
+    assert "mesh: {'data': 2, 'model': 1}" in placed
     assert "batch/image: uint8 [128, 28, 28, 1], data, on 2, 1" in placed
     assert "params/Dense_1/bias: float32 [10], replicated, on 2, 1" in placed
     assert {line for line in placed if line.startswith("arrays")} == {
