@@ -70,9 +70,9 @@ def build(config: ConfigDict) -> Run:
         below, above = (config.batch_size // parts + n for n in (0, 1))
         sizes = " or ".join(str(n * parts) for n in (below, above) if n)
         raise UserError(
-            f"batch_size={config.batch_size} cannot be split in {data_parts} (mesh.data)"
-            f" times {config.grad_accumulation} (grad_accumulation): expected a "
-            f"multiple of {parts}, such as {sizes}"
+            f"batch_size={config.batch_size} cannot be split over {data_parts} devices "
+            f"(mesh.data) times {config.grad_accumulation} (grad_accumulation): "
+            f"expected a multiple of {parts}, such as {sizes}"
         )
     dataset = data.load(config.data.name, config.data.source, config.data.dir)
     for split, count in dataset.counts.items():
