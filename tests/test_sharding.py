@@ -1,6 +1,7 @@
 """Meshes: what is split, that it stays split, and that nothing else depends on it."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.data import DeviceFeed
 from flaxmnist.metrics import Metrics
 from flaxmnist.run import build
-from flaxmnist.state import create_state
+from flaxmnist.state import abstract_state, create_state
 
 MODEL = models.MLP(hidden=(64, 16), batch_norm=True, dropout_rate=0.2)
 # Adam's first updates are the sign of a gradient, also where that is rounding noise:
@@ -165,6 +166,21 @@ def test_a_run_moves_from_mesh_to_mesh(finished_run, tmp_path):
         assert (last["step"], last["split"]) == (40, "validation")
         losses.append(last["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_fsdp_sends_parameters_and_not_examples():
+    layout = sharding.Layout(sharding.make_mesh(8), fsdp=True)
+    split = sharding.split_over_data(layout.mesh, axis=0)
+    batch = {
+        "image": jax.ShapeDtypeStruct((120, 784), np.uint8, sharding=split),
+        "label": jax.ShapeDtypeStruct((120,), np.int32, sharding=split),
+    }
+    state = abstract_state(models.MLP(hidden=(1024, 64)), optax.sgd(0.1), layout)
+    program = steps.train_step.lower(state, batch).compile().as_text()
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", program)
+    assert "1024,64" in gathered
+    assert not [shape for shape in gathered if "120" in shape.split(",")]
+    assert "all-to-all(" not in program
 
 
 # As people write it by hand: every device takes its own part of a batch.
