@@ -7,6 +7,7 @@ any moment leaves whole checkpoints only.
 
 import functools
 import json
+import operator
 import os
 import time
 import zlib
@@ -118,7 +119,13 @@ class Checkpoints:
                 json.loads((folder / "_CHECKPOINT_METADATA").read_text())
                 if (metrics := folder / "metrics" / "metrics").exists():
                     _rank(json.loads(metrics.read_text()))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (
+                OSError,
+                ValueError,
+                LookupError,
+                TypeError,
+                RecursionError,
+            ) as error:
                 yield DamagedError(self.directory, int(folder.name), error)
 
     @functools.cached_property
@@ -223,6 +230,7 @@ class Checkpoints:
             expected = record.pop("checksums")
             check(record)
             self._check_kinds(step, record.pop("arrays"), _kinds(abstract))
+            self._check_chunks(step)
             tree = self._read(
                 step,
                 _ARRAYS,
@@ -255,6 +263,14 @@ class Checkpoints:
                     f"model: {name.partition('/')[2]} is {there.get(name, 'not')} "
                     f"there, {here.get(name, 'not')} here"
                 )
+
+    def _check_chunks(self, step: int) -> None:
+        # A chunk is allocated whole, and what is compressed says nothing of its size.
+        handler = ocp.PyTreeCheckpointHandler()
+        stored = handler.metadata(self.directory / str(step) / _ARRAYS)
+        for array in jax.tree.leaves(stored):
+            if any(map(operator.gt, array.storage.chunk_shape, array.shape)):
+                raise ValueError(f"the chunks of {array.name} are larger than it is")
 
     def _read(self, step: int, item: str, args: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[

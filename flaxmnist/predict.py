@@ -17,7 +17,7 @@ from PIL import Image
 
 from flaxmnist import cli
 from flaxmnist.checks import UserError
-from flaxmnist.preprocess import Picture, Prepared, prepare
+from flaxmnist.preprocess import MOST_PIXELS, Picture, Prepared, prepare
 from flaxmnist.restore import load_state
 from flaxmnist.state import TrainState
 from flaxmnist.steps import predict_step
@@ -112,8 +112,9 @@ def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Pre
     for file in files:
         try:
             standard_input = file == "-"
-            source = io.BytesIO(sys.stdin.buffer.read()) if standard_input else file
-            yield file, prepare(source)
+            # No picture is larger, however it is stored.
+            given = sys.stdin.buffer.read(8 * MOST_PIXELS) if standard_input else b""
+            yield file, prepare(io.BytesIO(given) if standard_input else file)
         except UserError as error:
             failed.append(file)
             print(f"flaxmnist: {error}", file=sys.stderr, flush=True)
