@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,9 @@ def find(directory: Path) -> list[Path]:
 def read(path: Path, rank: int) -> np.ndarray:
     """Returns the uint8 array in an IDX file.
 
+    One that is not gzipped stays on disk, an `np.memmap`: the system reads what is
+    asked for, and forgets it when memory is short.
+
     Args:
       path: the file; gzipped if its name ends in ``.gz``.
       rank: 3 for images, 1 for labels.
@@ -53,10 +57,10 @@ def read(path: Path, rank: int) -> np.ndarray:
       UserError: the file is not IDX, or holds fewer or more bytes than it announces,
         or announces too many for a gzipped one.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
+    packed = path.suffix == ".gz"
     header_size = 4 + 4 * rank
     try:
-        with opener(path, "rb") as file:
+        with (gzip.open if packed else open)(path, "rb") as file:
             header = file.read(header_size)
             if header[:4] != bytes((0, 0, _UBYTE, rank)) or len(header) < header_size:
                 raise UserError(
@@ -70,26 +74,31 @@ def read(path: Path, rank: int) -> np.ndarray:
                     f"{path} holds images of {shape[1]}×{shape[2]}: expected 28×28"
                 )
             size = math.prod(shape)
-            if size > MOST_UNPACKED and path.suffix == ".gz":
+            if packed and size > MOST_UNPACKED:
                 raise UserError(
                     f"{path} announces {size:,} bytes: expected at most "
                     f"{MOST_UNPACKED:,} in a gzipped file; unpack it with gunzip"
                 )
-            # What a header claims is not allocated before it is there.
-            content = bytearray()
-            while len(content) <= size and (
-                block := file.read(min(size + 1 - len(content), 1 << 24))
-            ):
-                content += block
+            content = _read_at_most(file, size + 1) if packed else b""
+        found = len(content) if packed else path.stat().st_size - header_size
+        if found == size and not packed:
+            return np.memmap(path, np.uint8, "r", header_size, shape)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
-    if len(content) != size:
-        found = "more" if len(content) > size else f"{len(content):,}"
+    if found != size:
         raise UserError(
-            f"{path} holds {found} bytes of data: its header announces {size:,}; "
-            "fetch the file again"
+            f"{path} holds {'more' if found > size else f'{found:,}'} bytes of data: "
+            f"its header announces {size:,}; fetch the file again"
         )
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_at_most(file: Any, size: int) -> bytearray:
+    # What a header claims is not allocated before it is there.
+    content = bytearray()
+    while block := file.read(min(size - len(content), 1 << 24)):
+        content += block
+    return content
 
 
 def write(folder: Path, stem: str, examples: Iterable[tuple[np.ndarray, int]]) -> None:
