@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import skeletonize
@@ -26,7 +26,7 @@ from flaxmnist.checks import UserError
 STEPS = ("light", "invert", "clean", "crop", "thicken", "center")
 # Only these are tried: some of Pillow's readers start other programs.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
-MOST_PIXELS = 64_000_000
+MOST_PIXELS, MOST_SCANS = 64_000_000, 50
 # The longer side while it is looked at: enough for thin strokes.
 SIDE = 256
 # As MNIST's: of the digit, of the picture, and the width of its strokes.
@@ -118,6 +118,11 @@ def as_gray(picture: Picture) -> Gray:
         if isinstance(picture, Image.Image):
             return _gray_of_image(picture)
         with Image.open(picture, formats=FORMATS) as image:
+            # A progressive JPEG is decoded as often as it has scans, usually ten.
+            if image.info.get("progressive") and _count_scans(image) > MOST_SCANS:
+                raise UserError(
+                    f"{name} has more than {MOST_SCANS} scans: save it in another way"
+                )
             # JPEG alone, which can be read at an eighth of its size.
             if math.prod(image.size) <= MOST_PIXELS:
                 image.draft(None, (SIDE, SIDE))
@@ -129,6 +134,8 @@ def as_gray(picture: Picture) -> Gray:
         ) from None
     except FileNotFoundError:
         raise UserError(f"there is no {name}: expected a picture") from None
+    except UserError:
+        raise
     # Readers of broken files raise whatever they trip over.
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
@@ -136,6 +143,12 @@ def as_gray(picture: Picture) -> Gray:
             f"{name} cannot be read as a picture ({reason}): expected one of "
             f"{', '.join(FORMATS)}"
         ) from None
+
+
+def _count_scans(jpeg: ImageFile.ImageFile) -> int:
+    assert jpeg.fp is not None
+    jpeg.fp.seek(0)
+    return jpeg.fp.read().count(b"\xff\xda")
 
 
 def _gray_of_image(image: Image.Image) -> Gray:

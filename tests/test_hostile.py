@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from flaxmnist.checkpoint import Checkpoints, DamagedError
 from flaxmnist.checks import UserError
 from flaxmnist.data import idx
 from flaxmnist.preprocess import prepare
+from flaxmnist.restore import load_state
 
 ONE_SECOND = settings(
     max_examples=250,
@@ -204,6 +206,15 @@ def test_a_picture_of_each_format_is_read(name):
     assert check_picture((name, pictures()[name])) == "read"
 
 
+def test_a_picture_is_not_decoded_for_ever():
+    jpeg = pictures()["jpeg, progressive"]
+    last, end = jpeg.rfind(b"\xff\xda"), jpeg.rfind(b"\xff\xd9")
+    scans = [jpeg[:end] + jpeg[last:end] * count + jpeg[end:] for count in (20, 100)]
+    assert check_picture(("few", scans[0])) == "read"
+    with pytest.raises(UserError, match="has more than 50 scans"):
+        prepare(io.BytesIO(scans[1]))
+
+
 @ONE_SECOND
 @given(damaged(pictures))
 def test_a_damaged_picture_is_read_or_refused(file):
@@ -270,6 +281,16 @@ def test_a_checkpoint_claims_no_more_than_there_is(tmp_path, mesh, claim):
         pytest.raises(DamagedError, match=r"Requested shape|the chunks of"),
     ):
         checkpoints.restore(1, abstract, lambda record: None)
+
+
+def test_a_model_that_is_larger_than_memory_is_not_allocated(finished_run, tmp_path):
+    shutil.copytree(finished_run[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["hidden"] = [65_536] * 100
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="GB of memory"):
+        load_state(tmp_path / "run")
 
 
 @pytest.mark.slow
