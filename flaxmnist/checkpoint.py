@@ -8,6 +8,7 @@ any moment leaves whole checkpoints only.
 import contextlib
 import functools
 import json
+import operator
 import os
 import re
 import shutil
@@ -268,6 +269,7 @@ class Checkpoints:
             expected = record.pop("checksums")
             check(record)
             self._check_kinds(step, record.pop("arrays"), _kinds(abstract))
+            self._check_chunks(step)
             arrays = ocp.args.PyTreeRestore(
                 abstract,
                 ocp.checkpoint_utils.construct_restore_args(abstract),
@@ -304,6 +306,14 @@ class Checkpoints:
                     f"model: {name.partition('/')[2]} is {there.get(name, 'not')} "
                     f"there, {here.get(name, 'not')} here"
                 )
+
+    def _check_chunks(self, step: int) -> None:
+        # A chunk is allocated whole, and what is compressed says nothing of its size.
+        handler = ocp.PyTreeCheckpointHandler()
+        stored = handler.metadata(self.directory / str(step) / _ARRAYS)
+        for array in jax.tree.leaves(stored):
+            if any(map(operator.gt, array.storage.chunk_shape, array.shape)):
+                raise ValueError(f"the chunks of {array.name} are larger than it is")
 
     def restore_newest(
         self, abstract: Any, check: Callable[[dict[str, Any]], None]

@@ -15,6 +15,8 @@ from typing import Any
 
 # Steps are counted in int32.
 MAX_STEPS = 2**31
+# Of a tuple, such as a model's layers: each is compiled.
+MOST_ITEMS = 1_000
 
 
 class UserError(Exception):
@@ -30,6 +32,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     hint = f"; did you mean {close[0]!r}?" if close else "."
     # Hundreds of names help nobody.
     return f"{hint} There are: {', '.join(known)}" if len(known) < 30 else hint
+
+
+def shown(value: Any) -> str:
+    """Returns `repr(value)`, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def kind_of(array: Any) -> str:
@@ -115,7 +123,7 @@ def wholes(minimum: int, most: int, example: str, length: int | None = None) -> 
             items = tuple(value)
         else:
             items = (value,) * (length or 1)
-        if length is not None and len(items) != length:
+        if len(items) > MOST_ITEMS or length not in (None, len(items)):
             raise ValueError
         return tuple(map(item.convert, items))
 
@@ -161,9 +169,11 @@ def _folder(value: Any) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # A folder may be named by a number.
-    if not isinstance(value, str) or not value:
+        value = str(value)  # A folder may be named by a number.
+    if not isinstance(value, str) or not value or "\0" in value:
         raise TypeError
+    if max(len(os.fsencode(part)) for part in value.split("/")) > 255:
+        raise ValueError  # What no file system takes.
     return value
 
 
@@ -213,9 +223,11 @@ def check(
         try:
             checked[name] = kinds[name].convert(value)
         except UserError as error:
-            raise UserError(f"{prefix}{name}={value!r} is unknown{error}") from None
+            raise UserError(
+                f"{prefix}{name}={shown(value)} is unknown{error}"
+            ) from None
         except (TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{prefix}{name}={value!r}: expected {kinds[name].expected}"
+                f"{prefix}{name}={shown(value)}: expected {kinds[name].expected}"
             ) from None
     return checked

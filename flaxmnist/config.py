@@ -16,6 +16,8 @@ from flaxmnist.checks import UserError, did_you_mean
 from flaxmnist.data.batches import FEEDS
 from flaxmnist.data.sources import SOURCES, SPLITS
 
+# Characters of an override that are parsed.
+_LONGEST = 1_000
 TENSORS = ("probabilities", "logits", "classes")
 SUMMARIES = ("norms", "histograms", "filters", "mistakes")
 PRECISIONS = ("float32", "bfloat16")
@@ -137,8 +139,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: a name is unknown, a value is not possible, or two exclude each other.
     """
+    return _resolve(config.to_dict())
+
+
+def _resolve(changes: dict[str, Any]) -> ConfigDict:
+    # Before they are a ConfigDict's, which cannot hold every name.
     defaults = _defaults()
-    given = defaults | config.to_dict()
+    given = defaults | changes
     values = checks.check("", given, _KINDS | dict.fromkeys(_GROUPS, _GROUP))
     model = defaults["model"] | given["model"]
     values["model"] = {"name": model["name"]} | models.options(**model)
@@ -256,14 +263,15 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
         if len(groups) > 1 or (groups and groups[0] not in _GROUPS):
             raise UserError(f"no option {key}{did_you_mean(groups[0], _GROUPS)}")
         (values[groups[0]] if groups else values)[name] = value
-    return resolve(ConfigDict(values, type_safe=False))
+    return _resolve(values)
 
 
 def _parse(key: str, text: str) -> Any:
     lowered = {"true": True, "false": False, "none": None}
     if text.lower() in lowered:
         return lowered[text.lower()]
-    if key in ("data.dir", "init_from"):  # A folder may be called 2024.10.
+    # A folder may be called 2024.10; and no value is so long.
+    if key in ("data.dir", "init_from") or len(text) > _LONGEST:
         return text
     try:
         return ast.literal_eval(text)
@@ -303,10 +311,13 @@ def from_json(text: str) -> ConfigDict:
       ValueError: it is no configuration.
       UserError: something in it is not possible.
     """
-    values = json.loads(text)
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(error) from None
     if not isinstance(values, dict):
         raise ValueError("it holds no configuration")
-    return resolve(ConfigDict(values, type_safe=False))
+    return _resolve(values)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from PIL import Image
 from flaxmnist import cli
 from flaxmnist.checks import UserError
 from flaxmnist.inputs import IMAGE_SHAPE
-from flaxmnist.preprocess import Picture, Prepared, prepare
+from flaxmnist.preprocess import MOST_PIXELS, Picture, Prepared, prepare
 from flaxmnist.restore import load_state
 from flaxmnist.state import TrainState
 from flaxmnist.steps import predict_step
@@ -116,7 +116,8 @@ def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Pre
         try:
             source: Any = file
             if file == "-":
-                source = io.BytesIO(sys.stdin.buffer.read())
+                # No picture is larger, however it is stored.
+                source = io.BytesIO(sys.stdin.buffer.read(8 * MOST_PIXELS))
                 source.name = "standard input"
             yield file, prepare(source)
         except UserError as error:

@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import skeletonize
@@ -25,8 +25,8 @@ from flaxmnist.checks import UserError
 # What is done, in this order; see `prepare`.
 STEPS = ("light", "invert", "clean", "crop", "thicken", "center")
 # Only these are tried: some of Pillow's readers start other programs.
-FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
-MOST_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
+MOST_PIXELS, MOST_SCANS = 64_000_000, 50
 # The longer side while it is looked at: enough for thin strokes.
 SIDE = 256
 # As MNIST's: of the digit, of the picture, and the width of its strokes.
@@ -114,16 +114,19 @@ def as_gray(picture: Picture) -> Gray:
     """
     if isinstance(picture, np.ndarray):
         return _gray_of_array(picture)
-    if isinstance(picture, Image.Image):
-        return _gray_of_image(picture)
     name = str(getattr(picture, "name", picture))
     try:
+        if isinstance(picture, Image.Image):
+            return _gray_of_image(picture)
         with Image.open(picture, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise Image.DecompressionBombError
+            # A progressive JPEG is decoded as often as it has scans, usually ten.
+            if image.info.get("progressive") and _count_scans(image) > MOST_SCANS:
+                raise UserError(
+                    f"{name} has more than {MOST_SCANS} scans: save it in another way"
+                )
             # JPEG alone, which can be read at an eighth of its size.
-            image.draft(None, (SIDE, SIDE))
+            if math.prod(image.size) <= MOST_PIXELS:
+                image.draft(None, (SIDE, SIDE))
             return _gray_of_image(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(
@@ -132,6 +135,8 @@ def as_gray(picture: Picture) -> Gray:
         ) from None
     except FileNotFoundError:
         raise UserError(f"there is no {name}: expected a picture") from None
+    except UserError:
+        raise
     # Readers of broken files raise whatever they trip over.
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
@@ -141,14 +146,25 @@ def as_gray(picture: Picture) -> Gray:
         ) from None
 
 
+def _count_scans(jpeg: ImageFile.ImageFile) -> int:
+    assert jpeg.fp is not None
+    jpeg.fp.seek(0)
+    return jpeg.fp.read().count(b"\xff\xda")
+
+
 def _gray_of_image(image: Image.Image) -> Gray:
+    # Before it is decoded, which takes four bytes a pixel.
+    if math.prod(image.size) > MOST_PIXELS:
+        raise Image.DecompressionBombError
     image = ImageOps.exif_transpose(image)
+    # As floating point, a large one would take gigabytes.
+    factor = max(1, max(image.size) // (8 * SIDE))
     if image.mode[0] in "IF":  # 16 bits and more.
-        values = np.nan_to_num(np.asarray(image, np.float32))
+        values = np.nan_to_num(np.asarray(image.convert("F").reduce(factor))).clip(0)
         tops = [top for top in (1, 255, 65_535) if values.max() <= top]
         return values / (tops[0] if tops else values.max())
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    return _gray_of_array(np.asarray(image.convert(mode)))
+    return _gray_of_array(np.asarray(image.convert(mode).reduce(factor)))
 
 
 def _gray_of_array(array: np.ndarray) -> Gray:
@@ -166,7 +182,8 @@ def _gray_of_array(array: np.ndarray) -> Gray:
             "point in [0, 1]"
         )
     top = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
-    values = array.reshape(*array.shape[:2], channels).astype(np.float32) / top
+    values = array.reshape(*array.shape[:2], channels).astype(np.float32)
+    values /= top
     if values.min() < 0 or values.max() > 1:
         raise UserError("an array of floating point beyond [0, 1]: scale it")
     light = values[..., :3] @ _LUMA if channels >= 3 else values[..., 0]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import psutil
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
@@ -150,7 +151,14 @@ def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
         if config is None:
             raise UserError(f"no run in {workdir}: there is no config.json")
         model = models.build(dtype=config.precision, **config.model)
-        state = create_state(model, optax.identity(), ema_decay=config.ema)
+        tx = optax.identity()
+        size = 4 * models.num_parameters(abstract_state(model, tx).params)
+        if size > (memory := psutil.virtual_memory().total):
+            raise UserError(
+                f"the model of {workdir} takes {size / 1e9:,.1f} GB: there are "
+                f"{memory / 1e9:,.1f} GB of memory"
+            )
+        state = create_state(model, tx, ema_decay=config.ema)
         chosen = checkpoints.best_step if step is None else step
         return with_parameters(state, checkpoints, chosen)
 

@@ -100,6 +100,8 @@ def build(config: ConfigDict) -> Run:
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
     )
+    # Reads the data in order; where they are on disk, feeds do so at random.
+    _ = dataset.fingerprint
     make_feed = FEEDS[config.data.placement]
     feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
     largest = max(dataset.counts.values())

@@ -40,7 +40,7 @@ def saved_summary(workdir: Path, step: int | None = None) -> dict[str, Any] | No
         whole = {"model", "dataset", "evaluated_step", "train", "validation", "test"}
         same = step in (None, summary["step"])
         return summary if same and whole <= summary.keys() else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -45,6 +46,22 @@ def save_idx(folder, arrays, names=NAMES, compress=False):
         if compress:
             content, name = gzip.compress(content), name + ".gz"
         (folder / name).write_bytes(content)
+
+
+def test_a_gzipped_file_is_not_unpacked_beyond_a_gigabyte(tmp_path):
+    path = tmp_path / "images.gz"
+    header = struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 28, 28)
+    path.write_bytes(gzip.compress(header + bytes(1 << 20)))
+    with pytest.raises(UserError, match="1,683,627,180,032 bytes: expected at most"):
+        idx.read(path, 3)
+    # What is announced is less than what comes: no more than that is unpacked.
+    header = struct.pack(">4B3I", 0, 0, 8, 3, 1, 28, 28)
+    path.write_bytes(gzip.compress(header + bytes(1 << 28), 1))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="holds more bytes of data"):
+        idx.read(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -278,25 +295,17 @@ def test_prepared_sets_are_found_by_format_and_version(tmp_path):
     assert tfds.prepared("kmnist", str(tmp_path)) is None
 
 
-def write_prepared(base, classes=10):
+def write_prepared(base, classes=10, side=28):
     """Writes a set as TFDS prepares it, without TensorFlow."""
-    import tensorflow_datasets as tensorflow_datasets
     from array_record.python.array_record_module import ArrayRecordWriter
     from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2
 
     folder = base / "mnist" / "3.0.1"
     folder.mkdir(parents=True)
-    features = tensorflow_datasets.features
-    features.FeaturesDict(
-        {
-            "image": features.Image(shape=(28, 28, 1)),
-            "label": features.ClassLabel(num_classes=classes),
-        }
-    ).save_config(folder)
-    splits, written = [], []
+    written = []
     for split, count in (("train", 24), ("test", 12)):
-        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28))
+        images = np.random.default_rng(count).integers(0, 256, (count, side, side))
         written.append(images.astype(np.uint8))
         writer = ArrayRecordWriter(
             str(folder / f"mnist-{split}.array_record-00000-of-00001"), "group_size:1"
@@ -307,23 +316,10 @@ def write_prepared(base, classes=10):
             example = tf_example_pb2.Example()
             feature = example.features.feature
             feature["image"].bytes_list.value.append(buffer.getvalue())
-            feature["label"].int64_list.value.append(index % 10)
+            feature["label"].int64_list.value.append(index % classes)
             writer.write(example.SerializeToString())
         writer.close()
-        splits.append(
-            {
-                "name": split,
-                "shardLengths": [str(count)],
-                "numBytes": "1",
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            }
-        )
-    info = {
-        "name": "mnist",
-        "version": "3.0.1",
-        "fileFormat": "array_record",
-        "splits": splits,
-    }
+    info = {"name": "mnist", "version": "3.0.1", "fileFormat": "array_record"}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return written
 
@@ -340,7 +336,35 @@ def test_a_prepared_set_is_read_without_tensorflow_and_cached(tmp_path, monkeypa
     assert again.fingerprint == dataset.fingerprint
 
 
-def test_a_prepared_set_of_too_many_classes_is_refused(tmp_path):
-    write_prepared(tmp_path, classes=62)
-    with pytest.raises(UserError, match=r"62 classes: expected \(28, 28, 1\)"):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"classes": 11}, "with the label 10: expected .* 0 to 9"),
+        ({"side": 29}, r"an image of \(29, 29\)"),
+    ],
+)
+def test_a_prepared_set_of_another_kind_is_refused(tmp_path, options, said):
+    write_prepared(tmp_path, **options)
+    with pytest.raises(UserError, match=said):
+        data.load("mnist", "tfds", str(tmp_path))
+    assert list((download.cache_dir() / "tfds").iterdir()) == []
+
+
+def test_a_prepared_set_is_neither_imported_nor_believed(tmp_path, monkeypatch):
+    train, _ = write_prepared(tmp_path)
+    folder = tmp_path / "mnist" / "3.0.1"
+    # TFDS imports what a set names as the class of its features.
+    (tmp_path / "stranger.py").write_text("raise SystemExit('run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (folder / "features.json").write_text('{"pythonClassName": "stranger.Features"}')
+    np.testing.assert_array_equal(
+        data.load("mnist", "tfds", str(tmp_path)).train.images, train[2:]
+    )
+    shutil.rmtree(download.cache_dir())
+    (shard,) = folder.glob("*-test.array_record-*")
+    shard.write_bytes(shard.read_bytes()[:-99])
+    with pytest.raises(UserError, match=r"the split test in .* cannot be read"):
+        data.load("mnist", "tfds", str(tmp_path))
+    shard.unlink()
+    with pytest.raises(UserError, match="0 files of the split test"):
         data.load("mnist", "tfds", str(tmp_path))

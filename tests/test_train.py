@@ -18,6 +18,7 @@ from flaxmnist import cli, export, main, modes, restore, train, writers
 from flaxmnist import config as configs
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
+from flaxmnist.data import idx
 from flaxmnist.run import build
 from flaxmnist.signals import StoppedError, listening
 from flaxmnist.steps import predict_step
@@ -221,9 +222,17 @@ def command(flags, *, script=None):
 
 
 @pytest.mark.parametrize("placement", ["device", "host"])
-def test_killed_and_resumed_is_bit_identical(placement, tmp_path):
+def test_killed_and_resumed_is_bit_identical(placement, synthetic, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     flags = [*FLAGS, f"--config.data.placement={placement}"]
+    if placement == "host":  # From disk, of which the first twelfth is for validation.
+        for stem, splits in (("train", ("test", "train")), ("t10k", ("test",))):
+            held_out = [synthetic.split(split) for split in splits]
+            images = np.concatenate([split.images for split in held_out])
+            labels = np.concatenate([split.labels for split in held_out])
+            first = max(0, len(labels) - 2_181)
+            idx.write(tmp_path, stem, zip(images[first:], labels[first:], strict=True))
+        flags += ["--config.data.source=idx", f"--config.data.dir={tmp_path}"]
     done = command([*flags, f"--workdir={undisturbed}"])
     assert done.returncode == 0, done.stderr
     flags.append(f"--workdir={killed}")

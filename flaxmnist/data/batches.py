@@ -8,6 +8,7 @@ undisturbed one would have seen.
 import concurrent.futures
 import copy
 import functools
+import mmap
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
@@ -23,6 +24,9 @@ from flaxmnist.data.sources import Split
 PADDING = -1
 # Bytes of images that the host path sends at once.
 SLAB_BYTES = 8 << 20
+# A disk is asked for each image alone, and answers many sooner at once.
+READERS = 16
+_readers = concurrent.futures.ThreadPoolExecutor(READERS, "flaxmnist-read")
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -31,12 +35,15 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     From the raw stream of Philox (Salmon et al., 2011), which NumPy promises never to
     change, unlike that of its `permutation`.
     """
-    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
-    # Numbers whose low bits are their places: sorted several times sooner than places
-    # by numbers, and no two are equal.
+    numbers = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+    # Their low bits are made their places: sorted several times sooner than places by
+    # numbers, and no two are equal. All in place: there may be many.
     low = np.uint64((1 << (count - 1).bit_length()) - 1)
-    numbers = np.sort(bits & ~low | np.arange(count, dtype=np.uint64))
-    return (numbers & low).astype(np.int32)
+    numbers &= ~low
+    numbers |= np.arange(count, dtype=np.uint64)
+    numbers.sort()
+    numbers &= low
+    return numbers.astype(np.int32)
 
 
 def _batch(images: Any, labels: Any, mask: Any) -> dict[str, Any]:
@@ -168,16 +175,34 @@ class DeviceFeed:
             start = end
 
 
-class HostFeed:
-    """Keeps the split in host memory and sends slabs of batches, one ahead.
+def _gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns `images[rows]`, the first for those that are padding."""
+    out = np.empty((rows.size, *images.shape[1:]), images.dtype)
+    parts = [np.array_split(each, READERS) for each in (rows.ravel(), out)]
 
-    Yields the batches of :class:`DeviceFeed`; takes the same arguments.
+    def read(rows: np.ndarray, out: np.ndarray) -> None:
+        np.take(images, rows, axis=0, out=out, mode="clip")
+
+    list(_readers.map(read, *parts))
+    return out.reshape(*rows.shape, *images.shape[1:])
+
+
+class HostFeed:
+    """Keeps the split in host memory, or on disk, and sends slabs, one ahead.
+
+    Yields the batches of :class:`DeviceFeed`; takes the same arguments. Of a split on
+    disk, what is in memory are the slabs and the order, 16 bytes an example while it is
+    drawn, 4 from then on.
     """
 
     def __init__(
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
         self._split, self._mesh = split, mesh
+        # Else thirty times as much would be read, in the hope that it is wanted next.
+        mapped = getattr(split.images, "_mmap", None)
+        if seed is not None and mapped and hasattr(mmap, "MADV_RANDOM"):
+            mapped.madvise(mmap.MADV_RANDOM)
         self._order = _Order(len(split), batch_size, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self._slab_steps = max(
@@ -203,7 +228,9 @@ class HostFeed:
             return jax.make_array_from_callback(
                 rows.shape + array.shape[1:],
                 over_data,
-                lambda part: array[rows[cast(Any, part)[:2]]].astype(dtype, copy=False),
+                lambda part: _gather(array, rows[cast(Any, part)[:2]]).astype(
+                    dtype, copy=False
+                ),
             )
 
         first = np.int32(epoch * self.steps_per_epoch + begin)

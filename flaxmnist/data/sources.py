@@ -19,7 +19,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples in memory.
+    """Examples in memory, or on disk as an `np.memmap`.
 
     Attributes:
       images: uint8 `[count, 28, 28]`.

@@ -3,15 +3,20 @@
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
-import zipfile
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.data import idx
 from flaxmnist.data.download import DownloadError, cache_dir, reachable, registered
 
 
@@ -28,10 +33,10 @@ def prepared(name: str, directory: str | None) -> Path | None:
         try:
             description = json.loads(info.read_text())
             version = tuple(int(part) for part in info.parent.name.split("."))
-        except ValueError:
+            if description["fileFormat"] == "array_record":
+                folders.append((version, info.parent))
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             continue
-        if description.get("fileFormat") == "array_record":
-            folders.append((version, info.parent))
     return max(folders)[1] if folders else None
 
 
@@ -80,43 +85,67 @@ def _check_features(features: Any, where: Path | str) -> None:
 def read(folder: Path) -> list[np.ndarray]:
     """Returns train images, train labels, test images, test labels of a prepared set.
 
-    The decoded arrays are cached: TFDS decodes some thousand images a second.
+    They are decoded into IDX files in the cache, some thousand images a second, and
+    read from there. What the folder says of itself is not asked, so that nothing of it
+    is imported or believed.
 
     Raises:
-      UserError: the set is not of 28×28×1 images with at most ten labels.
+      UserError: the set is not of 28×28×1 images with at most ten labels, it is
+        damaged, or the cache cannot be written.
     """
     identity = f"{folder.resolve()}{(folder / 'dataset_info.json').read_text()}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    cache = cache_dir() / "tfds" / f"{folder.parent.name}-{digest}.npz"
-    # One that is missing or damaged is made again.
-    damage = contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile)
-    with damage, np.load(cache, allow_pickle=False) as arrays:
-        return [arrays[f"arr_{index}"] for index in range(4)]
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(folder)
-    _check_features(builder.info.features, folder)
-    arrays = []
-    for split in ("train", "test"):
-        if split not in builder.info.splits:
-            raise UserError(
-                f"{folder} has the splits {', '.join(builder.info.splits)}: expected "
-                "train and test"
-            )
-        source = builder.as_data_source(split)
-        images = np.empty((len(source), 28, 28), np.uint8)
-        labels = np.empty(len(source), np.uint8)
-        for index in range(len(source)):
-            example = source[index]
-            images[index], labels[index] = example["image"][..., 0], example["label"]
-        arrays += [images, labels]
-    # A cache that cannot be written costs time, nothing else.
-    partial = cache.with_suffix(f".{os.getpid()}.npz")
-    with contextlib.suppress(OSError):
+    cache = cache_dir() / "tfds" / f"{folder.parent.name}-{digest}"
+    with contextlib.suppress(UserError):  # There is none, or it is damaged.
+        return idx.read_all(idx.find(cache))
+    try:
+        shutil.rmtree(cache, ignore_errors=True)
         cache.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            np.savez(partial, *arrays)
-            os.replace(partial, cache)
-        finally:
-            partial.unlink(missing_ok=True)
-    return arrays
+        with tempfile.TemporaryDirectory(dir=cache.parent) as partial:
+            for split, stem in (("train", "train"), ("test", "t10k")):
+                idx.write(Path(partial), stem, _examples(folder, split))
+            try:
+                os.rename(partial, cache)
+            except OSError:
+                if not cache.is_dir():  # Another process was faster.
+                    raise
+    except OSError as error:
+        raise UserError(
+            f"{cache.parent} cannot be written ({error.strerror}): set "
+            "FLAXMNIST_CACHE_DIR to a folder that can"
+        ) from None
+    return idx.read_all(idx.find(cache))
+
+
+def _examples(folder: Path, split: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields image, uint8 `[28, 28]`, and label of each example of a split."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    paths = sorted(folder.glob(f"*-{split}.array_record-*-of-*"))
+    if not paths or not paths[0].name.endswith(f"-of-{len(paths):05d}"):
+        raise UserError(
+            f"{folder} holds {len(paths)} files of the split {split}: expected all of "
+            "train and test; prepare it again"
+        )
+    try:
+        for record in ArrayRecordDataSource(paths):
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            file = io.BytesIO(feature["image"].bytes_list.value[0])
+            label = feature["label"].int64_list.value[0]
+            with Image.open(file, formats=("PNG", "JPEG")) as image:
+                if image.size != (28, 28) or image.mode != "L" or not 0 <= label < 10:
+                    raise UserError(
+                        f"{folder} holds an image of {image.size}, {image.mode}, with "
+                        f"the label {label}: expected (28, 28), L, and 0 to 9"
+                    )
+                yield np.asarray(image), label
+    except UserError:
+        raise
+    # Of what is damaged, each reader raises its own.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the split {split} in {folder} cannot be read ({reason[:160]}): prepare "
+            "it again"
+        ) from None
