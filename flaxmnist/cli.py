@@ -1,6 +1,7 @@
 """What every command of flaxmnist shares: how it starts JAX, and how it ends."""
 
 import argparse
+import io
 import logging
 import os
 import platform
@@ -10,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from absl import logging as absl_logging
@@ -153,6 +154,8 @@ def exit_code(
       argv: the flags; those of the process if None.
     """
     if argv is None:
+        # A name that the terminal has no letters for is no reason to stop.
+        cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         # An exception would have Python wait for what is still being written.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

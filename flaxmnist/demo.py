@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ const stroke = (event) => {
 pen.lineWidth = 18; pen.lineCap = pen.lineJoin = "round";
 clear();
 canvas.addEventListener("pointerdown", (event) => {
+  if (!event.isPrimary) return;  // A second finger.
   canvas.setPointerCapture(event.pointerId);
   pen.beginPath();
   stroke(event); stroke(event);  // A point is drawn, too.
@@ -114,15 +116,15 @@ def build(state: TrainState) -> Any:
 
     with gr.Blocks(title="flaxmnist", analytics_enabled=False) as page:
         gr.Markdown("# Draw a digit")
+        # Columns that do not fit beside each other stand below each other.
         with gr.Row():
-            canvas = gr.HTML(
-                html_template=_HTML,
-                css_template=_CSS,
-                js_on_load=_SCRIPT,
-                min_width=_CANVAS,
-            )
-            label = gr.Label(label="what it is", num_top_classes=10)
-            with gr.Column():
+            with gr.Column(min_width=_CANVAS + 40):
+                canvas = gr.HTML(
+                    html_template=_HTML, css_template=_CSS, js_on_load=_SCRIPT
+                )
+            with gr.Column(min_width=_CANVAS):
+                label = gr.Label(label="what it is", num_top_classes=10)
+            with gr.Column(min_width=_CANVAS):
                 pictures = [
                     gr.Image(
                         label=text,
@@ -162,6 +164,10 @@ def run(argv: Sequence[str]) -> None:
         ) from None
     cli.start_jax(args)
     page = build(load_state(args.workdir, args.step))
+    # Gradio looks whether its page can be reached, and would ask a proxy for it.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), args.host]))
+    print(f"http://{args.host}:{args.port}", flush=True)
     # Gradio's default themes fetch their fonts.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
@@ -169,12 +175,17 @@ def run(argv: Sequence[str]) -> None:
             server_name=args.host,
             server_port=args.port,
             theme=theme,
+            quiet=True,
             footer_links=[],
             # Otherwise some clouds' notebooks would open a tunnel to the public.
             share=False,
         )
     except (OSError, OverflowError, ValueError) as error:
-        raise UserError(f"no page at {args.host}:{args.port} ({error})") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"no page at {args.host}:{args.port}: another --port or --host may be free "
+            f"({reason})"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

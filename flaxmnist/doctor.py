@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -139,20 +140,24 @@ def run(argv: Sequence[str]) -> int:
     console.line(f"Python {platform.python_version()} on {platform.platform()}")
     console.line(versions)
     problems = list(problems_before_start())
-    # XLA ends the process at a flag that it does not know.
-    if not any("abort" in problem for problem in problems):
-        try:
-            cli.start_jax(args)
-            for line in (*_devices(), _data(), _programs()):
-                console.line(line)
-            console.line(f"downloads and other caches: {cache_dir()}")
-            problems += problems_with_devices(args.platform)
-        except RuntimeError as error:  # Of the platform in JAX_PLATFORMS.
-            reason = str(error).splitlines()[0]
-            problems.append(
-                f"jax finds no device ({reason}); unset JAX_PLATFORMS, or install the "
-                "jax build for it"
-            )
+    # In a process of its own: XLA ends it at a flag that it does not know.
+    alone = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        capture_output=True,
+        text=True,
+    )
+    if alone.returncode:
+        last = (alone.stderr.strip().splitlines() or ["no reason given"])[-1]
+        problems.append(
+            f"jax does not start ({last}); look at JAX_PLATFORMS and XLA_FLAGS, and "
+            "install the jax build for the devices here"
+        )
+    else:
+        cli.start_jax(args)
+        for line in (*_devices(), _data(), _programs()):
+            console.line(line)
+        console.line(f"downloads and other caches: {cache_dir()}")
+        problems += problems_with_devices(args.platform)
     console.line()
     for problem in problems:
         console.line(f"problem: {problem}")

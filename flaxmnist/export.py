@@ -84,6 +84,8 @@ def _onnx(state: TrainState, folder: Path) -> Logits:
         return_mode="file",
         output_path=str(path),
     )
+    for file in folder.iterdir():
+        file.chmod(0o644)  # The converter keeps one to its owner.
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 

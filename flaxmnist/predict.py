@@ -52,18 +52,20 @@ class Prediction:
     probabilities: Float[np.ndarray, "10"]
 
     @property
-    def digit(self) -> int:
-        """The most probable digit."""
-        return int(self.probabilities.argmax())
+    def digit(self) -> int | None:
+        """The most probable digit; None where nothing is drawn."""
+        return self.top(1)[0][0] if self.top(1) else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Why the prediction is doubtful; empty if it is not."""
-        unsure = () if self.probabilities.max() >= SURE else ("low confidence",)
-        return self.prepared.warnings + unsure
+        sure = self.digit is None or self.probabilities.max() >= SURE
+        return self.prepared.warnings + (() if sure else ("low confidence",))
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """Returns the `count` most probable digits and their probabilities."""
+        if not self.prepared.image.any():
+            return []
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(int(digit), float(self.probabilities[digit])) for digit in order]
 
@@ -126,9 +128,11 @@ def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Pre
 
 
 def _line(file: str, prediction: Prediction, count: int) -> str:
-    (digit, probability), *others = prediction.top(count)
-    text = f"{file}  {digit}  {probability:.1%}"
-    text += "".join(f"  {other} {share:.1%}" for other, share in others)
+    text = f"{file}  –"
+    if prediction.digit is not None:
+        (digit, probability), *others = prediction.top(count)
+        text = f"{file}  {digit}  {probability:.1%}"
+        text += "".join(f"  {other} {share:.1%}" for other, share in others)
     return text + "".join(f"  ({warning})" for warning in prediction.warnings)
 
 

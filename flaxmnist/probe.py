@@ -74,7 +74,7 @@ def overfit(config: ConfigDict, batches: int, console: Console | None = None) ->
       console: where to speak; the standard output if None.
 
     Returns:
-      whether the loss fell under `LEARNT`.
+      whether the loss fell under `LEARNT`, or at least all examples are recognised.
 
     Raises:
       UserError: something in `config` is not possible, or there are fewer batches.
@@ -106,6 +106,12 @@ def overfit(config: ConfigDict, batches: int, console: Console | None = None) ->
         if figures["loss"] < LEARNT:
             console.line(f"learnt by heart: {size} examples in {at.step} steps")
             return True
+    if figures["accuracy"] == 1:
+        console.line(
+            f"learnt, slowly: all of {size} examples are recognised, but the loss is "
+            f"not under {LEARNT:g}; a larger optimizer.learning_rate would be sooner"
+        )
+        return True
     console.line(
         f"not learnt by heart: {size} examples in {at.step} steps; look at the model, "
         "the loss and optimizer.learning_rate"

@@ -111,7 +111,9 @@ def _comparison(groups: dict[str, list[History]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "names": ", ".join(run.name for run in runs),
-                "seeds": len(runs),
+                "data": "{name} ({source})".format(**runs[0].summary["dataset"]),
+                "count": runs[0].summary["test"]["count"],
+                "seeds": len({run.summary["config"]["seed"] for run in runs}),
                 "parameters": runs[0].summary["model"]["parameters"],
                 "accuracy": np.mean(accuracies),
                 "loss": np.mean(losses),

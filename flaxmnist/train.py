@@ -172,10 +172,10 @@ def _train(
     """Trains until `at` is finished."""
     started, pace = at.step, 1
     logged_step, logged_seconds = at.step, clock.seconds["train"]
-    if not at.finished(run):
-        with clock("compile"):
-            _compile_training(run, at)
-    with console.training(at.step, run.total_steps) as update, listening() as signals:
+    with listening() as signals, console.training(at.step, run.total_steps) as update:
+        if not at.finished(run):
+            with clock("compile"):
+                _compile_training(run, at)
         while not at.finished(run):
             first, begin = at.step, clock.seconds["train"]
             with clock("train"):

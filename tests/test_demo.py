@@ -80,6 +80,16 @@ def path_on(browser, points):
     ]
 
 
+REACHED = """
+const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
+const shares = [...Array(20).keys()].map((i) => (i + 0.5) / 20);
+const at = (x, y) =>
+  document.elementFromPoint(box.x + x * box.width, box.y + y * box.height);
+const points = shares.flatMap((x) => shares.map((y) => at(x, y) === canvas));
+return points.filter(Boolean).length / points.length;
+"""
+
+
 def by_mouse(browser, path):
     for index, (x, y) in enumerate(path):
         kind = "mouseMoved" if index else "mousePressed"
@@ -99,14 +109,19 @@ def by_finger(browser, path):
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", points)
 
 
-@pytest.mark.parametrize(("width", "draw"), [(1280, by_mouse), (500, by_finger)])
+@pytest.mark.parametrize(
+    ("width", "draw"), [(1280, by_mouse), (768, by_mouse), (360, by_finger)]
+)
 def test_a_seven_that_is_drawn_is_recognised(page, browser, width, draw):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    browser.set_window_size(width, 900)
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(page)
     draw(browser, path_on(browser, SEVEN))
+    # Nothing lies over the canvas.
+    assert browser.execute_script(REACHED) == 1
 
     def text():
         return browser.find_element(By.TAG_NAME, "body").text

@@ -60,7 +60,8 @@ def test_runs_that_differ_in_their_seed_are_one_row(reported, capsys):
         json.loads((workdir / "summary.json").read_text())["test"]["accuracy"]
         for workdir in (first, second)
     ]
-    row = f"<td>{first}, {second}</td><td>2</td><td>{np.mean(accuracies):.2%}</td>"
+    row = f"<td>{first}, {second}</td><td>synthetic (synthetic)</td><td>500</td>"
+    row += f"<td>2</td><td>{np.mean(accuracies):.2%}</td>"
     assert row in page
     assert f"<td>{np.std(accuracies, ddof=1):.2%}</td>" in page
 
@@ -72,8 +73,9 @@ def test_runs_are_compared_once_each_and_recipes_apart(reported, tmp_path):
     flags = [f"--workdir={first}", "--compare", *map(str, (first, second, other))]
     assert report.main(flags) == 0
     page = (first / "report.html").read_text()
-    assert f"<td>{first}, {second}</td><td>2</td>" in page
-    assert f"<td>{other}</td><td>1</td>" in page
+    where = "<td>synthetic (synthetic)</td><td>500</td>"
+    assert f"<td>{first}, {second}</td>{where}<td>2</td>" in page
+    assert f"<td>{other}</td>{where}<td>1</td>" in page
 
 
 def test_a_report_shows_the_test_split(reported, monkeypatch):
