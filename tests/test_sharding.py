@@ -64,7 +64,7 @@ def slow(*mesh):
     ("data", "model", "fsdp"),
     [
         slow(8, 1, False),
-        slow(4, 2, False),
+        (4, 2, False),
         slow(2, 4, False),
         slow(1, 8, False),
         slow(8, 1, True),
