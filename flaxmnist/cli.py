@@ -152,8 +152,8 @@ def exit_code(
       run: takes the flags; returns an exit code, or None for 0.
       argv: the flags; those of the process if None.
     """
-    if argv is None:
-        # An exception would have Python wait for what is still being written.
+    # An exception would have Python wait for what is still being written.
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return run(sys.argv[1:] if argv is None else argv) or 0
