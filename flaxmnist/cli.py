@@ -156,8 +156,9 @@ def exit_code(
     if argv is None:
         # A name that the terminal has no letters for is no reason to stop.
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
-        # An exception would have Python wait for what is still being written.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # An exception would have Python wait for what is still being written.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return run(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:

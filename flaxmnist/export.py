@@ -252,6 +252,8 @@ def export(
 
     folder = workdir / "export" / name
     partial = folder.with_name(f"{name}.partial-{os.getpid()}")
+    for left in (*folder.parent.glob("*.partial-*"), *folder.parent.glob("*.former-*")):
+        shutil.rmtree(left, ignore_errors=True)  # By a process that was killed.
     try:
         partial.mkdir(parents=True)
     except OSError as error:
