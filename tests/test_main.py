@@ -149,6 +149,8 @@ BAD_FLAGS = [
     ([*TINY, "--config.batch_size=0"], r"batch_size=0: expected .* 1 or more"),
     ([*TINY, "--config.batch_size=2.5"], r"batch_size=2.5: expected a whole number"),
     ([*TINY, "--config.batch_size=2001"], r"expected at most 2,000"),
+    ([*TINY, "--config.grad_accumulation=3"], r"multiple of 3, such as 129"),
+    ([*TINY, "--config.ema=1"], r"ema=1: expected .* less than 1, or None"),
     ([*TINY, "--config.num_epochs=-1"], r"num_epochs=-1: expected a number"),
     ([*TINY, "--config.num_epochs=2"], r"num_epochs=2 and num_steps=4: expected one"),
     ([*TINY, "--config.log_every=often"], r"log_every='often': expected a number of"),
