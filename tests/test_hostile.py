@@ -206,6 +206,11 @@ def test_a_picture_of_each_format_is_read(name):
     assert check_picture((name, pictures()[name])) == "read"
 
 
+def test_a_picture_of_absurd_values_is_prepared():
+    values = np.tile(np.float32([0.2, 0.9, np.nan, -3e38]), (40, 7))
+    assert prepare(Image.fromarray(values)).image.shape == (28, 28)
+
+
 def test_a_picture_is_not_decoded_for_ever():
     jpeg = pictures()["jpeg, progressive"]
     last, end = jpeg.rfind(b"\xff\xda"), jpeg.rfind(b"\xff\xd9")
