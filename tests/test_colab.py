@@ -31,7 +31,16 @@ def few_images(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", SHORT)
+# Those that take the longest to compile have a run of their own.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("from_tensorflow", marks=pytest.mark.slow),
+        pytest.param("functional_steps", marks=pytest.mark.slow),
+        "quickstart",
+        "devices",
+    ],
+)
 def test_a_notebook_runs_from_top_to_bottom(name, few_images, tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(few_images))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

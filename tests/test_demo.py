@@ -16,6 +16,8 @@ from flaxmnist import config as configs
 from flaxmnist import demo, train
 from flaxmnist.restore import load_state
 
+pytestmark = pytest.mark.xdist_group("demo")
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

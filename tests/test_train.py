@@ -221,7 +221,9 @@ def command(flags, *, script=None):
     )
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.parametrize(
+    "placement", [pytest.param("device", marks=pytest.mark.slow), "host"]
+)
 def test_killed_and_resumed_is_bit_identical(placement, synthetic, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     flags = [*FLAGS, f"--config.data.placement={placement}"]
@@ -549,7 +551,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good(tmp_path):
     config = tiny_config(
         num_steps=200,
         eval_every=100,
-        checkpoint_every=1,
+        checkpoint_every=5,
         optimizer={"name": "sgd", "schedule": "exponential", "decay_rate": 1e9},
     )
     with pytest.raises(UserError, match="not finite") as raised:
@@ -649,7 +651,7 @@ def test_the_average_is_evaluated_predicted_and_taken_away(tmp_path):
 
 def test_devices_and_placements_train_alike(tmp_path):
     losses = []
-    for placement, devices in (("device", 1), ("host", 1), ("device", 4), ("host", 8)):
+    for placement, devices in (("device", 1), ("host", 8)):
         config = tiny_config(
             batch_size=80,
             data={"source": "synthetic", "placement": placement},
@@ -658,7 +660,7 @@ def test_devices_and_placements_train_alike(tmp_path):
         summary = train.train_and_evaluate(config, tmp_path / f"{placement}{devices}")
         assert summary["devices"]["count"] == devices
         losses.append(summary["validation"]["loss"])
-    assert losses == pytest.approx([losses[0]] * 4, rel=1e-2)
+    assert losses == pytest.approx([losses[0]] * 2, rel=1e-2)
 
 
 def test_other_data_under_the_same_run_is_refused(finished_run, tmp_path):
