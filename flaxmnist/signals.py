@@ -17,9 +17,9 @@ class StoppedError(Exception):
 
 
 class Listener:
-    """Holds the `number` of the signal that was heard, or None."""
+    """Holds the `number` of the signal that was heard, or 0."""
 
-    number: int | None = None
+    number = 0
 
 
 @contextlib.contextmanager
@@ -49,5 +49,5 @@ def listening() -> Iterator[Listener]:
         yield listener
     finally:
         restore()
-    if listener.number is not None:
+    if listener.number:
         signal.raise_signal(listener.number)

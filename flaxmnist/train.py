@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import sharding
+from flaxmnist import distributed, sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints, DamagedError, is_better
 from flaxmnist.checks import UserError
@@ -79,7 +79,7 @@ def _train_and_evaluate(
         if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
             print_table(console, summary)
             return summary
-    if jax.process_index() == 0:
+    if distributed.is_first():
         write_file(workdir / "config.json", configs.to_json(run.config))
     if run.config.log_device_placement:
         _log_placement(run, at, console)
@@ -102,7 +102,7 @@ def _train_and_evaluate(
     summary["seconds"] = clock.table()
     trained = (at.step - first_step) * run.config.batch_size
     summary["images_per_second"] = trained / clock.seconds["train"] if trained else None
-    if jax.process_index() == 0:
+    if distributed.is_first():
         write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     if run.config.report:
         # Not before: what draws takes long to import.
@@ -170,7 +170,7 @@ def _train(
                 # Not sooner: a first step that fails is heard of at once.
                 with clock("compile"):
                     _compile_reports(run, at)
-            stop = signals.number
+            stop = distributed.agree(signals.number)
             finite = math.isfinite(figures["loss"])
             if finite and (stop or any(run.due(event, at.step) for event in run.every)):
                 # The loss is of before the last update; what that made may not be.
