@@ -24,7 +24,7 @@ import numpy as np
 from absl import logging
 from etils import epy
 
-from flaxmnist import records
+from flaxmnist import distributed, records
 from flaxmnist.checks import UserError, kind_of
 from flaxmnist.sharding import named_leaves
 
@@ -68,11 +68,15 @@ def _kinds(tree: Any) -> dict[str, str]:
 
 
 def _checksums(tree: Any) -> dict[str, int]:
-    """Returns a CRC-32 of each array that this process holds whole, by its name."""
+    """Returns a CRC-32 of each array by its name, whatever its sharding."""
     return {
-        name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+        name: zlib.crc32(
+            np.ascontiguousarray(distributed.whole(leaf))
+            .reshape(-1)
+            .view(np.uint8)
+            .data
+        )
         for name, leaf in _leaves(tree)
-        if leaf.is_fully_addressable or leaf.is_fully_replicated
     }
 
 
@@ -186,6 +190,17 @@ class Checkpoints:
         finally:
             logging.set_verbosity(verbosity)
 
+    @functools.cached_property
+    def _reader(self) -> "ocp.Checkpointer":
+        # Of this process alone: where one fails to read, none waits for it.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        return ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(_ARRAYS),
+            multiprocessing_options=alone,
+        )
+
     @property
     def steps(self) -> list[int]:
         """Steps that are saved, in order."""
@@ -264,7 +279,7 @@ class Checkpoints:
             raise UserError(
                 f"no checkpoint of step {step} in {self.directory}: there are {there}"
             )
-        try:
+        with self._found_damaged(step):
             record = records.read(self.directory / str(step) / _RECORD)
             expected = record.pop("checksums")
             check(record)
@@ -275,12 +290,22 @@ class Checkpoints:
                 ocp.checkpoint_utils.construct_restore_args(abstract),
                 partial_restore=True,
             )
-            tree = self._manager.restore(
-                step, args=ocp.args.Composite(**{_ARRAYS: arrays})
+            tree = self._reader.restore(
+                self.directory / str(step),
+                args=ocp.args.Composite(**{_ARRAYS: arrays}),
             )[_ARRAYS]
+        with self._found_damaged(step):
             for path, found in _checksums(tree).items():
                 if expected.get(path, found) != found:
                     raise ValueError(f"the checksum of {path} differs")
+        return tree, record
+
+    @contextlib.contextmanager
+    def _found_damaged(self, step: int) -> Iterator[None]:
+        """Raises DamagedError in every process if the block fails in one."""
+        found = None
+        try:
+            yield
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds.
@@ -289,8 +314,10 @@ class Checkpoints:
                     f"the checkpoint of step {step} in {self.directory} was deleted "
                     "meanwhile, by a run that goes on there: try again"
                 ) from None
-            raise DamagedError(self.directory, step, error) from error
-        return tree, record
+            found = error
+        if distributed.agree(found is not None):
+            found = found or RuntimeError("another process cannot read it")
+            raise DamagedError(self.directory, step, found) from found
 
     def _check_kinds(
         self, step: int, there: dict[str, str], here: dict[str, str]
@@ -352,26 +379,30 @@ class Checkpoints:
         if damaged and len(damaged) == len(self._folders()):
             raise self._all_damaged(max(damaged, key=lambda error: error.step))
         aside = self.directory.parent / "damaged-checkpoints"
-        for error in damaged:
+        distributed.wait_for_all()  # Until then, others look at what is moved.
+        for error in damaged if distributed.is_first() else ():
             self._warn(
                 f"{error}\nIt is now in {aside}; the newest that is whole is used."
             )
             aside.mkdir(exist_ok=True)
             name = f"{error.step}-{time.strftime('%Y%m%dT%H%M%S')}"
             os.replace(self.directory / str(error.step), aside / name)
+        distributed.wait_for_all()
 
     def wait(self) -> None:
         """Returns when all that was given to `save` is on disk; raises if it is not."""
         with _os_errors(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        if not self._read_only and jax.process_index() == 0:
+        if not self._read_only and distributed.is_first():
             shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Waits as `wait` does and ends Orbax's threads."""
+        if distributed.lost(error):  # They wait for a process that is no more.
+            return
         with _os_errors(self.directory), contextlib.closing(self._manager):
             self.wait()

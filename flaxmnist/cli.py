@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any, cast
 import jax
 from absl import logging as absl_logging
 
+from flaxmnist import distributed
 from flaxmnist.checks import UserError, did_you_mean
 from flaxmnist.data.download import cache_dir
 from flaxmnist.signals import StoppedError
@@ -96,6 +98,7 @@ def start_jax(
     args: argparse.Namespace,
     num_cpu_devices: int | None = None,
     deterministic: bool = False,
+    processes: tuple[str | None, int | None, int | None] | None = None,
 ) -> None:
     """Chooses devices; JAX reads all of it when it first looks for them.
 
@@ -103,9 +106,11 @@ def start_jax(
       args: of a :class:`Parser`.
       num_cpu_devices: how many devices the CPU stands for.
       deterministic: the same bits again on GPU, where that is slower.
+      processes: the arguments of :func:`flaxmnist.distributed.start`; None where a
+        command is for one process.
 
     Raises:
-      UserError: there is no such platform.
+      UserError: there is no such platform, or there are no such processes.
     """
     if not args.verbose:
         _silence()
@@ -119,6 +124,8 @@ def start_jax(
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     if num_cpu_devices is not None:
         jax.config.update("jax_num_cpu_devices", num_cpu_devices)
+    if processes is not None:
+        distributed.start(*processes)
     wanted = "cpu" if num_cpu_devices is not None else args.platform
     if wanted is None:
         return
@@ -163,13 +170,19 @@ def exit_code(
         return run(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         print(f"flaxmnist: {error}", file=sys.stderr)
-        return 2
+        code = 2
     except StoppedError as stopped:
         print(f"flaxmnist: {stopped}", file=sys.stderr)
         return 128 + stopped.number
     except KeyboardInterrupt:
         print("flaxmnist: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        code = 128 + signal.SIGINT
     except BrokenPipeError:  # Whoever read the output has gone, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = 1
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exception(error, limit=0 if distributed.lost(error) else None)
+        return distributed.leave(1, lost=distributed.lost(error))
+    return distributed.leave(code)

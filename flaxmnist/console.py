@@ -13,6 +13,8 @@ import numpy as np
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 
+from flaxmnist import distributed
+
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -27,7 +29,8 @@ def sparkline(values: list[float], width: int = 8) -> str:
 class Console:
     """Speaks to a person: live bars on a terminal and in a notebook, else plain lines.
 
-    Colours are for terminals alone; ``NO_COLOR`` takes them away there, too.
+    Colours are for terminals alone; ``NO_COLOR`` takes them away there, too. Of several
+    processes, the first alone speaks.
     """
 
     def __init__(self) -> None:
@@ -35,18 +38,21 @@ class Console:
             highlight=False, markup=False, force_terminal=sys.stdout.isatty()
         )
         widgets = self._rich.is_jupyter and find_spec("ipywidgets") is not None
-        self._live = self._rich.is_terminal or widgets
+        self._speaks = distributed.is_first()
+        self._live = self._speaks and (self._rich.is_terminal or widgets)
         self._bars: Progress | None = None
 
     def line(self, text: str = "") -> None:
         """Prints a line, above the bars if there are any."""
-        if self._rich.is_terminal:
+        if self._live and self._rich.is_terminal:
             self._rich.print(text, soft_wrap=True)
-        else:
+        elif self._speaks:
             print(text, flush=True)
 
     def warn(self, text: str) -> None:
         """Prints a warning between rules, on the error stream."""
+        if not self._speaks:
+            return
         rule = "!" * 78
         lines = "\n".join(f"! {line}" for line in text.splitlines())
         print(f"{rule}\n{lines}\n{rule}", file=sys.stderr, flush=True)

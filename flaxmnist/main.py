@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import jax
 import psutil
 from ml_collections import ConfigDict
 
@@ -13,6 +14,7 @@ from flaxmnist import cli, modes, probe, train
 from flaxmnist import config as configs
 from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError
+from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
 
 _DESCRIPTION = """\
@@ -62,6 +64,17 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument(
         "--num_cpu_devices", type=int, metavar="N", help="use N virtual CPU devices"
+    )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="one of several processes: where to meet, at the first of them",
+    )
+    parser.add_argument(
+        "--num_processes", type=int, metavar="N", help="how many there are"
+    )
+    parser.add_argument(
+        "--process_id", type=int, metavar="I", help="which this is, from 0"
     )
     parser.add_argument(
         "--log_device_placement",
@@ -153,7 +166,8 @@ def run(argv: Sequence[str]) -> int:
       UserError: it cannot be done.
     """
     args, overrides = _parse(argv)
-    cli.start_jax(args, args.num_cpu_devices, args.deterministic)
+    processes = (args.coordinator, args.num_processes, args.process_id)
+    cli.start_jax(args, args.num_cpu_devices, args.deterministic, processes)
     config = configs.override(_load_config(args.config, args.workdir), overrides)
     if args.mode == "eval":
         modes.evaluate_checkpoint(config, args.workdir, args.step)
@@ -169,10 +183,14 @@ def run(argv: Sequence[str]) -> int:
         return 0 if probe.overfit(config, args.overfit) else 1
     workdir = args.workdir
     if workdir is None:
+        if jax.process_count() > 1:
+            raise UserError("several processes: expected --workdir DIR, one for all")
         name = Path(args.config.partition(":")[0]).stem
         workdir = Path("runs", f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-    print(f"workdir: {workdir}", flush=True)
-    train.train_and_evaluate(config, workdir, started=psutil.Process().create_time())
+    console = Console()
+    console.line(f"workdir: {workdir}")
+    started = psutil.Process().create_time()
+    train.train_and_evaluate(config, workdir, console, started)
     return 0
 
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from flaxmnist import distributed
 from flaxmnist.checks import UserError, check, one_of
 from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
@@ -72,7 +72,7 @@ def predict_split(
         for index, label in enumerate(outputs["labels"])
     ]
     path = Path(workdir) / f"predictions-{split}.jsonl"
-    if jax.process_index() == 0:
+    if distributed.is_first():
         try:
             write_file(path, "\n".join(lines) + "\n")
         except OSError as error:

@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
-from flaxmnist import analysis, cli, plots, sharding
+from flaxmnist import analysis, cli, distributed, plots, sharding
 from flaxmnist import config as configs
 from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError
@@ -200,7 +200,7 @@ def write_report(
     }
     params = jax.device_get(jax.device_put(state.eval_params, run.everywhere))
     path = workdir / "report.html"
-    if jax.process_index() != 0:
+    if not distributed.is_first():
         return path
     validation, test = outputs["validation"], outputs["test"]
     temperature = analysis.fit_temperature(validation["logits"], validation["labels"])

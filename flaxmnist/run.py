@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import data, models, optim, sharding
+from flaxmnist import data, distributed, models, optim, sharding
 from flaxmnist.checks import MAX_STEPS, UserError, to_steps
 from flaxmnist.data.batches import FEEDS, Feed
 from flaxmnist.metrics import Metrics
@@ -75,6 +75,15 @@ def build(config: ConfigDict) -> Run:
             f"expected a multiple of {parts}, such as {sizes}"
         )
     dataset = data.load(config.data.name, config.data.source, config.data.dir)
+    if jax.process_count() > 1:
+        options = config.to_dict()
+        del options["data"]["dir"]  # Each may have a place of its own.
+        if distributed.differs(f"{options} {dataset.fingerprint}"):
+            raise UserError(
+                f"process {jax.process_index()} has other options or other data than "
+                f"another, {dataset.name} ({dataset.source}, {len(dataset.train):,} "
+                "examples): expected the same command and the same data for all"
+            )
     for split, count in dataset.counts.items():
         if count == 0:
             raise UserError(f"the {split} split of {dataset.name} is empty")

@@ -24,9 +24,9 @@ class StoppedError(KeyboardInterrupt):
 
 
 class Listener:
-    """Holds the `number` of the signal that was heard, or None."""
+    """Holds the `number` of the signal that was heard, or 0."""
 
-    number: int | None = None
+    number = 0
 
 
 @contextlib.contextmanager
@@ -61,5 +61,5 @@ def listening() -> Iterator[Listener]:
         yield listener
     finally:
         restore()
-    if listener.number is not None:
+    if listener.number:
         signal.raise_signal(listener.number)

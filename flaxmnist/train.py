@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import sharding
+from flaxmnist import distributed, sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints, DamagedError, is_better
 from flaxmnist.console import Clock, Console
@@ -88,7 +88,7 @@ def _train_and_evaluate(
         if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
             print_table(console, summary)
             return summary
-    if jax.process_index() == 0:
+    if distributed.is_first():
         write_file(workdir / "config.json", configs.to_json(run.config))
     if run.config.log_device_placement:
         _log_placement(run, at, console)
@@ -122,7 +122,7 @@ def _train_and_evaluate(
 
         write_report(run, best_state, summary, workdir)
     # Last: where it is, nothing is left to do.
-    if jax.process_index() == 0:
+    if distributed.is_first():
         write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in summary["seconds"].items())
     saved = ", ".join(map(str, checkpoints.steps))
@@ -184,7 +184,7 @@ def _train(
                 # Not sooner: a first step that fails is heard of at once.
                 with clock("compile"):
                     _compile_reports(run, at)
-            stop = signals.number
+            stop = distributed.agree(signals.number)
             finite = math.isfinite(figures["loss"])
             if finite and (stop or any(run.due(event, at.step) for event in run.every)):
                 # The loss is of before the last update; what that made may not be.
@@ -233,9 +233,9 @@ def _train(
             if stop:
                 break
         checkpoints.wait()
-        if signals.number:  # Or one heard since.
+        if stop := distributed.agree(signals.number):  # Or one heard since.
             raise StoppedError(
-                signals.number,
+                stop,
                 f"stopped at step {at.step} of {run.total_steps}, which is saved; "
                 f"--workdir {checkpoints.directory.parent} resumes from there",
             )

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
+from flaxmnist import distributed
 from flaxmnist.checks import UserError
 
 
@@ -97,7 +97,7 @@ def held(workdir: Path) -> Iterator[None]:
         ) from None
     with lock:
         try:
-            if jax.process_index() == 0:
+            if distributed.is_first():
                 _claim(workdir, lock)
             yield
         except BrokenPipeError:  # Of the standard output.

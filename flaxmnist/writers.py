@@ -11,12 +11,13 @@ from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from flaxmnist import distributed
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -86,7 +87,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, step: int, eval_splits: Iterable[str]):
         self._stack = contextlib.ExitStack()
-        if jax.process_index() != 0:
+        if not distributed.is_first():
             return
         path = workdir / "metrics.jsonl"
         if path.exists():
@@ -102,7 +103,7 @@ class MetricsWriter:
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes a record, which holds ``step``, ``split`` and figures."""
-        if jax.process_index() != 0:
+        if not distributed.is_first():
             return
         # What is written into a file that was removed is lost without an error.
         if not os.path.samefile(self._file.fileno(), self._path):
@@ -120,7 +121,7 @@ class MetricsWriter:
 
     def show(self, split: str, step: int, *summaries: Summary) -> None:
         """Writes :func:`histogram`, :func:`image` and :func:`text` for TensorBoard."""
-        if jax.process_index() == 0:
+        if distributed.is_first():
             self._events[split].write(step, *summaries)
 
     def __enter__(self) -> "MetricsWriter":

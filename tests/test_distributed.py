@@ -1,0 +1,260 @@
+"""Several processes: they train as one does, and end and resume as one run."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_train import lines, saved
+
+from flaxmnist import config as configs
+from flaxmnist import distributed, main
+
+# Sums over devices are added up in another order by gloo than inside one process: in
+# float32, after some tens of steps.
+CLOSE = {"rtol": 2e-4, "atol": 2e-5}
+# 32 steps an epoch of 2,000 examples: logs, evaluations and saves fall apart.
+FLAGS = [
+    "--config=mlp:smoke",
+    "--config.num_steps=40",
+    "--config.batch_size=64",
+    "--config.model.hidden=(8,)",
+    "--config.log_every=10",
+    "--config.eval_every=20",
+    "--config.checkpoint_every=15",
+    "--config.report=False",
+]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def processes(workdir, count, devices, *flags):
+    """Starts a run in `count` processes of `devices` devices; none outlives a test."""
+    started = []
+    command = [sys.executable, "-m", "flaxmnist.main", *FLAGS, *flags]
+    command += [f"--workdir={workdir}", f"--num_cpu_devices={devices}"]
+    command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+    try:
+        for index in range(count):
+            started.append(
+                subprocess.Popen(
+                    [*command, f"--process_id={index}"],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def run(workdir, count, devices, *flags):
+    """Runs to the end; returns what each process said: exit code, output, errors."""
+    with processes(workdir, count, devices, *flags) as started:
+        said = [process.communicate(timeout=300) for process in started]
+        # Gloo, the transport, prints its connections; nothing can keep it from that.
+        kept = [
+            "".join(s for s in out.splitlines(True) if not s.startswith("[Gloo]"))
+            for out, _ in said
+        ]
+        return [
+            (process.returncode, out, err)
+            for process, out, (_, err) in zip(started, kept, said, strict=True)
+        ]
+
+
+def alone(workdir, devices, *flags):
+    """The same run in this process."""
+    code = main.main(
+        [*FLAGS, *flags, f"--workdir={workdir}", f"--config.mesh.data={devices}"]
+    )
+    assert code == 0
+
+
+def parameters(workdir, step=None, devices=1):
+    """The arrays of a checkpoint, read onto so many devices, and its record."""
+    config = configs.from_json((Path(workdir) / "config.json").read_text())
+    config.mesh.data = devices
+    tree, record = saved(config, workdir, step)
+    return jax.tree.leaves(tree["state"]), record
+
+
+def assert_close(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), one, other)
+
+
+def assert_trained_alike(one, other):
+    """The same steps, examples and figures, and parameters within `CLOSE`."""
+    ours, theirs = lines(one), lines(other)
+    assert [(r["step"], r["split"]) for r in ours] == [
+        (r["step"], r["split"]) for r in theirs
+    ]
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(
+            [r[name] for r in ours], [r[name] for r in theirs], rtol=1e-3, atol=1e-5
+        )
+    assert_close(parameters(one)[0], parameters(other)[0])
+
+
+def test_two_processes_train_as_one(tmp_path):
+    first, second = run(tmp_path / "two", 2, 2)
+    assert [first[0], second[0]] == [0, 0], (first, second)
+    assert "step 40/40" in first[1]
+    assert "test" in first[1]
+    assert (first[2], second[1], second[2]) == ("", "", "")
+    alone(tmp_path / "one", 4)
+    assert_trained_alike(tmp_path / "two", tmp_path / "one")
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert summary["devices"]["count"] == 4
+    # What two wrote, one reads on any number of devices; checksums hold.
+    state, _ = parameters(tmp_path / "two")
+    for devices in (2, 8):
+        again, _ = parameters(tmp_path / "two", devices=devices)
+        jax.tree.map(np.testing.assert_array_equal, state, again)
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one(tmp_path):
+    said = run(tmp_path / "four", 4, 2)
+    assert [code for code, *_ in said] == [0] * 4, said
+    assert [out for _, out, _ in said[1:]] == [""] * 3
+    alone(tmp_path / "one", 8)
+    assert_trained_alike(tmp_path / "four", tmp_path / "one")
+
+
+def wait_for(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} was not said: {process.stderr.read()}")
+
+
+LONG = ("--config.num_steps=100000", "--config.log_every=20")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "victim"), [(2, 0), (2, 1), (3, 2)])
+def test_one_is_killed_the_others_end_and_all_resume(count, victim, tmp_path):
+    with processes(
+        tmp_path / "run", count, 1, "--config.batch_size=48", *LONG
+    ) as started:
+        wait_for(started[0], "step 60/")
+        started[victim].kill()
+        begun = time.monotonic()
+        for index, process in enumerate(started):
+            _, err = process.communicate(timeout=60)
+            assert process.returncode != 0
+            *_, reason, remedy = err.splitlines()
+            assert f"process {index} of {count} ended, because" in reason
+            assert "with the same command again: the run resumes" in remedy
+        assert time.monotonic() - begun < 60
+    last = max(
+        int(path.name)
+        for path in (tmp_path / "run" / "checkpoints").iterdir()
+        if path.name.isdigit()
+    )
+    more = ("--config.batch_size=48", "--config.num_steps=" + str(last + 40))
+    said = run(tmp_path / "run", count, 1, *more)
+    assert [code for code, *_ in said] == [0] * count, said
+    assert f"resumes at step {last}" in said[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heard_by", [0, 1])
+def test_a_signal_to_one_stops_all_at_the_same_step(heard_by, tmp_path):
+    with processes(tmp_path / "run", 2, 1, *LONG) as started:
+        wait_for(started[0], "step 60/")
+        started[heard_by].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60)[1] for process in started]
+        assert [process.returncode for process in started] == [128 + signal.SIGTERM] * 2
+    stopped = {line.split(" of ")[0] for err in said for line in err.splitlines()}
+    (where,) = stopped
+    step = int(where.rsplit(" ", 1)[1])
+    assert "stopped at step" in where
+    said = run(tmp_path / "run", 2, 1, f"--config.num_steps={step + 20}")
+    assert [code for code, *_ in said] == [0, 0], said
+    assert f"resumes at step {step}" in said[0][1]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_topology(tmp_path):
+    """Saved on four devices, it resumes on one, two, eight, and in two processes."""
+    # A schedule that does not depend on the length.
+    constant = "--config.optimizer.schedule=constant"
+    half, whole = ((f"--config.num_steps={n}", constant) for n in (40, 80))
+    alone(tmp_path / "undisturbed", 4, *whole)
+    expected = parameters(tmp_path / "undisturbed")[0]
+
+    def copy(name):
+        alone(tmp_path / name, 4, *half)
+        return tmp_path / name
+
+    for devices in (1, 2, 8):
+        alone(copy(str(devices)), devices, *whole)
+        assert_trained_alike(tmp_path / str(devices), tmp_path / "undisturbed")
+    run(copy("processes"), 2, 2, *whole)
+    assert_trained_alike(tmp_path / "processes", tmp_path / "undisturbed")
+    alone(copy("same"), 4, *whole)
+    again = parameters(tmp_path / "same")[0]
+    jax.tree.map(np.testing.assert_array_equal, again, expected)
+
+
+@pytest.mark.slow
+def test_two_processes_pass_over_a_damaged_checkpoint(tmp_path):
+    workdir = tmp_path / "run"
+    said = run(workdir, 2, 1)
+    assert [code for code, *_ in said] == [0, 0], said
+    newest = workdir / "checkpoints" / "40"
+    largest = max(
+        newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file()
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    (workdir / "summary.json").unlink()
+    said = run(workdir, 2, 1)
+    assert [code for code, *_ in said] == [0, 0], said
+    assert "step 40" in said[0][2]
+    assert said[1][2] == ""
+    assert len(list((workdir / "damaged-checkpoints").iterdir())) == 1
+
+
+def test_a_cluster_is_one_of_several_processes(monkeypatch):
+    assert not distributed._in_cluster()
+    for name, value in {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "node[1-2]",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert not distributed._in_cluster()
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert distributed._in_cluster()
+
+
+def test_a_coordinator_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "MEET_SECONDS", 0)
+    where = f"127.0.0.1:{free_port()}"
+    flags = [f"--coordinator={where}", "--num_processes=2", "--process_id=1"]
+    assert main.main([*FLAGS, "--workdir=x", *flags]) == 2
+    said = capsys.readouterr().err
+    assert f"{where} was not reached" in said
+    assert len(said.splitlines()) == 1
+    assert not Path("x").exists()
