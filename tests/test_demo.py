@@ -16,23 +16,21 @@ from flaxmnist import config as configs
 from flaxmnist import demo, train
 from flaxmnist.restore import load_state
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run that knows digits: a small network on the bundled images."""
     folder = tmp_path_factory.mktemp("digits")
     config = configs.make_config(
-        num_epochs=6,
-        eval_every="6 epochs",
-        model={"name": "cnn", "features": (8, 16), "hidden": (64,)},
+        num_epochs=10,
+        eval_every="10 epochs",
+        model={"name": "mlp", "hidden": (128,)},
         optimizer={"learning_rate": 3e-3, "schedule": "cosine"},
         data={"source": "bundled"},
         mesh={"data": 1},
         report=False,
     )
-    assert train.train_and_evaluate(config, folder)["test"]["accuracy"] > 0.95
+    assert train.train_and_evaluate(config, folder)["test"]["accuracy"] > 0.9
     return folder
 
 

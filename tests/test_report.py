@@ -11,8 +11,6 @@ from conftest import tiny_config
 from flaxmnist import analysis, data, modes, report, train
 from flaxmnist import config as configs
 
-pytestmark = pytest.mark.xdist_group("report")
-
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):

@@ -208,10 +208,12 @@ def test_the_training_program_holds_no_convolution_on_cpu(make_state, synthetic,
     assert not re.search(r"custom_call_target=\"[^\"]*conv", program)
 
 
+# Small meshes are tested in `test_sharding`, too.
+@pytest.mark.slow
 # Of Winograd's rounding, ties of max-pooling are made and broken: equal for a while.
 @pytest.mark.parametrize(
     ("features", "updates"),
-    [((2, 4), 20), pytest.param((8, 4), 5, marks=pytest.mark.slow)],
+    [((2, 4), 20), ((8, 4), 5)],
 )
 def test_eight_devices_make_the_parameters_of_one(
     features, updates, make_state, synthetic

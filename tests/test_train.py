@@ -203,7 +203,6 @@ main.main(sys.argv[1:])
 # 40 steps an epoch: step 170 is in the middle of the fifth, and what is written of it
 # has no checkpoint yet. Logs, evaluations and checkpoints fall on different steps.
 FLAGS = [
-    "--config=cnn:smoke",
     "--config.num_steps=300",
     "--config.batch_size=50",
     "--config.log_every=34",
@@ -222,11 +221,13 @@ def command(flags, *, script=None):
 
 
 @pytest.mark.parametrize(
-    "placement", [pytest.param("device", marks=pytest.mark.slow), "host"]
+    ("network", "placement"),
+    [pytest.param("cnn", "device", marks=pytest.mark.slow), ("mlp", "host")],
 )
-def test_killed_and_resumed_is_bit_identical(placement, synthetic, tmp_path):
+def test_killed_and_resumed_is_bit_identical(network, placement, synthetic, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    flags = [*FLAGS, f"--config.data.placement={placement}"]
+    flags = [f"--config={network}:smoke", *FLAGS]
+    flags.append(f"--config.data.placement={placement}")
     if placement == "host":  # From disk, of which the first twelfth is for validation.
         for stem, splits in (("train", ("test", "train")), ("t10k", ("test",))):
             held_out = [synthetic.split(split) for split in splits]
@@ -551,7 +552,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good(tmp_path):
     config = tiny_config(
         num_steps=200,
         eval_every=100,
-        checkpoint_every=5,
+        checkpoint_every=10,
         optimizer={"name": "sgd", "schedule": "exponential", "decay_rate": 1e9},
     )
     with pytest.raises(UserError, match="not finite") as raised:
