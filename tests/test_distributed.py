@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -15,11 +16,8 @@ import pytest
 from test_train import lines, saved
 
 from flaxmnist import config as configs
-from flaxmnist import distributed, main
+from flaxmnist import distributed, main, records
 
-# Sums over devices are added up in another order by gloo than inside one process: in
-# float32, after some tens of steps.
-CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 # 32 steps an epoch of 2,000 examples: logs, evaluations and saves fall apart.
 FLAGS = [
     "--config=mlp:smoke",
@@ -46,11 +44,12 @@ def processes(workdir, count, devices, *flags):
     command = [sys.executable, "-m", "flaxmnist.main", *FLAGS, *flags]
     command += [f"--workdir={workdir}", f"--num_cpu_devices={devices}"]
     command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+    command += ["--process_id={index}"]
     try:
         for index in range(count):
             started.append(
                 subprocess.Popen(
-                    [*command, f"--process_id={index}"],
+                    [flag.format(index=index) for flag in command],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -64,18 +63,10 @@ def processes(workdir, count, devices, *flags):
 
 
 def run(workdir, count, devices, *flags):
-    """Runs to the end; returns what each process said: exit code, output, errors."""
+    """Runs to the end; returns each process's exit code, output and errors."""
     with processes(workdir, count, devices, *flags) as started:
         said = [process.communicate(timeout=300) for process in started]
-        # Gloo, the transport, prints its connections; nothing can keep it from that.
-        kept = [
-            "".join(s for s in out.splitlines(True) if not s.startswith("[Gloo]"))
-            for out, _ in said
-        ]
-        return [
-            (process.returncode, out, err)
-            for process, out, (_, err) in zip(started, kept, said, strict=True)
-        ]
+        return [(p.returncode, *texts) for p, texts in zip(started, said, strict=True)]
 
 
 def alone(workdir, devices, *flags):
@@ -95,44 +86,50 @@ def parameters(workdir, step=None, devices=1):
 
 
 def assert_close(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), one, other)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other
+    )
 
 
 def assert_trained_alike(one, other):
-    """The same steps, examples and figures, and parameters within `CLOSE`."""
+    """The same steps and figures, and parameters that differ by rounding alone.
+
+    Gloo adds up what devices found in another order than one process does.
+    """
     ours, theirs = lines(one), lines(other)
     assert [(r["step"], r["split"]) for r in ours] == [
         (r["step"], r["split"]) for r in theirs
     ]
     for name in ("loss", "accuracy"):
         np.testing.assert_allclose(
-            [r[name] for r in ours], [r[name] for r in theirs], rtol=1e-3, atol=1e-5
+            [r[name] for r in ours], [r[name] for r in theirs], rtol=1e-4
         )
     assert_close(parameters(one)[0], parameters(other)[0])
 
 
-def test_two_processes_train_as_one(tmp_path):
-    first, second = run(tmp_path / "two", 2, 2)
+def test_two_processes_that_share_a_state_train_as_one(tmp_path):
+    first, second = run(tmp_path / "two", 2, 2, "--config.mesh.fsdp=True")
     assert [first[0], second[0]] == [0, 0], (first, second)
     assert "step 40/40" in first[1]
-    assert "test" in first[1]
-    assert (first[2], second[1], second[2]) == ("", "", "")
+    assert (first[2], second[2]) == ("", "")
+    # Gloo, which carries the sums, tells of its connections, and will not be silenced.
+    assert not re.search("step|accuracy|workdir|seconds", second[1])
     alone(tmp_path / "one", 4)
     assert_trained_alike(tmp_path / "two", tmp_path / "one")
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert summary["devices"]["count"] == 4
-    # What two wrote, one reads on any number of devices; checksums hold.
+    # What two wrote in parts, one reads whole, on any devices; checksums hold.
     state, _ = parameters(tmp_path / "two")
-    for devices in (2, 8):
-        again, _ = parameters(tmp_path / "two", devices=devices)
-        jax.tree.map(np.testing.assert_array_equal, state, again)
+    again, _ = parameters(tmp_path / "two", devices=8)
+    jax.tree.map(np.testing.assert_array_equal, state, again)
+    record = records.read(tmp_path / "two" / "checkpoints" / "40" / "record")
+    assert record["checksums"].keys() == record["arrays"].keys()
 
 
 @pytest.mark.slow
 def test_four_processes_train_as_one(tmp_path):
     said = run(tmp_path / "four", 4, 2)
     assert [code for code, *_ in said] == [0] * 4, said
-    assert [out for _, out, _ in said[1:]] == [""] * 3
     alone(tmp_path / "one", 8)
     assert_trained_alike(tmp_path / "four", tmp_path / "one")
 
@@ -215,23 +212,32 @@ def test_a_run_goes_on_in_another_topology(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_pass_over_a_damaged_checkpoint(tmp_path):
+def test_what_one_process_alone_cannot_read_both_pass_over(tmp_path):
     workdir = tmp_path / "run"
-    said = run(workdir, 2, 1)
+    flags = ["--config.mesh.fsdp=True"]  # Each reads the part it has alone.
+    said = run(workdir, 2, 1, *flags)
     assert [code for code, *_ in said] == [0, 0], said
     newest = workdir / "checkpoints" / "40"
     largest = max(
-        newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file()
+        newest.glob("arrays/ocdbt.process_1/d/*"), key=lambda path: path.stat().st_size
     )
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     (workdir / "summary.json").unlink()
-    said = run(workdir, 2, 1)
+    said = run(workdir, 2, 1, *flags)
     assert [code for code, *_ in said] == [0, 0], said
-    assert "step 40" in said[0][2]
-    assert said[1][2] == ""
+    assert "the checkpoint of step 40 in" in said[0][2]
+    assert "resumes at step 30" in said[0][1]
+    assert "damaged" not in said[1][2]
     assert len(list((workdir / "damaged-checkpoints").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_processes_of_different_options_do_not_start(tmp_path):
+    for code, _, error in run(tmp_path / "run", 2, 1, "--config.seed={index}"):
+        assert code == 2
+        assert "has other options or other data than another" in error
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_cluster_is_one_of_several_processes(monkeypatch):

@@ -14,6 +14,7 @@ from test_data import NAMES, write_idx
 from flaxmnist import config as configs
 from flaxmnist import main
 
+NUMBERED = ["--num_processes=2", "--process_id"]
 TINY = [
     "--config=mlp:smoke",
     "--config.num_steps=4",
@@ -172,6 +173,11 @@ BAD_FLAGS = [
     ),
     ([*TINY, "--config.mesh.fsdp=1"], r"mesh.fsdp=1: expected True or False"),
     ([*TINY, "--config.mesh.data=7"], r"batch_size=128 cannot .* such as 126 or 133"),
+    ([*TINY, "--config.mesh.data=7", "--config.batch_size=5"], r"cannot .* such as 7"),
+    ([*TINY, "--num_processes=2"], r"--process_id: expected all three or none"),
+    ([*TINY, "--coordinator=h", *NUMBERED, "0"], r"'h': expected HOST:PORT"),
+    ([*TINY, "--coordinator=h:0", *NUMBERED, "0"], r"'h:0': expected HOST:PORT"),
+    ([*TINY, "--coordinator=h:1", *NUMBERED, "2"], r"--process_id 2: expected 0 to 1"),
     ([*TINY, "--workdir=/dev/null"], r"--workdir /dev/null is a file"),
     ([*TINY, "--workdir=/dev/null/x"], r"--workdir /dev/null/x cannot be written"),
     ([*TINY, "--workdir=/proc/flaxmnist"], r"--workdir /proc/.* cannot be written"),
