@@ -5,6 +5,7 @@ one alone can do, such as writing a file, the first one does.
 """
 
 import atexit
+import itertools
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ import zlib
 
 import jax
 import numpy as np
+from jax._src import distributed as runtime
 from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
@@ -24,6 +26,7 @@ from flaxmnist.checks import UserError
 # silent; and those that the first stays, through whom the others hear of an error.
 MEET_SECONDS, SILENT_SECONDS, STAY_SECONDS = 120, 30, 3
 
+_DAY_MS, _meetings = 24 * 3600 * 1000, itertools.count()
 _last_words: subprocess.Popen[bytes] | None = None
 
 
@@ -179,18 +182,24 @@ def lost(error: BaseException | None) -> bool:
     )
 
 
+def wait_for_all() -> None:
+    """Returns when every process is here, however long that takes.
+
+    Gloo would give up 30 s after the first came to where they meet for the first time:
+    call it after what takes them unequally long, such as loading and compiling.
+    """
+    if (client := runtime.global_state.client) is not None:
+        client.wait_at_barrier(f"flaxmnist/{next(_meetings)}", _DAY_MS)
+
+
 def _of_all(number: int) -> np.ndarray:
+    wait_for_all()
     return multihost_utils.process_allgather(np.uint32(number))
 
 
 def agree(number: int) -> int:
     """Returns the largest of the processes' numbers, 0 or more; waits for all."""
     return number if jax.process_count() == 1 else int(_of_all(number).max())
-
-
-def wait_for_all() -> None:
-    """Returns when every process is here."""
-    agree(0)
 
 
 def differs(text: str) -> bool:

@@ -176,6 +176,7 @@ def _train(
         if not at.finished(run):
             with clock("compile"):
                 _compile_training(run, at)
+            distributed.wait_for_all()
         while not at.finished(run):
             first, begin = at.step, clock.seconds["train"]
             with clock("train"):

@@ -38,10 +38,11 @@ def free_port():
 
 
 @contextlib.contextmanager
-def processes(workdir, count, devices, *flags):
+def processes(workdir, count, devices, *flags, script=None):
     """Starts a run in `count` processes of `devices` devices; none outlives a test."""
     started = []
-    command = [sys.executable, "-m", "flaxmnist.main", *FLAGS, *flags]
+    start = ["-c", script] if script else ["-m", "flaxmnist.main"]
+    command = [sys.executable, *start, *FLAGS, *flags]
     command += [f"--workdir={workdir}", f"--num_cpu_devices={devices}"]
     command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
     command += ["--process_id={index}"]
@@ -49,7 +50,7 @@ def processes(workdir, count, devices, *flags):
         for index in range(count):
             started.append(
                 subprocess.Popen(
-                    [flag.format(index=index) for flag in command],
+                    [flag.replace("{index}", str(index)) for flag in command],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -62,9 +63,9 @@ def processes(workdir, count, devices, *flags):
             process.communicate()
 
 
-def run(workdir, count, devices, *flags):
+def run(workdir, count, devices, *flags, script=None):
     """Runs to the end; returns each process's exit code, output and errors."""
-    with processes(workdir, count, devices, *flags) as started:
+    with processes(workdir, count, devices, *flags, script=script) as started:
         said = [process.communicate(timeout=300) for process in started]
         return [(p.returncode, *texts) for p, texts in zip(started, said, strict=True)]
 
@@ -209,6 +210,30 @@ def test_a_run_goes_on_in_another_topology(tmp_path):
     alone(copy("same"), 4, *whole)
     again = parameters(tmp_path / "same")[0]
     jax.tree.map(np.testing.assert_array_equal, again, expected)
+
+
+LATE = """
+import sys, time
+from flaxmnist import data, main, train
+
+def late(does):
+    def wait(*given):
+        time.sleep(35)
+        return does(*given)
+    return wait
+
+if "--process_id=1" in sys.argv:
+    data.load = late(data.load)
+    train._compile_training = late(train._compile_training)
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.slow
+def test_one_that_loads_and_compiles_for_long_is_waited_for(tmp_path):
+    # Gloo would give up after 30 s.
+    said = run(tmp_path / "run", 2, 1, script=LATE)
+    assert [code for code, *_ in said] == [0, 0], said
 
 
 @pytest.mark.slow
