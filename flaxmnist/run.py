@@ -114,7 +114,7 @@ def build(config: ConfigDict) -> Run:
     make_feed = FEEDS[config.data.placement]
     feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
     largest = max(dataset.counts.values())
-    eval_batch = -(-min(config.eval_batch_size, largest) // parts) * parts
+    eval_batch = -(-min(config.eval_batch_size, largest) // data_parts) * data_parts
     events = {
         "log": "log_every",
         "eval": "eval_every",
