@@ -51,6 +51,11 @@ class Parser(argparse.ArgumentParser):
             "-v", "--verbose", action="store_true", help="show what the libraries log"
         )
 
+    def add_run(self) -> None:
+        """Adds the flags that name a run, and a checkpoint of it."""
+        self.add_argument("--workdir", type=Path, metavar="DIR", required=True)
+        self.add_argument("--step", type=int, metavar="N", help="default: the best")
+
     def error(self, message: str):
         """Raises UserError."""
         raise UserError(f"{message}; see --help")

@@ -5,7 +5,6 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -151,8 +150,7 @@ def run(argv: Sequence[str]) -> None:
       UserError: it cannot be done.
     """
     parser = cli.Parser("python -m flaxmnist.demo", _DESCRIPTION)
-    parser.add_argument("--workdir", type=Path, metavar="DIR", required=True)
-    parser.add_argument("--step", type=int, metavar="N", help="default: the best")
+    parser.add_run()
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     args = parser.parse_args(argv)

@@ -19,6 +19,7 @@ from flaxmnist.checks import UserError
 from flaxmnist.console import Console
 from flaxmnist.data.download import cache_dir, reachable, registered
 from flaxmnist.data.sources import load, locate
+from flaxmnist.summary import PACKAGES, versions
 
 _DESCRIPTION = """\
 Says what this machine offers, where data will come from, and what stands in the way.
@@ -50,19 +51,19 @@ def problems_before_start() -> Iterator[str]:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = importlib.metadata.version(requirement.name)
+            version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             yield f"{requirement.name} is not installed: pip install '{requirement}'"
             continue
-        if not requirement.specifier.contains(found, prereleases=True):
+        if not requirement.specifier.contains(version, prereleases=True):
             yield (
-                f"{requirement.name} {found}: expected {requirement.specifier}; "
+                f"{requirement.name} {version}: expected {requirement.specifier}; "
                 f"pip install '{requirement}'"
             )
-    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
-    if versions[0] != versions[1]:
+    found = versions(PACKAGES)
+    if found["jax"] != found["jaxlib"]:
         yield (
-            f"jax {versions[0]} with jaxlib {versions[1]}: expected the same; "
+            f"jax {found['jax']} with jaxlib {found['jaxlib']}: expected the same; "
             "pip install -U jax jaxlib"
         )
     for name, pattern, reason in _KNOWN_BAD:
@@ -135,10 +136,9 @@ def run(argv: Sequence[str]) -> int:
     parser = cli.Parser("python -m flaxmnist.doctor", _DESCRIPTION)
     args = parser.parse_args(argv)
     console = Console()
-    names = ("flaxmnist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    console.line(f"Python {platform.python_version()} on {platform.platform()}")
-    console.line(versions)
+    found = versions(PACKAGES)
+    console.line(f"Python {found['python']} on {platform.platform()}")
+    console.line(", ".join(f"{name} {found[name]}" for name in PACKAGES))
     problems = list(problems_before_start())
     # In a process of its own: XLA ends it at a flag that it does not know.
     alone = subprocess.run(

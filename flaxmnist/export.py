@@ -47,15 +47,12 @@ class ParityError(Exception):
     """What was exported does not predict what the checkpoint does."""
 
 
-def _predict(state: TrainState) -> Callable[[Any], dict[str, Any]]:
-    return lambda images: predict_step(state, images)
-
-
 def _stablehlo(state: TrainState, folder: Path) -> Logits:
     """Writes a program that `jax.export.deserialize` reads, parameters included."""
     (batch,) = jax.export.symbolic_shape("batch")
     image = jax.ShapeDtypeStruct((batch, *IMAGE_SHAPE), np.uint8)
-    exported = jax.export.export(jax.jit(_predict(state)), platforms=PLATFORMS)(image)
+    predict = jax.jit(lambda images: predict_step(state, images))
+    exported = jax.export.export(predict, platforms=PLATFORMS)(image)
     path = folder / "model.stablehlo"
     path.write_bytes(exported.serialize())
     again = jax.export.deserialize(bytearray(path.read_bytes()))
@@ -294,9 +291,8 @@ def run(argv: Sequence[str]) -> int:
       UserError: it cannot be done.
     """
     parser = cli.Parser("python -m flaxmnist.export", _DESCRIPTION)
-    parser.add_argument("--workdir", type=Path, metavar="DIR", required=True)
+    parser.add_run()
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--step", type=int, metavar="N", help="default: the best")
     args = parser.parse_args(argv)
     cli.start_jax(args)
     try:

@@ -168,8 +168,7 @@ def run(argv: Sequence[str]) -> int:
       UserError: it cannot be done.
     """
     parser = cli.Parser("python -m flaxmnist.predict", _DESCRIPTION)
-    parser.add_argument("--workdir", type=Path, metavar="DIR", required=True)
-    parser.add_argument("--step", type=int, metavar="N", help="default: the best")
+    parser.add_run()
     parser.add_argument("--json", action="store_true", help="an object a line")
     parser.add_argument(
         "--top", type=int, default=2, metavar="K", help="how many digits; default: 2"

@@ -15,7 +15,7 @@ from flaxmnist.evaluate import evaluate
 from flaxmnist.run import Run
 from flaxmnist.state import TrainState
 
-_PACKAGES = (
+PACKAGES = (
     "flaxmnist",
     "jax",
     "jaxlib",
@@ -50,7 +50,7 @@ def describe(run: Run) -> dict[str, Any]:
             "fingerprint": dataset.fingerprint,
         },
         "total_steps": run.total_steps,
-        "versions": versions(_PACKAGES),
+        "versions": versions(PACKAGES),
     }
 
 
