@@ -7,6 +7,7 @@ import argparse
 import importlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def first_step(library, folder):
 
     # Called when the figures of the first step have been read back.
     train._compile_reports = lambda *_: end()
-    main.run(["--config", "mlp", "--workdir", str(folder / f"run-{os.getpid()}")])
+    sys.argv[1:] = ["--config", "mlp", "--workdir", str(folder / f"run-{os.getpid()}")]
+    main.main()
 
 
 def end():

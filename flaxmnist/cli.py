@@ -1,6 +1,7 @@
 """What every command of flaxmnist shares: how it starts JAX, and how it ends."""
 
 import argparse
+import gc
 import io
 import logging
 import os
@@ -166,6 +167,9 @@ def exit_code(
       argv: the flags; those of the process if None.
     """
     if argv is None:
+        # What was imported stays: the tracing of programs need not look through it,
+        # again and again, for what might be freed.
+        gc.freeze()
         # A name that the terminal has no letters for is no reason to stop.
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
