@@ -228,6 +228,8 @@ def test_killed_and_resumed_is_bit_identical(network, placement, synthetic, tmp_
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     flags = [f"--config={network}:smoke", *FLAGS]
     flags.append(f"--config.data.placement={placement}")
+    if network == "mlp":
+        flags.append("--config.model.hidden=(32,)")
     if placement == "host":  # From disk, of which the first twelfth is for validation.
         for stem, splits in (("train", ("test", "train")), ("t10k", ("test",))):
             held_out = [synthetic.split(split) for split in splits]
