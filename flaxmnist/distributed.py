@@ -26,7 +26,8 @@ from flaxmnist.checks import UserError
 # silent; and those that the first stays, through whom the others hear of an error.
 MEET_SECONDS, SILENT_SECONDS, STAY_SECONDS = 120, 30, 3
 
-_DAY_MS, _meetings = 24 * 3600 * 1000, itertools.count()
+_DAY_MS = 24 * 3600 * 1000
+_meetings = itertools.count()
 _last_words: subprocess.Popen[bytes] | None = None
 
 
