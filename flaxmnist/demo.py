@@ -1,5 +1,10 @@
 """A page to draw a digit on: what the network sees, thinks, and looks at."""
 
+if __name__ == "__main__":
+    from flaxmnist import startup
+
+    startup.prepare()
+
 import base64
 import io
 import os

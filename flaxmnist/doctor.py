@@ -1,5 +1,10 @@
 """What this machine offers, where data will come from, and what stands in the way."""
 
+if __name__ == "__main__":
+    from flaxmnist import startup
+
+    startup.prepare()
+
 import importlib.metadata
 import os
 import platform

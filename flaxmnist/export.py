@@ -1,5 +1,10 @@
 """A trained model, taken away: as StableHLO, as ONNX, or as arrays for NumPy."""
 
+if __name__ == "__main__":
+    from flaxmnist import startup
+
+    startup.prepare()
+
 import dataclasses
 import json
 import os

@@ -1,5 +1,10 @@
 """The command line: flags, and how it ends."""
 
+if __name__ == "__main__":
+    from flaxmnist import startup
+
+    startup.prepare()
+
 import argparse
 import sys
 from collections.abc import Sequence

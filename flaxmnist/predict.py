@@ -1,5 +1,10 @@
 """What a trained run says of pictures: files, or arrays in memory."""
 
+if __name__ == "__main__":
+    from flaxmnist import startup
+
+    startup.prepare()
+
 import dataclasses
 import glob
 import io

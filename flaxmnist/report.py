@@ -1,5 +1,10 @@
 """A run on one page: ``report.html``, and its pictures under ``plots/``."""
 
+if __name__ == "__main__":
+    from flaxmnist import startup
+
+    startup.prepare()
+
 import base64
 import dataclasses
 import json
