@@ -18,9 +18,8 @@ import flax.linen as nn
 import jax
 import jax.export
 import numpy as np
-from jax import lax
 
-from flaxmnist import analysis, cli, models, numpy_predictor
+from flaxmnist import analysis, cli, models, numpy_predictor, ops
 from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError
 from flaxmnist.console import Console
@@ -123,7 +122,7 @@ def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarr
     activations = 0
     side: Sequence[int] = IMAGE_SHAPE[:2]
     for index, _ in enumerate(model.features if isinstance(model, models.CNN) else ()):
-        pads = lax.padtype_to_pads(
+        pads = ops.explicit_padding(
             side, model.kernel_size, model.strides, model.padding
         )
         name = f"Conv_{index}"

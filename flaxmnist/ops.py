@@ -48,6 +48,19 @@ def conv_by_matmul(
     return out.reshape(len(images), height, width, cout)
 
 
+def explicit_padding(
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+) -> tuple[tuple[int, int], ...]:
+    """Returns the (low, high) padding of each spatial dimension."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(size, kernel_size, strides, padding)
+    # JAX before 0.8 returns NumPy integers.
+    return tuple((int(low), int(high)) for low, high in padding)
+
+
 def conv(
     lhs: Float[Array, "batch height width cin"],
     rhs: Float[Array, "kh kw cin_per_group cout"],
@@ -74,13 +87,9 @@ def conv(
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
 
     def matmul(lhs, rhs):
-        pads = padding
-        if isinstance(pads, str):
-            pads = lax.padtype_to_pads(
-                lhs.shape[1:3], rhs.shape[:2], window_strides, pads
-            )
+        pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
         if winograd.pays(lhs, rhs, window_strides, pads):
-            return winograd.conv(lhs, rhs, tuple(map(tuple, pads)), precision)
+            return winograd.conv(lhs, rhs, pads, precision)
         return conv_by_matmul(lhs, rhs, window_strides, pads, precision)
 
     dilations = (

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import optax
 
 from flaxmnist.checks import (
@@ -156,6 +157,6 @@ def scaled(
 
     def update(grads, state, params=None):
         updates, state = tx.update(grads, state, params)
-        return optax.tree.scale(factor, updates), state
+        return jax.tree.map(lambda update: factor * update, updates), state
 
     return optax.GradientTransformation(tx.init, update)

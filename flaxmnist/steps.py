@@ -5,6 +5,7 @@ may be sharded over devices; computation follows them.
 """
 
 import dataclasses
+import functools
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -100,7 +101,7 @@ def gradient(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]
     return jax.tree.map(lambda leaf: leaf / count, sums), (metrics, model_state)
 
 
-@jax.jit(donate_argnames="state")
+@functools.partial(jax.jit, donate_argnames="state")
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Makes one update; `state` is donated, so use the returned one from here on."""
     grads, (metrics, model_state) = gradient(state, batch)
@@ -147,7 +148,7 @@ def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch 
     }
 
 
-@jax.jit(donate_argnames=("state", "metrics"))
+@functools.partial(jax.jit, donate_argnames=("state", "metrics"))
 def train_steps(
     state: TrainState, metrics: Metrics, batches: Batches, num_steps: Int[Array, ""]
 ) -> tuple[TrainState, Metrics]:
@@ -165,7 +166,7 @@ def train_steps(
     return lax.fori_loop(0, num_steps, body, (state, metrics))
 
 
-@jax.jit(donate_argnames="metrics")
+@functools.partial(jax.jit, donate_argnames="metrics")
 def eval_steps(
     state: TrainState,
     metrics: Metrics,

@@ -18,6 +18,11 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import jax
 from jaxtyping import install_import_hook
 
+try:
+    from jax import enable_x64
+except ImportError:  # JAX before 0.8.
+    from jax.experimental import enable_x64
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -145,4 +150,4 @@ def batch_of(split, count, start=0):
     }
 
 
-__all__ = ["batch_of", "flaxmnist", "tiny_config"]
+__all__ = ["batch_of", "enable_x64", "flaxmnist", "tiny_config"]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import enable_x64
 from flax import linen as nn
 from jax import lax
 
@@ -37,7 +38,7 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 def test_conv_and_its_gradients_equal_lax_conv_in_float64(
     shape, kernel, strides, padding
 ):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         rng = np.random.default_rng(0)
         images = jnp.asarray(rng.normal(size=shape))
         weights = jnp.asarray(rng.normal(size=(*kernel, shape[-1], 6)))
@@ -64,7 +65,7 @@ def test_a_large_batch_is_convolved_in_parts_to_the_same_end(monkeypatch):
         out, pull = jax.vjp(lambda x, k: winograd.conv(x, k, padding), images, kernel)
         return out, *pull(jnp.sin(out))
 
-    with jax.enable_x64(True):
+    with enable_x64(True):
         rng = np.random.default_rng(0)
         args = [jnp.asarray(rng.normal(size=s)) for s in ((12, 8, 8, 8), (5, 5, 8, 8))]
 
@@ -112,7 +113,7 @@ def test_winograds_error_in_float32(r):
 
     def errors(images, kernel):
         ours, pull = jax.vjp(lambda x, k: winograd.conv(x, k, padding), images, kernel)
-        with jax.enable_x64(True):
+        with enable_x64(True):
             exact, exact_pull = jax.vjp(
                 lambda x, k: ops.conv_by_matmul(x, k, (1, 1), padding),
                 jnp.asarray(images, jnp.float64),

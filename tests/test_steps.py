@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import batch_of
+from conftest import batch_of, enable_x64
 
 from flaxmnist import models, optim, sharding, steps
 from flaxmnist.checks import UserError
@@ -125,7 +125,7 @@ def test_dropout_draws_anew_each_step_and_only_in_training(make_state, synthetic
         {"params": state.params}, jnp.asarray(batch["image"])
     )
     evaluated = steps.predict_step(state, batch["image"])["logits"]
-    np.testing.assert_allclose(evaluated, whole, rtol=1e-5)
+    np.testing.assert_allclose(evaluated, whole, rtol=1e-5, atol=1e-6)
     losses = []
     for _ in range(2):
         state, metrics = steps.train_step(state, batch)
@@ -277,7 +277,9 @@ def test_a_step_of_the_cnn_computes_less_than_direct_convolution(monkeypatch):
     monkeypatch.setattr(models.ops, "conv", jax.lax.conv_general_dilated)
     direct = cost()
     assert ours["flops"] < 0.5 * direct["flops"]
-    assert ours["bytes accessed"] < 2.5 * direct["bytes accessed"]
+    # JAX before 0.8 fuses less, in both.
+    bound = 2.5 if jax.__version_info__ >= (0, 8) else 2.75
+    assert ours["bytes accessed"] < bound * direct["bytes accessed"]
     assert ours["fusions"] < 2 * direct["fusions"]
 
 
@@ -299,7 +301,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(synthetic):
             state, metrics = steps.train_step(state, batch)
         return jax.device_get((state.params, metrics))
 
-    with jax.enable_x64(True):
+    with enable_x64(True):
         (whole, seen), *others = (train(1), train(4))
     assert seen.count == 14
     for params, metrics in others:
