@@ -477,8 +477,8 @@ def test_parameters_of_another_model_are_refused(model, said, finished_run, tmp_
 def largest_array(checkpoint):
     """Returns the file that stores the bytes of the largest array, and their middle.
 
-    Parts of the files are referred to by nothing, such as earlier versions of the index:
-    a byte that is flipped there is not noticed, and does no harm.
+    Nothing refers to some parts of the files, such as earlier versions of the index:
+    a byte that is flipped there does no harm, and no check notices it.
     """
     arrays = checkpoint / "arrays"
     store = tensorstore.KvStore.open(
