@@ -10,11 +10,16 @@ import difflib
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 # Steps are counted in int32.
 MAX_STEPS = 2**31
+# Bytes of a file's name and of a directory's path. Linux takes paths of 4,096 bytes, of
+# which those of a checkpoint's files leave this many to the run directory.
+MAX_NAME, MAX_PATH = 255, 3_800
 # Of a tuple, such as a model's layers: each is compiled.
 MOST_ITEMS = 1_000
 
@@ -36,8 +41,84 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def shown(value: Any) -> str:
     """Returns `repr(value)`, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Returns `text` with what is not printable escaped, except `keep`.
+
+    A file name may hold line breaks, and sequences that a terminal obeys.
+    """
+
+    def shown(char: str) -> bool:
+        return char.isprintable() or char in keep or unicodedata.category(char) == "Zs"
+
+    return "".join(
+        char if shown(char) else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def path_of(value: str | os.PathLike[str], option: str = "--workdir") -> Path:
+    """Returns the local path that a user named, with a leading ``~`` expanded.
+
+    Args:
+      value: the path.
+      option: where it was given, for the error.
+
+    Raises:
+      UserError: it cannot be used on this machine.
+    """
+    try:
+        return _path(value)
+    except UserError as error:
+        raise UserError(f"{option}={shown(_text_of(value))}{error}") from None
+
+
+def _text_of(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _path(value: Any) -> Path:
+    """Returns the path, or raises UserError with the end of a sentence about it."""
+    text = _text_of(value)
+    if not isinstance(text, str) or not text:
+        raise UserError(": expected a path")
+    # A `Path` has one slash where a URL has two.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise UserError(" is a URL; expected a path on this machine")
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text):
+        raise UserError(
+            " holds a control character, or bytes that are not UTF-8; expected a "
+            "path of printable characters. Rename it"
+        )
+    # TensorStore would take it for a slash.
+    if os.sep == "/" and "\\" in text:
+        raise UserError(" holds a backslash; expected a path with / between its names")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(
+            " has no home directory to stand for ~; expected an existing user and, for "
+            "~ alone, the environment variable HOME"
+        ) from None
+    try:
+        full = os.path.abspath(path)
+    except OSError:
+        raise UserError(
+            " is relative, but the current directory does not exist any more. Change "
+            "to another directory, or give a path that starts with /"
+        ) from None
+    names = [len(os.fsencode(name)) for name in full.split(os.sep)]
+    if max(names) > MAX_NAME or sum(names) + len(names) > MAX_PATH:
+        raise UserError(
+            f" is too long; expected at most {MAX_NAME} bytes in each name and "
+            f"{MAX_PATH:,} in all"
+        )
+    return path
 
 
 def kind_of(array: Any) -> str:
@@ -51,7 +132,8 @@ class Kind:
 
     Attributes:
       expected: completes the sentence "expected …".
-      convert: returns the canonical value; raises `ValueError` or `TypeError`.
+      convert: returns the canonical value; raises `ValueError` or `TypeError`, or a
+        UserError that completes the sentence ``"name=value…"``.
     """
 
     expected: str
@@ -92,7 +174,7 @@ def one_of(names: Iterable[str]) -> Kind:
 
     def convert(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
-            raise UserError(did_you_mean(value, names))
+            raise UserError(f" is unknown{did_you_mean(value, names)}")
         return value
 
     return Kind(f"one of {', '.join(names)}", convert)
@@ -164,7 +246,7 @@ def _number(value: Any) -> float:
 
 
 def _folder(value: Any) -> str:
-    return os.path.normpath(_text(value))
+    return os.path.normpath(_path(_text(value)))
 
 
 def _text(value: Any) -> str:
@@ -172,7 +254,7 @@ def _text(value: Any) -> str:
         value = str(value)  # A folder may be named by a number.
     if not isinstance(value, str) or not value or "\0" in value:
         raise TypeError
-    if max(len(os.fsencode(part)) for part in value.split("/")) > 255:
+    if max(len(os.fsencode(part)) for part in value.split("/")) > MAX_NAME:
         raise ValueError  # What no file system takes.
     return value
 
@@ -223,9 +305,7 @@ def check(
         try:
             checked[name] = kinds[name].convert(value)
         except UserError as error:
-            raise UserError(
-                f"{prefix}{name}={shown(value)} is unknown{error}"
-            ) from None
+            raise UserError(f"{prefix}{name}={shown(value)}{error}") from None
         except (TypeError, ValueError, OverflowError):
             raise UserError(
                 f"{prefix}{name}={shown(value)}: expected {kinds[name].expected}"

@@ -19,7 +19,7 @@ import jax
 from absl import logging as absl_logging
 
 from flaxmnist import distributed
-from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.checks import UserError, did_you_mean, path_of, printable
 from flaxmnist.data.download import cache_dir
 from flaxmnist.signals import StoppedError
 
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_run(self) -> None:
         """Adds the flags that name a run, and a checkpoint of it."""
-        self.add_argument("--workdir", type=Path, metavar="DIR", required=True)
+        self.add_argument("--workdir", type=path_of, metavar="DIR", required=True)
         self.add_argument("--step", type=int, metavar="N", help="default: the best")
 
     def error(self, message: str):
@@ -91,10 +91,10 @@ def _keep_programs() -> None:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     kind = next((line for line in lines if line.startswith("flags")), lines[0])
-    folder = cache_dir() / "programs" / f"{zlib.crc32(kind.encode()):08x}"
     try:
+        folder = cache_dir() / "programs" / f"{zlib.crc32(kind.encode()):08x}"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # A cache that cannot be kept is no reason not to run.
+    except (OSError, UserError):  # A cache that cannot be kept is no reason not to run.
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -154,6 +154,12 @@ def start_jax(
     )
 
 
+def say(text: str) -> None:
+    """Prints an error for a person, on the error stream."""
+    text = printable(text, keep="\n")
+    print(f"flaxmnist: {text}", file=sys.stderr, flush=True)
+
+
 def exit_code(
     run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None
 ) -> int:
@@ -178,13 +184,13 @@ def exit_code(
     try:
         return run(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
-        print(f"flaxmnist: {error}", file=sys.stderr)
+        say(str(error))
         code = 2
     except StoppedError as stopped:
-        print(f"flaxmnist: {stopped}", file=sys.stderr)
+        say(str(stopped))
         return 128 + stopped.number
     except KeyboardInterrupt:
-        print("flaxmnist: interrupted", file=sys.stderr)
+        say("interrupted")
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # Whoever read the output has gone, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import os
 import runpy
 import traceback
 from collections.abc import Iterable
@@ -181,7 +182,7 @@ def load(spec: str) -> ConfigDict:
       UserError: there is no such file, or it has no such variant.
     """
     where, _, variant = spec.partition(":")
-    path = Path(where)
+    path = Path(os.path.expanduser(where))
     ours = shipped()
     if not path.is_file():
         known = path.suffix in ("", ".py") and str(path.parent) in (".", "configs")

@@ -14,6 +14,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 
 from flaxmnist import distributed
+from flaxmnist.checks import printable
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -44,6 +45,7 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """Prints a line, above the bars if there are any."""
+        text = printable(text, keep="\n")
         if self._live and self._rich.is_terminal:
             self._rich.print(text, soft_wrap=True)
         elif self._speaks:
@@ -54,7 +56,7 @@ class Console:
         if not self._speaks:
             return
         rule = "!" * 78
-        lines = "\n".join(f"! {line}" for line in text.splitlines())
+        lines = "\n".join(f"! {printable(line)}" for line in text.splitlines())
         print(f"{rule}\n{lines}\n{rule}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager

@@ -161,7 +161,10 @@ def run(argv: Sequence[str]) -> int:
         cli.start_jax(args)
         for line in (*_devices(), _data(), _programs()):
             console.line(line)
-        console.line(f"downloads and other caches: {cache_dir()}")
+        try:
+            console.line(f"downloads and other caches: {cache_dir()}")
+        except UserError as error:
+            problems.append(str(error))
         problems += problems_with_devices(args.platform)
     console.line()
     for problem in problems:

@@ -21,7 +21,7 @@ import numpy as np
 
 from flaxmnist import analysis, cli, models, numpy_predictor, ops
 from flaxmnist import workdir as workdirs
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, path_of
 from flaxmnist.console import Console
 from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.restore import open_saved
@@ -244,7 +244,7 @@ def export(
       ParityError: what was written does not predict what the checkpoint does; it is
         not kept.
     """
-    workdir, console = Path(workdir), console or Console()
+    workdir, console = path_of(workdir, "workdir"), console or Console()
     best = "the best on validation" if step is None else "chosen by its number"
     run, state, step, last = open_saved(workdir, step, console)
     summary = workdirs.saved_summary(workdir)
@@ -302,7 +302,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         export(args.workdir, args.format, args.step)
     except ParityError as error:
-        print(f"flaxmnist: {error}", file=sys.stderr)
+        cli.say(str(error))
         return 1
     return 0
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from flaxmnist import cli, modes, probe, train
 from flaxmnist import config as configs
 from flaxmnist import workdir as workdirs
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, path_of
 from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
 
@@ -52,7 +52,10 @@ def _parser() -> cli.Parser:
         f"{', '.join(configs.shipped())}; by default, that of --workdir",
     )
     parser.add_argument(
-        "--workdir", type=Path, metavar="DIR", help="default: runs/<config>-<UTC time>"
+        "--workdir",
+        type=path_of,
+        metavar="DIR",
+        help="default: runs/<config>-<UTC time>",
     )
     parser.add_argument("--mode", choices=("train", "eval", "predict"), default="train")
     parser.add_argument(

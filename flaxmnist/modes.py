@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxmnist import distributed
-from flaxmnist.checks import UserError, check, one_of
+from flaxmnist.checks import UserError, check, one_of, path_of
 from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
 from flaxmnist.evaluate import predict
@@ -71,7 +71,7 @@ def predict_split(
         )
         for index, label in enumerate(outputs["labels"])
     ]
-    path = Path(workdir) / f"predictions-{split}.jsonl"
+    path = path_of(workdir, "workdir") / f"predictions-{split}.jsonl"
     if distributed.is_first():
         try:
             write_file(path, "\n".join(lines) + "\n")

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
 
+from flaxmnist.checks import printable
+
 _INK, _GRID = "#1f2933", "#d9dee3"
 
 
@@ -43,7 +45,7 @@ def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
                 if not len(steps):
                     continue
                 mean = values.mean(axis=0)
-                many = f"{name} ({len(runs)} seeds)" if len(runs) > 1 else name
+                many = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
                 axis.plot(
                     steps,
                     mean,
@@ -52,7 +54,7 @@ def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
                     alpha=0.55 if split == "train" else 1,
                     linewidth=1.1,
                     markersize=3.5,
-                    label=f"{many}, {split}",
+                    label=f"{split}: {printable(name)}{many}",
                 )
                 if len(runs) > 1:
                     spread = values.std(axis=0, ddof=1)
@@ -67,7 +69,10 @@ def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
     loss.set_yscale("log")
     _tidy(loss, "Loss", "step", "cross-entropy, nats")
     _tidy(accuracy, "Accuracy", "step", "share recognised")
-    accuracy.legend(fontsize=7, frameon=False, loc="lower right")
+    if accuracy.lines:
+        legend = accuracy.legend(fontsize=7, frameon=False, loc="lower right")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # A name may hold dollar signs.
     return figure
 
 

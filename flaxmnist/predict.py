@@ -10,6 +10,7 @@ import glob
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from flaxmnist import cli
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, path_of, printable
 from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.preprocess import MOST_PIXELS, Picture, Prepared, prepare
 from flaxmnist.restore import load_state
@@ -112,9 +113,28 @@ def predict_prepared(
 def _expand(patterns: Sequence[str]) -> Iterator[str]:
     """Yields files; a pattern that the shell left as it is, is looked up here."""
     for pattern in patterns:
-        found = sorted(glob.glob(pattern, recursive=True))
         # A file may well be called "7[1].png".
-        yield from found if found and not Path(pattern).exists() else [pattern]
+        found = [] if os.path.exists(pattern) else _glob(os.path.expanduser(pattern))
+        yield from sorted(filter(os.path.isfile, found)) or [pattern]
+
+
+def _glob(pattern: str) -> set[str]:
+    """Returns the paths that match; ``**`` does not descend into linked directories.
+
+    A link to a directory above it would be followed again and again.
+    """
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return set(glob.glob(pattern))
+    at = parts.index("**")
+    rest = list(itertools.dropwhile("**".__eq__, parts[at:])) or ["*"]
+    found = set()
+    for base in glob.glob("/".join([*parts[:at], ""])) if at else ["./"]:
+        for place, folders, _ in os.walk(base):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = os.path.join(place, "").removeprefix("" if at else "./")
+            found |= _glob(glob.escape(inside) + "/".join(rest))
+    return found
 
 
 def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Prepared]]:
@@ -129,14 +149,15 @@ def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Pre
             yield file, prepare(source)
         except UserError as error:
             failed.append(file)
-            print(f"flaxmnist: {error}", file=sys.stderr, flush=True)
+            cli.say(str(error))
 
 
 def _line(file: str, prediction: Prediction, count: int) -> str:
-    text = f"{file}  –"
+    name = printable(file)
+    text = f"{name}  –"
     if prediction.digit is not None:
         (digit, probability), *others = prediction.top(count)
-        text = f"{file}  {digit}  {probability:.1%}"
+        text = f"{name}  {digit}  {probability:.1%}"
         text += "".join(f"  {other} {share:.1%}" for other, share in others)
     return text + "".join(f"  ({warning})" for warning in prediction.warnings)
 
@@ -179,7 +200,10 @@ def run(argv: Sequence[str]) -> int:
         "--top", type=int, default=2, metavar="K", help="how many digits; default: 2"
     )
     parser.add_argument(
-        "--save_preprocessed", type=Path, metavar="DIR", help="what the model is given"
+        "--save_preprocessed",
+        type=lambda text: path_of(text, "--save_preprocessed"),
+        metavar="DIR",
+        help="what the model is given",
     )
     parser.add_argument("files", nargs="+", metavar="PICTURE", help="- is stdin")
     args = parser.parse_args(argv)

@@ -20,7 +20,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import skeletonize
 
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, printable
 
 # What is done, in this order; see `prepare`.
 STEPS = ("light", "invert", "clean", "crop", "thicken", "center")
@@ -114,7 +114,7 @@ def as_gray(picture: Picture) -> Gray:
     """
     if isinstance(picture, np.ndarray):
         return _gray_of_array(picture)
-    name = str(getattr(picture, "name", picture))
+    name = printable(str(getattr(picture, "name", picture)))
     try:
         if isinstance(picture, Image.Image):
             return _gray_of_image(picture)

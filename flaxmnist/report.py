@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from flaxmnist import analysis, cli, distributed, plots, sharding
 from flaxmnist import config as configs
 from flaxmnist import workdir as workdirs
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, path_of
 from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
 from flaxmnist.evaluate import predict
@@ -277,8 +277,14 @@ def run(argv: Sequence[str]) -> None:
       UserError: it cannot be done.
     """
     parser = cli.Parser("python -m flaxmnist.report", _DESCRIPTION)
-    parser.add_argument("--workdir", type=Path, metavar="DIR", required=True)
-    parser.add_argument("--compare", type=Path, metavar="DIR", nargs="+", default=[])
+    parser.add_argument("--workdir", type=path_of, metavar="DIR", required=True)
+    parser.add_argument(
+        "--compare",
+        type=lambda text: path_of(text, "--compare"),
+        metavar="DIR",
+        nargs="+",
+        default=[],
+    )
     args = parser.parse_args(argv)
     cli.start_jax(args)
     # Each once, and none beside itself.

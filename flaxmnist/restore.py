@@ -16,7 +16,7 @@ from flaxmnist import config as configs
 from flaxmnist import models, optim, sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, path_of
 from flaxmnist.console import Console
 from flaxmnist.metrics import Metrics
 from flaxmnist.run import Run, build
@@ -145,7 +145,7 @@ def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
     Raises:
       UserError: there is no such run, or no such checkpoint.
     """
-    workdir = Path(workdir)
+    workdir = path_of(workdir, "workdir")
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         config = workdirs.saved_config(workdir)
         if config is None:
@@ -273,7 +273,7 @@ def open_run(
     Raises:
       UserError: there is no such run, or no such checkpoint.
     """
-    config, workdir = configs.resolve(config), Path(workdir)
+    config, workdir = configs.resolve(config), path_of(workdir, "workdir")
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         workdirs.check(workdir, config)
         run = build(config)

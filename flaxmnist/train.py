@@ -12,6 +12,7 @@ from flaxmnist import config as configs
 from flaxmnist import distributed, sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints, DamagedError, is_better
+from flaxmnist.checks import path_of
 from flaxmnist.console import Clock, Console
 from flaxmnist.observe import show_summaries, show_tensors, watched_norms
 from flaxmnist.restore import (
@@ -55,7 +56,8 @@ def train_and_evaluate(
         is in it, or the loss is not finite any more.
       StoppedError: Ctrl-C or SIGTERM stopped it, after it was saved.
     """
-    console, clock, workdir = console or Console(), Clock(started), Path(workdir)
+    console, clock = console or Console(), Clock(started)
+    workdir = path_of(workdir, "workdir")
     config = configs.resolve(config)
     workdirs.check(workdir, config)
     run = build(config)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -237,3 +238,27 @@ def test_a_mistake_on_the_command_line_is_told(flags, message, capsys):
     assert out == ""
     assert message in err
     assert len(err.splitlines()) <= 2
+
+
+def test_patterns_find_files_and_do_not_follow_links_to_directories(
+    tmp_path, monkeypatch
+):
+    for path in ("a.png", "7[1].png", "more/b.png", "more/deep/c.png", ".hidden/d.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    for index in range(9):  # Each may be followed from within each.
+        (tmp_path / f"self{index}").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.chdir(tmp_path)
+
+    def found(*patterns):
+        return list(predict._expand(patterns))
+
+    everything = ["7[1].png", "a.png", "more/b.png", "more/deep/c.png"]
+    assert found("**/*.png") == everything
+    assert found("**") == found("**/**") == everything
+    assert found("more/**/*.png") == ["more/b.png", "more/deep/c.png"]
+    assert found(f"{tmp_path}/**/deep/**") == [f"{tmp_path}/more/deep/c.png"]
+    assert found("[am]*.png", "7[1].png", "no*") == ["a.png", "7[1].png", "no*"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert found("~/more/*.png") == [f"{tmp_path}/more/b.png"]

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, path_of
 from flaxmnist.data import idx
 
 FAMILY = ("mnist", "fashion_mnist", "kmnist")
@@ -62,11 +62,23 @@ def registered(name: str) -> list[Resource]:
 
 
 def cache_dir() -> Path:
-    """Returns the folder for downloads: FLAXMNIST_CACHE_DIR, or the user's cache."""
-    if path := os.environ.get("FLAXMNIST_CACHE_DIR"):
-        return Path(path).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "flaxmnist"
+    """Returns the folder for downloads: FLAXMNIST_CACHE_DIR, or the user's cache.
+
+    Raises:
+      DownloadError: the user has no home directory, or FLAXMNIST_CACHE_DIR is no path.
+    """
+    try:
+        if path := os.environ.get("FLAXMNIST_CACHE_DIR"):
+            return path_of(path, "FLAXMNIST_CACHE_DIR")
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(base).expanduser() / "flaxmnist"
+    except UserError as error:
+        raise DownloadError(str(error)) from None
+    except RuntimeError:
+        raise DownloadError(
+            "this user has no home directory; set FLAXMNIST_CACHE_DIR to a directory "
+            "that can be written"
+        ) from None
 
 
 def sha256(path: Path) -> str:
@@ -81,9 +93,13 @@ def _is_whole(path: Path, resource: Resource) -> bool:
 
 def cached(name: str) -> list[Path] | None:
     """Returns the four cached files if all are there, whole and unchanged."""
+    try:
+        folder = cache_dir() / name
+    except DownloadError:
+        return None
     paths = []
     for resource in registered(name):
-        path = cache_dir() / name / resource.name
+        path = folder / resource.name
         if not _is_whole(path, resource):
             return None
         paths.append(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.checks import UserError, did_you_mean, path_of
 from flaxmnist.data import download, idx, tfds
 
 SPLITS = ("train", "validation", "test")
@@ -82,7 +82,11 @@ def _split(name: str, source: str, arrays: list[np.ndarray]) -> Dataset:
 
 
 def _given_directory(directory: str | None) -> str | None:
-    return directory or os.environ.get("FLAXMNIST_DATA_DIR") or None
+    if directory:
+        return str(path_of(directory, "data.dir"))
+    if directory := os.environ.get("FLAXMNIST_DATA_DIR"):
+        return str(path_of(directory, "FLAXMNIST_DATA_DIR"))
+    return None
 
 
 def load_idx(name: str, directory: str | None) -> Dataset:
@@ -100,7 +104,7 @@ def load_idx(name: str, directory: str | None) -> Dataset:
             "data.source='idx' has no folder to read: expected data.dir or "
             "FLAXMNIST_DATA_DIR to hold the four MNIST-format files"
         )
-    folder = Path(given).expanduser()
+    folder = Path(given)
     if not folder.is_dir():
         raise UserError(f"data.dir={given!r}: expected a folder, there is none")
     torchvision = {

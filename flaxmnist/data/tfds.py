@@ -29,7 +29,7 @@ def prepared(name: str, directory: str | None) -> Path | None:
     """
     base = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folders = []
-    for info in (Path(base).expanduser() / name).glob("*/dataset_info.json"):
+    for info in Path(os.path.expanduser(base), name).glob("*/dataset_info.json"):
         try:
             description = json.loads(info.read_text())
             version = tuple(int(part) for part in info.parent.name.split("."))
