@@ -7,19 +7,19 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import jax
-import psutil
 from ml_collections import ConfigDict
 
 from flaxmnist import cli, modes, probe, train
 from flaxmnist import config as configs
 from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError, path_of
-from flaxmnist.console import Console
+from flaxmnist.console import Console, process_age
 from flaxmnist.data import SPLITS
 
 _DESCRIPTION = """\
@@ -197,7 +197,7 @@ def run(argv: Sequence[str]) -> int:
         workdir = Path("runs", f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     console = Console()
     console.line(f"workdir: {workdir}")
-    started = psutil.Process().create_time()
+    started = time.perf_counter() - process_age()
     train.train_and_evaluate(config, workdir, console, started)
     return 0
 

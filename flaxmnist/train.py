@@ -46,7 +46,7 @@ def train_and_evaluate(
       workdir: gets ``config.json``, ``metrics.jsonl``, ``summary.json``,
         ``report.html``, ``plots/``, ``checkpoints/`` and ``tensorboard/``.
       console: where to speak; the standard output if None.
-      started: `time.time()` of the process's start, for the time table.
+      started: `time.perf_counter()` at the start of the time table; now if None.
 
     Returns:
       what ``summary.json`` holds.

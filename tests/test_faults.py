@@ -21,6 +21,7 @@ from flaxmnist import config as configs
 from flaxmnist import records, restore, train, workdir, writers
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
+from flaxmnist.console import process_age
 from flaxmnist.run import build
 
 # Kills are drawn from the seed; so many are made, at least.
@@ -396,10 +397,15 @@ def test_a_clock_that_goes_backwards_loses_and_reorders_nothing(
     finished_run, tmp_path, monkeypatch
 ):
     run, clock = tmp_path / "run", itertools.count(int(time.time()), -3600)
+    started = time.perf_counter() - process_age()
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     monkeypatch.setattr(time, "time_ns", lambda: next(clock) * 10**9)
     train.train_and_evaluate(tiny_config(num_steps=20), run)
-    train.train_and_evaluate(tiny_config(), run)
+    resumed = train.train_and_evaluate(tiny_config(), run, started=started)
+    # Hours go by on the clock: none of them is counted.
+    seconds = resumed["seconds"]
+    assert all(0 <= part <= time.perf_counter() - started for part in seconds.values())
+    assert time.perf_counter() - process_age() == pytest.approx(started, abs=60)
     assert workdir.saved_steps(run) == [20, 40]
     assert_identical(
         saved(tiny_config(), run)[0], saved(tiny_config(), finished_run[0])[0]
@@ -524,6 +530,7 @@ READING = """
 import sys
 from pathlib import Path
 from flaxmnist.checks import UserError
+from flaxmnist.console import process_age
 from flaxmnist.restore import load_state
 
 while not (Path(sys.argv[1]) / "checkpoints" / "10").exists():
