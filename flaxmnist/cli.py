@@ -27,6 +27,18 @@ from flaxmnist.signals import StoppedError
 PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda,cpu", "rocm,cpu"), "tpu": ("tpu,cpu",)}
 
 
+# Flags that may differ between the processes of one run.
+_OWN_FLAGS = {
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "config",
+    "workdir",
+    "verbose",
+    "no_cache",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are a :class:`UserError`, with the flags all commands have.
 
@@ -131,10 +143,17 @@ def start_jax(
     if num_cpu_devices is not None:
         jax.config.update("jax_num_cpu_devices", num_cpu_devices)
     if processes is not None:
-        distributed.start(*processes)
+        shared = vars(args).keys() - _OWN_FLAGS
+        distributed.start(*processes, {f"--{k}": getattr(args, k) for k in shared})
     wanted = "cpu" if num_cpu_devices is not None else args.platform
-    if wanted is None:
-        return
+    if wanted is not None:
+        _choose_platform(wanted)
+    if processes is not None:
+        distributed.check_devices()
+
+
+def _choose_platform(wanted: str) -> None:
+    """Has JAX use the devices of a platform alone; raises UserError if it has none."""
     reason = ""
     # "gpu" would fail in JAX where only one of the two kinds is installed.
     for name in PLATFORMS[wanted]:

@@ -5,14 +5,16 @@ one alone can do, such as writing a file, the first one does.
 """
 
 import atexit
+import contextlib
 import itertools
+import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
-import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,77 +22,159 @@ from jax._src import distributed as runtime
 from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
+from flaxmnist import rendezvous
 from flaxmnist.checks import UserError
 
-# Seconds after which others are given up: those that do not come, those that fall
-# silent; and those that the first stays, through whom the others hear of an error.
-MEET_SECONDS, SILENT_SECONDS, STAY_SECONDS = 120, 30, 3
+# Timeouts in seconds: for all processes to join; for a missed heartbeat of another
+# process; for the others to receive an error from process 0 before it exits.
+JOIN_SECONDS = 45
+HEARTBEAT_SECONDS = 30
+LINGER_SECONDS = 3
 
+# The environment variables of one task of several that srun starts.
+_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
 _DAY_MS = 24 * 3600 * 1000
 _meetings = itertools.count()
 _last_words: subprocess.Popen[bytes] | None = None
 
 
 def start(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    facts: dict[str, Any] | None = None,
 ) -> None:
-    """Meets the other processes, if there are any; before JAX looks for devices.
+    """Connects this process to the others, if any; call it before JAX finds devices.
 
     Args:
-      coordinator: ``"host:port"``, where process 0 can be reached. If None, what JAX
-        finds out of Slurm, Open MPI, a TPU pod or Kubernetes, if it runs in one.
-      num_processes: how many there are.
-      process_id: which of them this is, from 0.
+      coordinator: ``"host:port"`` of process 0. If None, JAX's cluster detection
+        decides (Slurm, Open MPI, TPU pods and Kubernetes), unless `num_processes` is 1.
+      num_processes: the number of processes.
+      process_id: the number of this process, from 0.
+      facts: name → value, such as flags, which must be the same in every process.
 
     Raises:
-      UserError: the arguments are not those of a process, or the first does not come.
+      UserError: the arguments or the environment are incomplete or invalid, the
+        processes differ, or one does not join in time.
     """
     given = (coordinator, num_processes, process_id)
+    advice = ""
+    if given == (None, 1, None):
+        return
     if given == (None, None, None):
-        if not _in_cluster():
+        if (found := _cluster()) is None:
             return
-        name = "a process"
-    elif coordinator is None or num_processes is None or process_id is None:
-        raise UserError(
-            "--coordinator, --num_processes, --process_id: expected all three or none"
+        cluster, num_processes = found
+        advice = (
+            f"\nThis process is one of {num_processes} according to {cluster}; to run "
+            "in one process, pass --num_processes 1"
         )
-    else:
-        host, port = _check(coordinator, num_processes, process_id)
-        if process_id > 0:
-            _reach(host, port)
-        name = f"process {process_id} of {num_processes}"
-    # Or JAX would hear SIGTERM in the place of `flaxmnist.signals`.
+    elif None in given:
+        raise UserError(
+            "--coordinator, --num_processes and --process_id belong together: expected "
+            "all three or none; for one process, --num_processes 1 is enough"
+        )
+    try:
+        address, count, index, local = _detect(coordinator, num_processes, process_id)
+        host, port = _check(address, count, index)
+        own = {"--num_processes": count, "jax": jax.__version__} | (facts or {})
+        rendezvous.meet(host, port, count, index, own, JOIN_SECONDS)
+    except UserError as error:
+        raise UserError(f"{error}{advice}") from None
+    # Otherwise JAX would handle SIGTERM instead of `flaxmnist.signals`.
     jax.config.update("jax_enable_preemption_service", False)
     _leave_words(
-        f"flaxmnist: {name} waited {MEET_SECONDS} s, and not all came: expected all to "
-        "be started at about the same time, with another --process_id each"
+        f"flaxmnist: process {index} of {count} ended, because it was killed or lost "
+        "another process\nStart all of them with the same command again: the run "
+        "resumes from its newest checkpoint"
     )
     try:
         jax.distributed.initialize(
+            address,
+            count,
+            index,
+            local,
+            cluster_detection_method="deactivate",
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except Exception as error:  # Of many kinds, depending on the cluster.
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--coordinator {address}: process {index} of {count} cannot start "
+            f"({reason}){advice}"
+        ) from error
+
+
+def _cluster() -> tuple[str, int] | None:
+    """Returns the cluster that JAX detects and its number of processes, if several."""
+    step_tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
+    with _detection_errors():
+        for cluster in ClusterEnv._cluster_types:
+            if not cluster.opt_in_only_method and cluster.is_env_present():
+                count = cluster.get_process_count()
+                if cluster.name == "slurm" and step_tasks:
+                    # In an interactive shell, SLURM_NTASKS is that of the whole job.
+                    count = int(step_tasks)
+                name = cluster.__name__.removesuffix("Cluster")
+                return (name, count) if count > 1 else None
+    # JAX takes an incomplete step for no cluster: each task would train on its own.
+    in_step = step_tasks or "SLURM_STEP_NODELIST" in os.environ
+    missing = [name for name in _SLURM if name not in os.environ]
+    if in_step and (step_tasks or os.environ.get("SLURM_NTASKS", "1")) != "1":
+        raise UserError(
+            f"incomplete Slurm environment: {', '.join(missing)} not set; start every "
+            "process with srun, or pass --num_processes 1 to run in one process"
+        )
+    return None
+
+
+def _detect(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> tuple[str, int, int, list[int] | None]:
+    """Returns the arguments, completed by JAX, and the ids of the devices to use."""
+    if coordinator is None:
+        coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    ids = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+    with _detection_errors():
+        return ClusterEnv.auto_detect_unset_distributed_params(  # type: ignore
             coordinator,
             num_processes,
             process_id,
-            initialization_timeout=MEET_SECONDS,
-            heartbeat_timeout_seconds=SILENT_SECONDS,
+            list(map(int, ids.split(","))) if ids else None,
+            None,
+            JOIN_SECONDS,
         )
-    except Exception as error:  # Of many kinds, depending on the cluster.
+
+
+@contextlib.contextmanager
+def _detection_errors() -> Iterator[None]:
+    """Turns the errors of JAX's cluster detection, of many kinds, into UserError."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, KeyError):
+            reason = f"the environment variable {error.args[0]} is not set"
         raise UserError(
-            f"{name} cannot start ({str(error).splitlines()[0]}): see --coordinator"
+            f"JAX cannot detect the cluster that this process runs in ({reason}); pass "
+            "--num_processes 1 to run in one process, or --coordinator, "
+            "--num_processes and --process_id"
         ) from error
-    _take_back_words()
-    _leave_words(
-        f"flaxmnist: {name} ended, because it was killed or another was lost\n"
-        "Start all of them with the same command again: the run resumes from its "
-        "newest checkpoint"
-    )
 
 
 def _check(coordinator: str, num_processes: int, process_id: int) -> tuple[str, int]:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 2**16:
+    form = re.fullmatch(r"(\[[\w:.%]+\]|[\w.-]+):([0-9]{1,5})", coordinator)
+    if form is None or not 0 < int(form[2]) < 2**16:
         raise UserError(
-            f"--coordinator {coordinator!r}: expected HOST:PORT, where process 0 can "
-            "be reached"
+            f"--coordinator {coordinator!r}: expected HOST:PORT, the machine of "
+            "process 0 and a port from 1 to 65535, such as host0:1234"
         )
     if num_processes < 1:
         raise UserError(f"--num_processes {num_processes}: expected 1 or more")
@@ -99,30 +183,7 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> tuple[str, 
             f"--process_id {process_id}: expected 0 to {num_processes - 1}, one for "
             "each of --num_processes"
         )
-    return host.strip("[]"), int(port)
-
-
-def _in_cluster() -> bool:
-    """Returns whether JAX finds a cluster, and other processes in it."""
-    for cluster in ClusterEnv._cluster_types:
-        if not cluster.opt_in_only_method and cluster.is_env_present():
-            return cluster.get_process_count() > 1
-    return False
-
-
-def _reach(host: str, port: int) -> None:
-    """Returns when process 0 is there; JAX, waiting for it, would abort in the end."""
-    until = time.monotonic() + MEET_SECONDS
-    while True:
-        try:
-            return socket.create_connection((host, port), timeout=5).close()
-        except OSError as error:
-            if time.monotonic() > until:
-                raise UserError(
-                    f"--coordinator {host}:{port} was not reached in {MEET_SECONDS} s "
-                    f"({error.strerror}): expected process 0 there"
-                ) from None
-        time.sleep(0.2)
+    return form[1].strip("[]"), int(form[2])
 
 
 def _leave_words(text: str) -> None:
@@ -160,7 +221,7 @@ def leave(code: int, lost: bool = False) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if is_first():
-        time.sleep(STAY_SECONDS)
+        time.sleep(LINGER_SECONDS)
     os._exit(code)
 
 
@@ -193,20 +254,38 @@ def wait_for_all() -> None:
         client.wait_at_barrier(f"flaxmnist/{next(_meetings)}", _DAY_MS)
 
 
-def _of_all(number: int) -> np.ndarray:
-    wait_for_all()
-    return multihost_utils.process_allgather(np.uint32(number))
-
-
 def agree(number: int) -> int:
     """Returns the largest of the processes' numbers, 0 or more; waits for all."""
-    return number if jax.process_count() == 1 else int(_of_all(number).max())
+    if jax.process_count() == 1:
+        return number
+    wait_for_all()
+    return int(multihost_utils.process_allgather(np.uint32(number)).max())
 
 
-def differs(text: str) -> bool:
-    """Returns whether another process has another text; waits for all."""
-    found = _of_all(zlib.crc32(text.encode()))
-    return bool(found.min() != found.max())
+def find_difference(facts: dict[str, Any]) -> str | None:
+    """Returns the first difference between processes, as text; waits for all.
+
+    Args:
+      facts: name → value, as JSON can represent it.
+    """
+    if (client := runtime.global_state.client) is None:
+        return None
+    key = f"flaxmnist/{next(_meetings)}"
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(facts))
+    found = {
+        process: json.loads(client.blocking_key_value_get(f"{key}/{process}", _DAY_MS))
+        for process in range(jax.process_count())
+    }
+    return rendezvous.difference(found)
+
+
+def check_devices() -> None:
+    """Raises UserError in every process if they have different numbers of devices."""
+    if not jax.distributed.is_initialized():
+        return  # JAX need not look for devices yet.
+    found = find_difference({"the number of devices": jax.local_device_count()})
+    if found:
+        raise UserError(f"{found}; give every process the same number of devices")
 
 
 def whole(array: jax.Array) -> np.ndarray:

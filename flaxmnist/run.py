@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
@@ -76,13 +77,15 @@ def build(config: ConfigDict) -> Run:
         )
     dataset = data.load(config.data.name, config.data.source, config.data.dir)
     if jax.process_count() > 1:
-        options = config.to_dict()
-        del options["data"]["dir"]  # Each may have a place of its own.
-        if distributed.differs(f"{options} {dataset.fingerprint}"):
+        facts = flatten_dict(config.to_dict(), sep=".")
+        del facts["data.dir"]  # Each process may have its own.
+        facts["the training data"] = (
+            f"{dataset.name} ({dataset.source}, {len(dataset.train):,} examples, "
+            f"CRC-32 {dataset.fingerprint})"
+        )
+        if found := distributed.find_difference(facts):
             raise UserError(
-                f"process {jax.process_index()} has other options or other data than "
-                f"another, {dataset.name} ({dataset.source}, {len(dataset.train):,} "
-                "examples): expected the same command and the same data for all"
+                f"{found}; start every process with the same options and data"
             )
     for split, count in dataset.counts.items():
         if count == 0:

@@ -42,10 +42,10 @@ def processes(workdir, count, devices, *flags, script=None):
     """Starts a run in `count` processes of `devices` devices; none outlives a test."""
     started = []
     start = ["-c", script] if script else ["-m", "flaxmnist.main"]
-    command = [sys.executable, *start, *FLAGS, *flags]
+    command = [sys.executable, *start, *FLAGS]
     command += [f"--workdir={workdir}", f"--num_cpu_devices={devices}"]
     command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
-    command += ["--process_id={index}"]
+    command += ["--process_id={index}", *flags]
     try:
         for index in range(count):
             started.append(
@@ -256,36 +256,145 @@ def test_what_one_process_alone_cannot_read_both_pass_over(tmp_path):
     assert len(list((workdir / "damaged-checkpoints").iterdir())) == 1
 
 
+ANY_DEVICES = """
+import sys
+from flaxmnist import cli, main
+
+cli._OWN_FLAGS.add("num_cpu_devices")
+sys.exit(main.main())
+"""
+
+
 @pytest.mark.slow
-def test_processes_of_different_options_do_not_start(tmp_path):
-    for code, _, error in run(tmp_path / "run", 2, 1, "--config.seed={index}"):
+@pytest.mark.parametrize(
+    ("flag", "script", "reason"),
+    [
+        ("--config.seed={index}", None, "seed is 0 in process 0 and 1 in process 1"),
+        ("--num_cpu_devices=1{index}", None, "--num_cpu_devices is 10 in process 0"),
+        ("--num_cpu_devices=1{index}", ANY_DEVICES, "the number of devices is 10 in"),
+    ],
+)
+def test_processes_that_differ_do_not_start(flag, script, reason, tmp_path):
+    for code, _, error in run(tmp_path / "run", 2, 1, flag, script=script):
         assert code == 2
-        assert "has other options or other data than another" in error
+        assert reason in error
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cluster_is_one_of_several_processes(monkeypatch):
-    assert not distributed._in_cluster()
-    for name, value in {
-        "SLURM_JOB_ID": "7",
-        "SLURM_STEP_NODELIST": "node[1-2]",
-        "SLURM_NTASKS": "1",
-        "SLURM_PROCID": "0",
-        "SLURM_LOCALID": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
-    assert not distributed._in_cluster()
-    monkeypatch.setenv("SLURM_NTASKS", "2")
-    assert distributed._in_cluster()
+TASK = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "no-such-host[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets the environment variables of a cluster."""
+
+    def make(variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        TASK | {"SLURM_NTASKS": "1"},
+        # An interactive shell in a job of several tasks.
+        TASK | {"SLURM_STEP_NUM_TASKS": "1"},
+        # A batch script that starts Python without srun.
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"},
+    ],
+)
+def test_an_environment_of_one_process(variables, environment):
+    environment(variables)
+    distributed.start(None, None, None)
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        (TASK, "unknown host 'no-such-host1'"),
+        (TASK | {"SLURM_PROCID": "2"}, "expected 0 to 1"),
+        (TASK | {"SLURM_NTASKS": "two"}, "invalid literal for int"),
+        ({k: TASK[k] for k in TASK if k != "SLURM_PROCID"}, "SLURM_PROCID not set"),
+        (
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"},
+            "SLURM_STEP_NODELIST, SLURM_PROCID, SLURM_LOCALID not set",
+        ),
+        (
+            {"OMPI_MCA_orte_hnp_uri": "0.0;tcp://127.0.0.1:1"},
+            "OMPI_COMM_WORLD_SIZE is not set",
+        ),
+        (
+            {"OMPI_MCA_orte_hnp_uri": "junk", "OMPI_COMM_WORLD_SIZE": "2"},
+            "JAX cannot detect the cluster",
+        ),
+    ],
+)
+def test_an_environment_that_cannot_be_used(variables, reason, environment, capsys):
+    environment(variables)
+    assert main.main([*FLAGS, "--workdir=x"]) == 2
+    said = capsys.readouterr().err
+    assert reason in said
+    assert len(said.splitlines()) <= 2
+    assert "--num_processes 1" in said  # And that helps:
+    distributed.start(None, 1, None)
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        *(
+            ((where, "2", "1"), "expected HOST:PORT")
+            for where in (
+                "host",
+                "host:",
+                ":1234",
+                "host:0",
+                "host:65536",
+                "host:12a",
+                "http://host:1234",
+                "a host:1234",
+                "host:1234:1",
+                "::1:1234",
+                "",
+            )
+        ),
+        (("no-such-host.invalid:1234", "2", "0"), "unknown host"),
+        (("127.0.0.1:1234", "2", "2"), "--process_id 2: expected 0 to 1"),
+        (("127.0.0.1:1234", "0", "0"), "--num_processes 0: expected 1 or more"),
+    ],
+)
+def test_flags_that_cannot_be_used(flags, reason, capsys):
+    names = ("--coordinator", "--num_processes", "--process_id")
+    given = [f"{name}={value}" for name, value in zip(names, flags, strict=True)]
+    assert main.main([*FLAGS, "--workdir=x", *given]) == 2
+    said = capsys.readouterr().err
+    assert reason in said
+    assert len(said.splitlines()) == 1
+
+
+def test_flags_that_belong_together(capsys):
+    assert main.main([*FLAGS, "--workdir=x", "--num_processes=2"]) == 2
+    assert "expected all three or none" in capsys.readouterr().err
 
 
 def test_a_coordinator_that_is_not_there(monkeypatch, capsys):
-    monkeypatch.setattr(distributed, "MEET_SECONDS", 0)
+    monkeypatch.setattr(distributed, "JOIN_SECONDS", 0)
     where = f"127.0.0.1:{free_port()}"
     flags = [f"--coordinator={where}", "--num_processes=2", "--process_id=1"]
     assert main.main([*FLAGS, "--workdir=x", *flags]) == 2
     said = capsys.readouterr().err
-    assert f"{where} was not reached" in said
+    assert f"--coordinator {where}: timed out" in said
     assert len(said.splitlines()) == 1
     assert not Path("x").exists()
