@@ -1,23 +1,43 @@
 """Fetches the MNIST family from TFDS's addresses, checked and cached."""
 
-import contextlib
+import concurrent.futures
 import hashlib
+import http.client
 import importlib.util
 import os
-import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flaxmnist.checks import UserError, path_of
 from flaxmnist.data import idx
+from flaxmnist.files import open_regular, partial_folder
 
-FAMILY = ("mnist", "fashion_mnist", "kmnist")
+LICENCES = {
+    "mnist": "CC BY-SA 3.0 (Yann LeCun and Corinna Cortes)",
+    "fashion_mnist": "MIT (Zalando SE)",
+    "kmnist": "CC BY-SA 4.0 (ROIS-CODH)",
+}
+FAMILY = tuple(LICENCES)
+# SHA-256 of unpacked files, which are not registered; in the order of `idx.STEMS`.
+_UNPACKED = {
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    )
+}
 # Seconds to wait for a connection, and for the next bytes of a transfer.
-CONNECT_SECONDS = 5
-STALL_SECONDS = 10
+CONNECT_SECONDS, STALL_SECONDS = 5, 10
+# A transfer that is slower than this many bytes per second is given up, after some
+# seconds.
+MIN_RATE, RATE_SECONDS = 10_000, 30
+_T = TypeVar("_T")
 
 
 class Resource(NamedTuple):
@@ -83,12 +103,34 @@ def cache_dir() -> Path:
 
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path, idx.MAX_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_whole(path: Path, resource: Resource) -> bool:
-    return path.is_file() and sha256(path) == resource.sha256
+def is_whole(path: Path, resource: Resource) -> bool:
+    """Returns whether a file is the registered one."""
+    try:
+        same_size = path.stat().st_size == resource.size
+        return same_size and sha256(path) == resource.sha256
+    except (OSError, UserError):
+        return False
+
+
+def is_published(name: str, index: int, path: Path) -> bool:
+    """Returns whether a file is that of a set of the family, gzipped or unpacked.
+
+    Args:
+      name: the set.
+      index: of the file, in `idx.STEMS`.
+      path: the file.
+    """
+    known = {registered(name)[index].sha256}
+    if name in _UNPACKED:
+        known.add(_UNPACKED[name][index])
+    try:
+        return sha256(path) in known
+    except (OSError, UserError):
+        return False
 
 
 def cached(name: str) -> list[Path] | None:
@@ -100,31 +142,46 @@ def cached(name: str) -> list[Path] | None:
     paths = []
     for resource in registered(name):
         path = folder / resource.name
-        if not _is_whole(path, resource):
+        if not is_whole(path, resource):
             return None
         paths.append(path)
     return paths
 
 
-def reachable(url: str) -> bool:
-    """Returns whether the server of `url` answers within `CONNECT_SECONDS`.
+def _within(seconds: float, call: Callable[[], _T]) -> _T:
+    """Returns `call()`, or raises TimeoutError after `seconds`.
 
-    In a thread of its own, because looking up a name has no timeout.
+    The call has a thread of its own: looking up a name has no timeout, and the timeout
+    of a socket begins anew with each byte.
     """
-    answered = threading.Event()
+    future: concurrent.futures.Future[_T] = concurrent.futures.Future()
 
-    def ask() -> None:
-        request = urllib.request.Request(url, method="HEAD")
-        with contextlib.suppress(OSError, ValueError):
-            # An error is an answer too; the transfer will say what is wrong.
-            with contextlib.suppress(urllib.error.HTTPError):
-                urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
-            answered.set()
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    return answered.is_set()
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds} s") from None
+
+
+def reachable(url: str) -> bool:
+    """Returns whether the server of `url` answers within `CONNECT_SECONDS`."""
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        _within(
+            CONNECT_SECONDS,
+            lambda: urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close(),
+        )
+    except urllib.error.HTTPError:  # The transfer will report this answer.
+        return True
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+    return True
 
 
 def fetch(name: str) -> list[Path]:
@@ -139,53 +196,55 @@ def fetch(name: str) -> list[Path]:
     resources = registered(name)
     if not reachable(resources[0].url):
         raise DownloadError(
-            f"{resources[0].url} cannot be reached: connect to a network, or give the "
+            f"{resources[0].url} cannot be reached; connect to a network, or give the "
             "files with data.dir or FLAXMNIST_DATA_DIR"
         )
     folder = cache_dir() / name
     paths = [folder / resource.name for resource in resources]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, resource in zip(paths, resources, strict=True):
-            if not _is_whole(path, resource):
-                _transfer(resource, path)
+        with partial_folder(folder) as partial:
+            for path, resource in zip(paths, resources, strict=True):
+                if not is_whole(path, resource):
+                    _transfer(resource, partial / path.name)
+                    os.replace(partial / path.name, path)
     except OSError as error:
         raise DownloadError(
-            f"{folder} cannot be written ({error.strerror}): set FLAXMNIST_CACHE_DIR "
-            "to a folder that can"
+            f"{folder} cannot be written ({error.strerror}); set FLAXMNIST_CACHE_DIR "
+            "to a directory that can"
         ) from None
     return paths
 
 
 def _transfer(resource: Resource, path: Path) -> None:
-    digest, size = hashlib.sha256(), 0
-    # A name of its own each time: several processes may fetch at once.
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".partial-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            try:
-                with urllib.request.urlopen(
-                    resource.url, timeout=STALL_SECONDS
-                ) as reply:
-                    while size <= resource.size and (block := reply.read(1 << 16)):
-                        file.write(block)
-                        digest.update(block)
-                        size += len(block)
-            except (OSError, ValueError, EOFError) as error:
-                raise DownloadError(
-                    f"{resource.url} failed after {size:,} of {resource.size:,} bytes "
-                    f"({error}): try again"
-                ) from None
-        if size != resource.size:
-            found = "more than that" if size > resource.size else f"{size:,}"
+    """Downloads a file to `path`; raises DownloadError unless it is the right one."""
+    digest, size, begin = hashlib.sha256(), 0, time.monotonic()
+    with path.open("wb") as file:
+        try:
+            with _within(
+                STALL_SECONDS,
+                lambda: urllib.request.urlopen(resource.url, timeout=STALL_SECONDS),
+            ) as reply:
+                while size <= resource.size and (
+                    block := _within(STALL_SECONDS, lambda: reply.read1(1 << 16))
+                ):
+                    file.write(block)
+                    digest.update(block)
+                    size += len(block)
+                    seconds = time.monotonic() - begin
+                    if seconds > RATE_SECONDS and size < MIN_RATE * seconds:
+                        raise TimeoutError(f"slower than {MIN_RATE:,} bytes per second")
+        except (OSError, ValueError, EOFError, http.client.HTTPException) as error:
             raise DownloadError(
-                f"{resource.url} gave {found} of {resource.size:,} bytes: try again"
-            )
-        if digest.hexdigest() != resource.sha256:
-            raise DownloadError(
-                f"{resource.url} has the SHA-256 {digest.hexdigest()[:12]}…: expected "
-                f"{resource.sha256[:12]}…; the file was not kept"
-            )
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+                f"{resource.url} failed after {size:,} of {resource.size:,} bytes "
+                f"({error}); try again"
+            ) from None
+    if size != resource.size:
+        found = "more than that" if size > resource.size else f"{size:,}"
+        raise DownloadError(
+            f"{resource.url} gave {found} of {resource.size:,} bytes; try again"
+        )
+    if digest.hexdigest() != resource.sha256:
+        raise DownloadError(
+            f"{resource.url} has the SHA-256 {digest.hexdigest()[:12]}…; expected "
+            f"{resource.sha256[:12]}…. The file was not kept"
+        )

@@ -2,28 +2,33 @@
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, cast
 
 import numpy as np
 
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, shown
+from flaxmnist.files import open_regular
+from flaxmnist.memory import available_memory
 
 # The parts of the original distribution, in the order that `read_all` returns them.
 STEMS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 _UBYTE = 0x08
-# Bytes that a gzipped file may hold, a thousand times its own; 1.4 million images.
-MOST_UNPACKED = 1 << 30
+_GZIP_MAGIC = b"\x1f\x8b"
+# Limits in bytes: of a file (175 million images), of the content of a gzipped one (1.4
+# million images), and of a raw file that is read into memory instead of mapped.
+MAX_BYTES, MAX_UNPACKED, MAX_IN_MEMORY = 1 << 37, 1 << 30, 1 << 28
 
 
 def find(directory: Path) -> list[Path]:
     """Returns the four files in `directory`, in either spelling, gzipped or raw.
 
     Raises:
-      UserError: one of them is not there.
+      UserError: one of them is missing.
     """
     paths = []
     for stem in STEMS:
@@ -33,72 +38,109 @@ def find(directory: Path) -> list[Path]:
             for suffix in ("", ".gz")
             for separator in ("-", ".")
         ]
-        found = [directory / name for name in spellings if (directory / name).is_file()]
+        found = [path for name in spellings if os.path.exists(path := directory / name)]
         if not found:
             raise UserError(
-                f"no {spellings[0]} (or .gz) in {directory}: expected the four "
-                "MNIST-format files; set data.dir or FLAXMNIST_DATA_DIR to their folder"
+                f"no {spellings[0]} (or .gz) in {shown(str(directory))}; expected the "
+                "four MNIST-format files. Set data.dir or FLAXMNIST_DATA_DIR to their "
+                "directory"
             )
         paths.append(found[0])
     return paths
 
 
 def read(path: Path, rank: int) -> np.ndarray:
-    """Returns the uint8 array in an IDX file.
+    """Returns the uint8 array in an IDX file, raw or gzipped.
 
-    One that is not gzipped stays on disk, an `np.memmap`: the system reads what is
-    asked for, and forgets it when memory is short.
+    A large raw file stays on disk, as an `np.memmap`: the system reads the pages that
+    are used, and drops them when memory is short.
 
     Args:
-      path: the file; gzipped if its name ends in ``.gz``.
+      path: the file. Its content tells whether it is gzipped, not its name.
       rank: 3 for images, 1 for labels.
 
     Raises:
-      UserError: the file is not IDX, or holds fewer or more bytes than it announces,
-        or announces too many for a gzipped one.
+      UserError: the file is not IDX, its size is not the one in its header, or it does
+        not fit into memory.
     """
-    packed = path.suffix == ".gz"
-    header_size = 4 + 4 * rank
     try:
-        with (gzip.open if packed else open)(path, "rb") as file:
-            header = file.read(header_size)
-            if header[:4] != bytes((0, 0, _UBYTE, rank)) or len(header) < header_size:
-                raise UserError(
-                    f"{path} starts with {header[:4].hex() or 'nothing'}: expected "
-                    f"{bytes((0, 0, _UBYTE, rank)).hex()}, the IDX magic number of "
-                    f"{'images' if rank == 3 else 'labels'}; fetch the file again"
-                )
-            shape = struct.unpack(f">{rank}I", header[4:])
-            if rank == 3 and shape[1:] != (28, 28):
-                raise UserError(
-                    f"{path} holds images of {shape[1]}×{shape[2]}: expected 28×28"
-                )
-            size = math.prod(shape)
-            if packed and size > MOST_UNPACKED:
-                raise UserError(
-                    f"{path} announces {size:,} bytes: expected at most "
-                    f"{MOST_UNPACKED:,} in a gzipped file; unpack it with gunzip"
-                )
-            content = _read_at_most(file, size + 1) if packed else b""
-        found = len(content) if packed else path.stat().st_size - header_size
-        if found == size and not packed:
-            return np.memmap(path, np.uint8, "r", header_size, shape)
+        with open_regular(path, MAX_BYTES) as raw:
+            packed = raw.read(2) == _GZIP_MAGIC
+            raw.seek(0)
+            return _unpack(path, rank, raw) if packed else _read_raw(path, rank, raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
-    if found != size:
         raise UserError(
-            f"{path} holds {'more' if found > size else f'{found:,}'} bytes of data: "
-            f"its header announces {size:,}; fetch the file again"
+            f"{shown(str(path))} cannot be read ({error}); fetch it again"
+        ) from None
+
+
+def _read_raw(path: Path, rank: int, file: BinaryIO) -> np.ndarray:
+    shape = _read_shape(path, rank, file)
+    offset, size = file.tell(), math.prod(shape)
+    if (found := os.fstat(file.fileno()).st_size - offset) != size:
+        raise _wrong_size(path, f"{found:,}", size)
+    if size > MAX_IN_MEMORY:
+        return np.memmap(file, np.uint8, "r", offset, shape)
+    return _to_array(path, file, shape)
+
+
+def _unpack(path: Path, rank: int, file: BinaryIO) -> np.ndarray:
+    with cast(BinaryIO, gzip.GzipFile(fileobj=file)) as unpacked:
+        shape = _read_shape(path, rank, unpacked)
+        size = math.prod(shape)
+        if size > MAX_UNPACKED:
+            raise UserError(
+                f"{shown(str(path))} announces {size:,} bytes; expected at most "
+                f"{MAX_UNPACKED:,} in a gzipped file. Unpack it with gunzip"
+            )
+        # Incompressible data grows by less than this. More is padding without end.
+        if os.fstat(file.fileno()).st_size > size + size // 100 + (1 << 16):
+            raise _wrong_size(path, "more", size)
+        return _to_array(path, unpacked, shape)
+
+
+def _read_shape(path: Path, rank: int, file: BinaryIO) -> tuple[int, ...]:
+    """Returns the shape in the header of an IDX file."""
+    header_size = 4 + 4 * rank
+    header = file.read(header_size)
+    magic = bytes((0, 0, _UBYTE, rank))
+    if header[:4] != magic or len(header) < header_size:
+        raise UserError(
+            f"{shown(str(path))} starts with {header[:4].hex() or 'nothing'}; expected "
+            f"{magic.hex()}, the IDX magic number of "
+            f"{'images' if rank == 3 else 'labels'}. Fetch the file again"
         )
+    shape = struct.unpack(f">{rank}I", header[4:])
+    if rank == 3 and shape[1:] != (28, 28):
+        raise UserError(
+            f"{shown(str(path))} holds images of {shape[1]}×{shape[2]}; expected 28×28"
+        )
+    return shape
+
+
+def _to_array(path: Path, file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads an array, and no more than one byte beyond it."""
+    size = math.prod(shape)
+    if size > (free := available_memory()):
+        raise UserError(
+            f"{shown(str(path))} needs {size:,} bytes of memory; {free:,} are "
+            "available. Unpack it with gunzip: a large raw file stays on disk"
+        )
+    # Do not allocate the announced size before the data is there.
+    content = bytearray()
+    while block := file.read(min(size + 1 - len(content), 1 << 24)):
+        content += block
+    if len(content) != size:
+        found = "more" if len(content) > size else f"{len(content):,}"
+        raise _wrong_size(path, found, size)
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _read_at_most(file: Any, size: int) -> bytearray:
-    # What a header claims is not allocated before it is there.
-    content = bytearray()
-    while block := file.read(min(size - len(content), 1 << 24)):
-        content += block
-    return content
+def _wrong_size(path: Path, found: str, size: int) -> UserError:
+    return UserError(
+        f"{shown(str(path))} holds {found} bytes of data; its header announces "
+        f"{size:,}. Fetch the file again"
+    )
 
 
 def write(folder: Path, stem: str, examples: Iterable[tuple[np.ndarray, int]]) -> None:
@@ -139,12 +181,13 @@ def read_all(paths: list[Path]) -> list[np.ndarray]:
     for images, labels in ((0, 1), (2, 3)):
         if len(arrays[images]) != len(arrays[labels]):
             raise UserError(
-                f"{paths[images]} holds {len(arrays[images]):,} images but "
-                f"{paths[labels]} {len(arrays[labels]):,} labels: expected as many"
+                f"{shown(str(paths[images]))} holds {len(arrays[images]):,} images and "
+                f"{paths[labels].name} {len(arrays[labels]):,} labels; expected equal "
+                "numbers"
             )
         if arrays[labels].max(initial=0) > 9:
             raise UserError(
-                f"{paths[labels]} holds the label {arrays[labels].max()}: "
+                f"{shown(str(paths[labels]))} holds the label {arrays[labels].max()}; "
                 "expected labels from 0 to 9"
             )
     return arrays

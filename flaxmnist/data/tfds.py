@@ -1,13 +1,12 @@
 """Data sets prepared by TensorFlow Datasets, read without TensorFlow where possible."""
 
-import contextlib
 import hashlib
 import importlib.util
 import io
 import json
 import os
 import shutil
-import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.checks import UserError, did_you_mean, shown
 from flaxmnist.data import idx
 from flaxmnist.data.download import DownloadError, cache_dir, reachable, registered
+from flaxmnist.files import open_regular, partial_folder, read_bytes
+
+_RECORD = "source.json"
+# Bytes of a description in JSON.
+_MAX_JSON = 1 << 24
+_INVALID = (OSError, ValueError, LookupError, TypeError, RecursionError, UserError)
 
 
 def prepared(name: str, directory: str | None) -> Path | None:
@@ -31,11 +36,11 @@ def prepared(name: str, directory: str | None) -> Path | None:
     folders = []
     for info in Path(os.path.expanduser(base), name).glob("*/dataset_info.json"):
         try:
-            description = json.loads(info.read_text())
+            description = json.loads(read_bytes(info, _MAX_JSON))
             version = tuple(int(part) for part in info.parent.name.split("."))
             if description["fileFormat"] == "array_record":
                 folders.append((version, info.parent))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except _INVALID:
             continue
     return max(folders)[1] if folders else None
 
@@ -85,25 +90,32 @@ def _check_features(features: Any, where: Path | str) -> None:
 def read(folder: Path) -> list[np.ndarray]:
     """Returns train images, train labels, test images, test labels of a prepared set.
 
-    They are decoded into IDX files in the cache, some thousand images a second, and
-    read from there. What the folder says of itself is not asked, so that nothing of it
-    is imported or believed.
+    They are decoded into IDX files in the cache, some thousand images per second, and
+    read from there. The features that the folder describes are not used: nothing of
+    them is imported or trusted.
 
     Raises:
-      UserError: the set is not of 28×28×1 images with at most ten labels, it is
+      UserError: the set does not have 28×28×1 images with at most ten labels, it is
         damaged, or the cache cannot be written.
     """
-    identity = f"{folder.resolve()}{(folder / 'dataset_info.json').read_text()}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     cache = cache_dir() / "tfds" / f"{folder.parent.name}-{digest}"
-    with contextlib.suppress(UserError):  # There is none, or it is damaged.
-        return idx.read_all(idx.find(cache))
+    source = _identity(folder)
     try:
-        shutil.rmtree(cache, ignore_errors=True)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as partial:
+        arrays = idx.read_all(idx.find(cache))
+        if json.loads(read_bytes(cache / _RECORD, _MAX_JSON)) == _record(
+            source, arrays
+        ):
+            return arrays
+    except _INVALID:  # Missing or damaged: convert the set again.
+        pass
+    try:
+        with partial_folder(cache.parent) as partial:
             for split, stem in (("train", "train"), ("test", "t10k")):
-                idx.write(Path(partial), stem, _examples(folder, split))
+                idx.write(partial, stem, _examples(folder, split))
+            arrays = idx.read_all(idx.find(partial))
+            (partial / _RECORD).write_text(json.dumps(_record(source, arrays)))
+            shutil.rmtree(cache, ignore_errors=True)
             try:
                 os.rename(partial, cache)
             except OSError:
@@ -111,10 +123,24 @@ def read(folder: Path) -> list[np.ndarray]:
                     raise
     except OSError as error:
         raise UserError(
-            f"{cache.parent} cannot be written ({error.strerror}): set "
-            "FLAXMNIST_CACHE_DIR to a folder that can"
+            f"{cache.parent} cannot be written ({error.strerror}); set "
+            "FLAXMNIST_CACHE_DIR to a directory that can"
         ) from None
-    return idx.read_all(idx.find(cache))
+    return arrays
+
+
+def _identity(folder: Path) -> list[list[Any]]:
+    """Returns name, size and time of change of each file of examples."""
+    files = []
+    for path in sorted(folder.glob("*.array_record-*")):
+        status = path.stat()
+        files.append([path.name, status.st_size, status.st_mtime_ns])
+    return files
+
+
+def _record(source: list[list[Any]], arrays: list[np.ndarray]) -> dict[str, Any]:
+    """Returns what the cache says of itself: its source, and its checksums."""
+    return {"source": source, "crc32": [zlib.crc32(array.data) for array in arrays]}
 
 
 def _examples(folder: Path, split: str) -> Iterator[tuple[np.ndarray, int]]:
@@ -125,10 +151,13 @@ def _examples(folder: Path, split: str) -> Iterator[tuple[np.ndarray, int]]:
     paths = sorted(folder.glob(f"*-{split}.array_record-*-of-*"))
     if not paths or not paths[0].name.endswith(f"-of-{len(paths):05d}"):
         raise UserError(
-            f"{folder} holds {len(paths)} files of the split {split}: expected all of "
-            "train and test; prepare it again"
+            f"{shown(str(folder))} holds {len(paths)} files of the split {split}; "
+            "expected all of train and test. Prepare it again"
         )
     try:
+        for path in paths:
+            with open_regular(path, idx.MAX_BYTES):
+                pass
         for record in ArrayRecordDataSource(paths):
             feature = tf_example_pb2.Example.FromString(record).features.feature
             file = io.BytesIO(feature["image"].bytes_list.value[0])

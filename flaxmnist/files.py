@@ -1,0 +1,90 @@
+"""Files that others may have written: opened with limits, and made under a lock."""
+
+import contextlib
+import io
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from flaxmnist.checks import UserError, shown
+
+_PARTIAL = ".partial-"
+
+
+@contextlib.contextmanager
+def open_regular(
+    path: str | os.PathLike[str], max_bytes: int
+) -> Iterator[io.BufferedReader]:
+    """Opens a regular file of at most `max_bytes` for binary reading.
+
+    A FIFO could block the reader forever, and a device has no end.
+
+    Raises:
+      UserError: the path is not a regular file, or the file is too large.
+      OSError: the file cannot be opened.
+    """
+
+    def without_waiting(name: str, flags: int) -> int:
+        # Otherwise opening a FIFO waits for a writer.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(os.fspath(path), "rb", opener=without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{shown(os.fspath(path))} is not a regular file")
+        if status.st_size > max_bytes:
+            raise UserError(
+                f"{shown(os.fspath(path))} has {status.st_size:,} bytes; expected at "
+                f"most {max_bytes:,}"
+            )
+        yield file
+
+
+def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """Returns the content of a regular file of at most `max_bytes`.
+
+    Raises:
+      UserError, OSError: as :func:`open_regular`.
+    """
+    with open_regular(path, max_bytes) as file:
+        return file.read(max_bytes)
+
+
+@contextlib.contextmanager
+def partial_folder(parent: Path) -> Iterator[Path]:
+    """Makes a folder in `parent` for incomplete files, and deletes it afterwards.
+
+    Folders of killed processes are deleted first: their locks ended with them.
+
+    Raises:
+      OSError: the folder cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with _locked(parent):
+            for left in parent.glob(f"{_PARTIAL}*"):
+                with _locked(left, wait=False) as locked:
+                    if locked:
+                        shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=parent))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(_locked(folder))
+        yield folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Locks a folder; yields False where another process or the system prevents it."""
+    with contextlib.ExitStack() as stack:
+        locked = False
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
+        yield locked
