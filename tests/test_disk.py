@@ -1,6 +1,7 @@
 """Data that is larger than memory: it stays on disk."""
 
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -8,11 +9,18 @@ import numpy as np
 import pytest
 from test_data import NAMES, write_idx
 
-from flaxmnist import data
-from flaxmnist.data import HostFeed
+from flaxmnist import data, memory
+from flaxmnist.checks import UserError
+from flaxmnist.data import DeviceFeed, HostFeed, batches, idx
 
 
-def test_files_that_are_not_gzipped_stay_on_disk(tmp_path, mesh):
+@pytest.fixture
+def any_size(monkeypatch):
+    """Files of any size are large: raw ones stay on disk."""
+    monkeypatch.setattr(idx, "MAX_IN_MEMORY", 0)
+
+
+def test_files_that_are_not_gzipped_stay_on_disk(tmp_path, mesh, any_size):
     write_idx(tmp_path / "raw")
     write_idx(tmp_path / "packed", compress=True)
     raw, packed = (
@@ -29,6 +37,51 @@ def test_files_that_are_not_gzipped_stay_on_disk(tmp_path, mesh):
     for name in ("image", "label"):
         for one, other in zip(batches[:2], batches[2:], strict=True):
             np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_file_that_shrinks_in_use_is_reported(tmp_path, mesh, any_size):
+    write_idx(tmp_path, counts=(24_000, 12))
+    train = data.load("mnist", "idx", str(tmp_path)).train
+    slabs = HostFeed(train, 1_000, mesh, seed=0).spans(0, 100)
+    next(slabs)
+    os.truncate(tmp_path / NAMES[0], 1_000_000)
+    # The first two slabs were read before.
+    with pytest.raises(UserError, match=r"ubyte shrank from .* to 1,000,000 bytes"):
+        list(slabs)
+
+
+def test_a_small_file_is_not_needed_any_more(tmp_path, mesh):
+    images, *_ = write_idx(tmp_path)
+    dataset = data.load("mnist", "idx", str(tmp_path))
+    os.truncate(tmp_path / NAMES[0], 0)
+    np.testing.assert_array_equal(dataset.train.images, images[2:])
+
+
+def test_data_that_does_not_fit_the_devices_is_refused(synthetic, mesh, monkeypatch):
+    needed = 788 * len(synthetic.train)
+    monkeypatch.setattr(batches, "available_memory", lambda: needed)
+    with pytest.raises(UserError, match=r"set data\.placement=host"):
+        DeviceFeed(synthetic.train, 80, mesh, seed=0)
+    next(HostFeed(synthetic.train, 80, mesh, seed=0).spans(0, 1))
+    monkeypatch.setattr(batches, "available_memory", lambda: 2 * needed)
+    next(DeviceFeed(synthetic.train, 80, mesh, seed=0).spans(0, 1))
+
+
+@pytest.mark.parametrize("version", ["", "memory"])
+def test_a_control_group_limits_memory(tmp_path, monkeypatch, version):
+    folder, limit, usage, prefix = memory._VERSIONS[version]
+    for name, content in (
+        (limit, "5000000"),
+        (usage, "4000000"),
+        ("memory.stat", f"anon 1\n{prefix}active_file 100\n{prefix}inactive_file 20\n"),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text(content)
+    groups = tmp_path / "cgroup"
+    groups.write_text(f"9:name=systemd:/\n4:{version}:/a/b\n")
+    monkeypatch.setattr(memory, "_ROOT", tmp_path)
+    monkeypatch.setattr(memory, "_OWN", groups)
+    assert memory.available_memory() == 1_000_120
 
 
 def anonymous_megabytes():

@@ -19,13 +19,17 @@ from flax import struct
 from jax.sharding import Mesh
 
 from flaxmnist import sharding
+from flaxmnist.checks import UserError
 from flaxmnist.data.sources import Split
+from flaxmnist.memory import available_memory
 
 PADDING = -1
 # Bytes of images that the host path sends at once.
 SLAB_BYTES = 8 << 20
 # A disk is asked for each image alone, and answers many sooner at once.
 READERS = 16
+# Of the memory that is available, for the data on the devices.
+MAX_SHARE = 0.8
 _readers = concurrent.futures.ThreadPoolExecutor(READERS, "flaxmnist-read")
 
 
@@ -128,6 +132,26 @@ class _Order:
         return rows.reshape(self.steps_per_epoch, self.batch_size)
 
 
+def _check_fits(split: Split, mesh: Mesh) -> None:
+    """Raises UserError if the devices of this process cannot hold a split each."""
+    size = 788 * len(split)
+    devices = mesh.local_devices
+    if devices[0].platform == "cpu":
+        size, free = size * len(devices), available_memory()
+    else:
+        stats = [device.memory_stats() or {} for device in devices]
+        rooms = [
+            s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s
+        ]
+        free = min(rooms, default=size * 2)
+    # The rest is for the model and for what a step computes.
+    if size > MAX_SHARE * free:
+        raise UserError(
+            f"data.placement='device': {len(split):,} images need {size / 1e9:.1f} GB "
+            f"of memory, and {free / 1e9:.1f} GB are available; set data.placement=host"
+        )
+
+
 class DeviceFeed:
     """Keeps the split on the devices; an epoch needs its order alone.
 
@@ -144,6 +168,7 @@ class DeviceFeed:
     ):
         everywhere = sharding.replicated(mesh)
         self._mesh = mesh
+        _check_fits(split, mesh)
         self._images = sharding.put(split.images.reshape(-1, 784), everywhere)
         self._labels = sharding.put(split.labels.astype(np.int32), everywhere)
         self._start(_Order(len(split), batch_size, seed))
@@ -175,6 +200,26 @@ class DeviceFeed:
             start = end
 
 
+def _mapped(array: np.ndarray) -> mmap.mmap | None:
+    """Returns the mapping of an array on disk, None for one in memory."""
+    return getattr(array, "_mmap", None)
+
+
+def _check_whole(split: Split) -> None:
+    """Raises UserError if a file of the split is shorter than it was.
+
+    Reading beyond its end would kill the process with SIGBUS.
+    """
+    for array in (split.images, split.labels):
+        mapped = _mapped(array)
+        if mapped and mapped.size() < len(mapped):
+            name = getattr(array, "filename", "")
+            raise UserError(
+                f"{name} shrank from {len(mapped):,} to {mapped.size():,} bytes while "
+                "it was in use; restore the file, and give the same command to resume"
+            )
+
+
 def _gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Returns `images[rows]`, the first for those that are padding."""
     out = np.empty((rows.size, *images.shape[1:]), images.dtype)
@@ -200,7 +245,7 @@ class HostFeed:
     ):
         self._split, self._mesh = split, mesh
         # Else thirty times as much would be read, in the hope that it is wanted next.
-        mapped = getattr(split.images, "_mmap", None)
+        mapped = _mapped(split.images)
         if seed is not None and mapped and hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
         self._order = _Order(len(split), batch_size, seed)
@@ -234,12 +279,16 @@ class HostFeed:
             )
 
         first = np.int32(epoch * self.steps_per_epoch + begin)
-        return HostBatches(
+        _check_whole(self._split)
+        batches = HostBatches(
             images=send(self._split.images.reshape(-1, 784), np.uint8),
             labels=send(self._split.labels, np.int32),
             mask=sharding.put(rows != PADDING, over_data),
             first=sharding.put(first, sharding.replicated(self._mesh)),
         )
+        # The rest of the last page of a shortened file reads as zeros.
+        _check_whole(self._split)
+        return batches
 
     def _slab(self, epoch: int, index: int) -> HostBatches:
         following = (epoch, index + 1)
