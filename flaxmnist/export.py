@@ -39,11 +39,6 @@ Takes a run's best model away, checked against the checkpoint, with a model card
 PLATFORMS = ("cpu", "cuda", "tpu")
 # The largest difference of a logit, over so many test images, that is none.
 TOLERANCE, CHECKED = 1e-4, 1_000
-_DATA_LICENCES = {
-    "mnist": "CC BY-SA 3.0 (Yann LeCun and Corinna Cortes)",
-    "fashion_mnist": "MIT (Zalando SE)",
-    "kmnist": "CC BY-SA 4.0 (ROIS-CODH)",
-}
 Logits = Callable[[np.ndarray], np.ndarray]
 
 
@@ -188,16 +183,23 @@ python predict.py images.npy    # uint8 [count, 28, 28]; NumPy alone is needed
 
 
 def _card(
-    name: str, summary: dict[str, Any], best: str, difference: float, count: int
+    name: str,
+    summary: dict[str, Any],
+    licence: str | None,
+    best: str,
+    difference: float,
+    count: int,
 ) -> str:
     dataset, test = summary["dataset"], summary["test"]
     low, high = analysis.interval(
         round(test["accuracy"] * test["count"]), test["count"]
     )
-    licence = _DATA_LICENCES.get(dataset["name"], "see its own")
+    # Without published files, the name is only what the user called the data.
+    trained_on = dataset["name"] if licence else f"data named {dataset['name']}"
+    rights = f"is {licence}" if licence else "is not known"
     versions = ", ".join(f"{name} {v}" for name, v in summary["versions"].items())
     return f"""\
-# {summary["model"]["name"]}, trained on {dataset["name"]}
+# {summary["model"]["name"]}, trained on {trained_on}
 
 {summary["model"]["parameters"]:,} parameters. Test accuracy **{test["accuracy"]:.2%}**
 (95 %: {low:.2%} to {high:.2%}, {test["count"]:,} images), by the checkpoint of step
@@ -217,8 +219,8 @@ classified, too, and wrongly: there is no class for what is no digit.
 ## Where it comes from
 
 Data: {dataset["name"]} ({dataset["source"]}), {dataset["counts"]["train"]:,} images,
-fingerprint {dataset["fingerprint"]}. Its licence: {licence}. Trained with flaxmnist
-(Apache-2.0); {versions}.
+fingerprint {dataset["fingerprint"]}. The licence of the images {rights}.
+Trained with flaxmnist (Apache-2.0); {versions}.
 
 Checked against the checkpoint on {count:,} test images: the largest difference of a
 logit was {difference:.1e}.
@@ -274,7 +276,8 @@ def export(
         )
         if not difference <= TOLERANCE:
             raise ParityError(f"expected at most {TOLERANCE:.0e}; nothing was kept")
-        card = _card(name, summary, best, difference, len(images))
+        licence = run.dataset.licence
+        card = _card(name, summary, licence, best, difference, len(images))
         (partial / "README.md").write_text(card)
         former = folder.with_name(f"{name}.former-{os.getpid()}")
         if folder.exists():

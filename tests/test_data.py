@@ -1,5 +1,6 @@
 """Where images come from, the splits, and the order they are seen in."""
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -52,7 +53,7 @@ def test_a_gzipped_file_is_not_unpacked_beyond_a_gigabyte(tmp_path):
     path = tmp_path / "images.gz"
     header = struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 28, 28)
     path.write_bytes(gzip.compress(header + bytes(1 << 20)))
-    with pytest.raises(UserError, match="1,683,627,180,032 bytes: expected at most"):
+    with pytest.raises(UserError, match="1,683,627,180,032 bytes; expected at most"):
         idx.read(path, 3)
     # What is announced is less than what comes: no more than that is unpacked.
     header = struct.pack(">4B3I", 0, 0, 8, 3, 1, 28, 28)
@@ -66,7 +67,7 @@ def test_a_gzipped_file_is_not_unpacked_beyond_a_gigabyte(tmp_path):
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("dotted", [False, True])
-@pytest.mark.parametrize("inside", ["", "MNIST/raw", "mnist"])
+@pytest.mark.parametrize("inside", ["", "MNIST/raw", "raw", "mnist"])
 def test_idx_files_in_every_spelling(tmp_path, compress, dotted, inside):
     names = [name.replace("-idx", ".idx") for name in NAMES] if dotted else NAMES
     arrays = write_idx(tmp_path / inside, names, compress=compress)
@@ -78,15 +79,55 @@ def test_idx_files_in_every_spelling(tmp_path, compress, dotted, inside):
     np.testing.assert_array_equal(dataset.test.images, arrays[2])
 
 
+@pytest.mark.parametrize("labels", [np.arange(240) // 24, np.arange(240) // 120])
+def test_sorted_data_is_split_by_class(tmp_path, labels):
+    labels = labels.astype(np.uint8)
+    images = np.arange(240 * 196, dtype=np.uint32).view(np.uint8).reshape(240, 28, 28)
+    save_idx(tmp_path, [images, labels, images[:9], labels[:9]])
+    dataset = data.load("mnist", "idx", str(tmp_path))
+    assert "the validation split is drawn from each class" in dataset.warning
+    train, validation = dataset.train, dataset.validation
+    assert dataset.counts == {"train": 220, "validation": 20, "test": 9}
+    twelfth = np.bincount(labels) / 12
+    assert np.abs(np.bincount(validation.labels) - twelfth).max() < 1
+    # Each example is in one of them, with its own label.
+    found = {
+        image.tobytes(): label
+        for split in (train, validation)
+        for image, label in zip(split.images, split.labels, strict=True)
+    }
+    assert found == {
+        image.tobytes(): label for image, label in zip(images, labels, strict=True)
+    }
+
+
+def test_the_licence_is_that_of_the_published_files(tmp_path):
+    write_idx(tmp_path)
+    assert data.load("mnist", "idx", str(tmp_path)).licence is None
+    assert "CC BY-SA 3.0" in data.load("mnist", "bundled").licence
+
+
+def test_mnist_has_its_licence_however_it_is_stored(mnist_dir, tmp_path):
+    assert "CC BY-SA 3.0" in data.load("mnist", "idx", str(mnist_dir)).licence
+    for name in NAMES:
+        packed = (mnist_dir / f"{name}.gz").read_bytes()
+        (tmp_path / name).write_bytes(gzip.decompress(packed))
+    dataset = data.load("mnist", "idx", str(tmp_path))
+    assert "CC BY-SA 3.0" in dataset.licence
+    with pytest.raises(UserError, match="belongs to mnist, not to kmnist"):
+        data.load("kmnist", "idx", str(tmp_path))
+
+
 def test_mnist_has_the_tutorials_splits(mnist_dir):
     dataset = data.load("mnist", "idx", str(mnist_dir))
     assert dataset.counts == {"train": 55_000, "validation": 5_000, "test": 10_000}
     assert list(dataset.validation.labels[:5]) == [5, 0, 4, 1, 9]
     assert list(dataset.test.labels[:5]) == [7, 2, 1, 0, 4]
+    assert dataset.warning is None
 
 
 def test_a_folder_of_another_set_is_refused(mnist_dir):
-    with pytest.raises(UserError, match="is of mnist: expected fashion_mnist"):
+    with pytest.raises(UserError, match="belongs to mnist, not to fashion_mnist"):
         data.load("fashion_mnist", "idx", str(mnist_dir))
 
 
@@ -139,6 +180,14 @@ def test_host_and_device_yield_the_same_batches(synthetic, monkeypatch, devices)
 # Downloads, from a server on this machine.
 
 
+def drip(write):
+    """Sends a byte now and then, until nobody listens."""
+    with contextlib.suppress(OSError):
+        while True:
+            write(b"x")
+            time.sleep(0.01)
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Serves files, as its `behaviour` says: whole, slow, cut or wrong."""
 
@@ -148,8 +197,18 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.server.behaviour == "headers drip":
+            drip(self.wfile.write)
+        elif self.server.behaviour == "garbage":
+            self.wfile.write(b"garbage\r\n\r\n")
+        else:
+            super().do_GET()
+
     def copyfile(self, source, outputfile):
         content, behaviour = source.read(), self.server.behaviour
+        if behaviour == "drips":
+            drip(outputfile.write)
         self.server.requests.append(self.path)
         if behaviour == "wrong":
             content = bytes(len(content))
@@ -228,6 +287,25 @@ def test_a_bad_download_is_never_taken_for_a_file(serve, files, behaviour, said)
     assert "BUNDLED SUBSET" in dataset.warning
     server.behaviour = "whole"
     assert data.load("mnist", "auto").counts["train"] == 22
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("drips", "slower than 10,000 bytes per second"),
+        ("headers drip", "no answer within 0.3 s"),
+        ("garbage", "failed after 0 of"),
+    ],
+)
+def test_a_server_that_never_ends_is_given_up(
+    serve, files, monkeypatch, behaviour, said
+):
+    monkeypatch.setattr(download, "RATE_SECONDS", 0.1)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
+    serve(files, behaviour)
+    with pytest.raises(UserError, match=said):
+        data.load("mnist", "tfds")
+    assert list((download.cache_dir() / "mnist").iterdir()) == []
 
 
 def test_a_cached_file_that_changed_is_fetched_again(serve, files):

@@ -109,6 +109,10 @@ def test_the_card_says_what_the_model_is(workdir):
     assert f"{summary['model']['parameters']:,} parameters" in card
     for part in ("28×28", "centre of mass", "licence", "fingerprint", "flaxmnist 0."):
         assert part in card
+    assert "The licence of the images is that of flaxmnist" in card
+    card = export._card("numpy", summary, None, "the best", 0, 7)
+    assert "trained on data named synthetic" in card
+    assert "The licence of the images is not known" in card
 
 
 def test_what_differs_is_not_kept(workdir, monkeypatch, capsys):

