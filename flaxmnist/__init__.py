@@ -1,4 +1,8 @@
-"""Functional MNIST training in JAX and Flax: pure, sharded, resumable."""
+"""Functional MNIST training in JAX and Flax: pure, sharded, resumable.
+
+`__all__` lists the public names and modules. A public module lists its own public names
+in its `__all__`. Every other name may change in any release.
+"""
 
 import lazy_loader
 

@@ -10,6 +10,7 @@ from .models import CNN as CNN
 from .models import MLP as MLP
 from .models import SoftmaxRegression as SoftmaxRegression
 from .predict import predict_images as predict_images
+from .restore import load_state as load_state
 from .state import TrainState as TrainState
 from .state import create_state as create_state
 from .steps import eval_step as eval_step

@@ -17,6 +17,14 @@ from flaxmnist.checks import UserError, did_you_mean
 from flaxmnist.data.batches import FEEDS
 from flaxmnist.data.sources import SOURCES, SPLITS
 
+__all__ = [
+    "load",
+    "make_config",
+    "override",
+    "resolve",
+    "variant",
+]
+
 # Characters of an override that are parsed.
 _LONGEST = 1_000
 TENSORS = ("probabilities", "logits", "classes")

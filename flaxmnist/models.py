@@ -25,6 +25,13 @@ from flaxmnist.checks import (
 )
 from flaxmnist.inputs import NUM_CLASSES, as_images
 
+__all__ = [
+    "CNN",
+    "MLP",
+    "SoftmaxRegression",
+    "scale",
+]
+
 Images = Shaped[Array | np.ndarray, "batch ..."]
 Logits = Float[Array, "batch 10"]
 

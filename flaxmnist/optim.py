@@ -14,6 +14,8 @@ from flaxmnist.checks import (
     real,
 )
 
+__all__ = ["build", "build_schedule"]
+
 OPTIMIZERS = {
     "sgd": (optax.sgd, ("momentum", "nesterov")),
     "adam": (optax.adam, ()),

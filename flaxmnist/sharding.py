@@ -17,6 +17,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from flaxmnist.checks import UserError, kind_of
 
+__all__ = [
+    "Layout",
+    "make_mesh",
+    "placement",
+    "put_tree",
+    "replicated",
+    "split_over_data",
+]
+
 # The dimension that the axis "model" splits, by the end of a parameter's name. Dense
 # layers are taken in pairs: the first is split by its outputs, the second by its
 # inputs, which are there already, so that one sum is sent a pair (Shoeybi et al., 2019,

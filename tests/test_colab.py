@@ -1,16 +1,23 @@
 """The notebooks run from top to bottom, shortened by their one parameter."""
 
+import ast
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from test_data import save_idx
 
+import flaxmnist
 from flaxmnist import data
 
-FOLDER = Path(__file__).parents[1] / "colab"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "colab"
 SHORT = {
     "quickstart": "num_epochs = 0.25",
     "from_tensorflow": "num_steps = 40",
@@ -31,6 +38,16 @@ def few_images(tmp_path_factory):
     return folder
 
 
+def shortened(name: str) -> nbformat.NotebookNode:
+    """Returns a notebook with its parameter replaced by a small one."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    (parameters,) = [
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())
+    ]
+    parameters.source = SHORT[name]
+    return notebook
+
+
 # Those that take the longest to compile have a run of their own.
 @pytest.mark.parametrize(
     "name",
@@ -44,11 +61,7 @@ def few_images(tmp_path_factory):
 def test_a_notebook_runs_from_top_to_bottom(name, few_images, tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(few_images))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    (parameters,) = [
-        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())
-    ]
-    parameters.source = SHORT[name]
+    notebook = shortened(name)
     client = NotebookClient(
         notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}
     )
@@ -76,3 +89,67 @@ def test_a_notebook_is_committed_with_the_outputs_of_a_real_run(name):
 
 def test_every_notebook_is_tested():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SHORT)
+
+
+def code_of(document: str) -> str:
+    """Returns the Python code of a notebook or of a Markdown file."""
+    path = ROOT / document
+    if path.suffix == ".md":
+        return "\n".join(
+            re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+        )
+    cells = nbformat.read(path, as_version=4).cells
+    source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    return TransformerManager().transform_cell(source)
+
+
+def own_names(code: str) -> Iterator[str]:
+    """Yields each name of flaxmnist that code uses, such as ``flaxmnist.data.load``."""
+    bound: dict[str, str] = {}
+    nodes = list(ast.walk(ast.parse(code)))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.name if alias.asname else alias.name.split(".")[0]
+                bound[alias.asname or name] = name
+    dotted = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    for name in dotted | bound.keys():
+        root, dot, rest = name.partition(".")
+        full = bound.get(root, root) + dot + rest
+        if re.fullmatch(r"flaxmnist(\.\w+)+", full):
+            yield full
+
+
+def is_public(name: str) -> bool:
+    """Returns whether every module on the way lists the next part in `__all__`."""
+    value = flaxmnist
+    for part in name.split(".")[1:]:
+        if isinstance(value, ModuleType):
+            if part not in value.__all__:
+                return False
+            value = getattr(value, part)
+    return True
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", *(f"colab/{n}.ipynb" for n in SHORT)]
+)
+def test_a_document_uses_public_names_only(document):
+    names = set(own_names(code_of(document)))
+    assert "flaxmnist.load" in names
+    assert [name for name in sorted(names) if not is_public(name)] == []
+
+
+def test_a_private_name_in_a_document_is_found():
+    code = (
+        "import flaxmnist as f; from flaxmnist import data; data.load; f.restore.begin"
+    )
+    assert {name: is_public(name) for name in own_names(code)} == {
+        "flaxmnist.data": True,
+        "flaxmnist.data.load": True,
+        "flaxmnist.restore": False,
+        "flaxmnist.restore.begin": False,
+    }
