@@ -20,7 +20,8 @@ from PIL import Image
 
 from flaxmnist import cli
 from flaxmnist.checks import UserError
-from flaxmnist.preprocess import Picture, prepare
+from flaxmnist.pictures import Picture
+from flaxmnist.preprocess import prepare
 from flaxmnist.restore import load_state
 from flaxmnist.state import TrainState
 from flaxmnist.steps import predict_step

@@ -24,7 +24,8 @@ from PIL import Image
 from flaxmnist import cli
 from flaxmnist.checks import UserError, path_of, printable
 from flaxmnist.inputs import IMAGE_SHAPE
-from flaxmnist.preprocess import MOST_PIXELS, Picture, Prepared, prepare
+from flaxmnist.pictures import MAX_FILE_BYTES, Picture
+from flaxmnist.preprocess import Prepared, prepare
 from flaxmnist.restore import load_state
 from flaxmnist.state import TrainState
 from flaxmnist.steps import predict_step
@@ -77,21 +78,42 @@ class Prediction:
 
 
 def predict_images(
-    pictures: Iterable[Picture], run: TrainState | str | Path
+    pictures: Iterable[Picture] | Picture, run: TrainState | str | Path
 ) -> list[Prediction]:
-    """Returns what a trained model says of pictures.
+    """Returns a trained model's predictions of pictures.
 
     Args:
-      pictures: each a path, an open file, a Pillow image, or an array; see
-        :func:`flaxmnist.preprocess.prepare`.
+      pictures: each a path, an open file, the bytes of a file, a Pillow image, or an
+        array; see :func:`flaxmnist.preprocess.prepare`. Or an array of several,
+        `[count, height, width]` or `[count, height, width, 1 to 4]`. Or one picture.
       run: the folder of a run, of which the best checkpoint on validation is taken, or
         a state.
 
     Raises:
-      UserError: there is no such run, or one of the pictures is none.
+      UserError: the run does not exist, or one of the pictures is not a picture.
     """
     state = run if isinstance(run, TrainState) else load_state(run)
-    return predict_prepared([prepare(picture) for picture in pictures], state)
+    prepared = [prepare(picture) for picture in _several(pictures)]
+    return predict_prepared(prepared, state)
+
+
+def _several(pictures: Any) -> Iterable[Picture]:
+    """Returns pictures one by one; a single one is the only one."""
+    single = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
+    if isinstance(pictures, single) or hasattr(pictures, "read"):
+        return [pictures]
+    if hasattr(pictures, "__array__"):
+        array = np.asarray(pictures)
+        if array.ndim == 2 and array.shape[1] == 784 != array.shape[0]:
+            raise UserError(
+                f"array of shape {list(array.shape)}; expected [count, height, width]. "
+                "For flat images, use array.reshape(-1, 28, 28)"
+            )
+        several = array.ndim > 3 or (array.ndim == 3 and array.shape[2] > 4)
+        return array if several else [array]
+    if not isinstance(pictures, Iterable):
+        return [pictures]  # Which is refused as a picture.
+    return pictures
 
 
 def predict_prepared(
@@ -143,8 +165,7 @@ def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Pre
         try:
             source: Any = file
             if file == "-":
-                # No picture is larger, however it is stored.
-                source = io.BytesIO(sys.stdin.buffer.read(8 * MOST_PIXELS))
+                source = io.BytesIO(sys.stdin.buffer.read(MAX_FILE_BYTES))
                 source.name = "standard input"
             yield file, prepare(source)
         except UserError as error:

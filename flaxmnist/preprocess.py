@@ -9,34 +9,23 @@ a camera's note, or as thin lines on nothing.
 
 import dataclasses
 import math
-import os
 from collections.abc import Collection
-from typing import IO
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageFile, ImageOps
+from jaxtyping import UInt8
+from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import skeletonize
 
-from flaxmnist.checks import UserError, printable
+from flaxmnist.pictures import SIDE, Gray, Picture, as_gray
 
 # What is done, in this order; see `prepare`.
 STEPS = ("light", "invert", "clean", "crop", "thicken", "center")
-# Only these are tried: some of Pillow's readers start other programs.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
-MOST_PIXELS, MOST_SCANS = 64_000_000, 50
-# The longer side while it is looked at: enough for thin strokes.
-SIDE = 256
 # As MNIST's: of the digit, of the picture, and the width of its strokes.
 BOX, SIZE, STROKE = 20, 28, 2.4
 # Of the whole range from black to white, and of the noise around it.
 LEAST_CONTRAST, LEAST_SIGNAL = 0.06, 4.0
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-
-Gray = Float[np.ndarray, "height width"]
-Picture = str | os.PathLike[str] | IO[bytes] | Image.Image | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +50,13 @@ def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
     the width that MNIST's have, and ``center`` puts the centre of mass in the middle.
 
     Args:
-      picture: a path, an open file, a Pillow image, or an array: `[height, width]` or
-        `[height, width, 1 to 4]`, unsigned integers, or floating point in [0, 1].
+      picture: a path, an open file, the bytes of a file, a Pillow image, or an array:
+        `[height, width]` or `[height, width, 1 to 4]`, bool, unsigned integers up to
+        the maximum of their dtype, or floating point in [0, 1].
       steps: those to take; all, but to find out what each is good for.
 
     Raises:
-      UserError: it is no picture.
+      UserError: it is not a picture.
     """
     gray = _shrink(as_gray(picture))
     ink = _subtract_paper(gray, "light" in steps)
@@ -104,94 +94,6 @@ def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
 
 def _nothing() -> Prepared:
     return Prepared(np.zeros((SIZE, SIZE), np.uint8), ("nothing is drawn",))
-
-
-def as_gray(picture: Picture) -> Gray:
-    """Returns how light a picture is, float32 from 0 to 1.
-
-    The arguments and errors are those of :func:`prepare`. What is transparent is as
-    paper to what is drawn on it: white if that is dark, black if it is light.
-    """
-    if isinstance(picture, np.ndarray):
-        return _gray_of_array(picture)
-    name = printable(str(getattr(picture, "name", picture)))
-    try:
-        if isinstance(picture, Image.Image):
-            return _gray_of_image(picture)
-        with Image.open(picture, formats=FORMATS) as image:
-            # A progressive JPEG is decoded as often as it has scans, usually ten.
-            if image.info.get("progressive") and _count_scans(image) > MOST_SCANS:
-                raise UserError(
-                    f"{name} has more than {MOST_SCANS} scans: save it in another way"
-                )
-            # JPEG alone, which can be read at an eighth of its size.
-            if math.prod(image.size) <= MOST_PIXELS:
-                image.draft(None, (SIDE, SIDE))
-            return _gray_of_image(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(
-            f"{name} is too large: expected at most {MOST_PIXELS:,} pixels; make it "
-            "smaller"
-        ) from None
-    except FileNotFoundError:
-        raise UserError(f"there is no {name}: expected a picture") from None
-    except UserError:
-        raise
-    # Readers of broken files raise whatever they trip over.
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(
-            f"{name} cannot be read as a picture ({reason}): expected one of "
-            f"{', '.join(FORMATS)}"
-        ) from None
-
-
-def _count_scans(jpeg: ImageFile.ImageFile) -> int:
-    assert jpeg.fp is not None
-    jpeg.fp.seek(0)
-    return jpeg.fp.read().count(b"\xff\xda")
-
-
-def _gray_of_image(image: Image.Image) -> Gray:
-    # Before it is decoded, which takes four bytes a pixel.
-    if math.prod(image.size) > MOST_PIXELS:
-        raise Image.DecompressionBombError
-    image = ImageOps.exif_transpose(image)
-    # As floating point, a large one would take gigabytes.
-    factor = max(1, max(image.size) // (8 * SIDE))
-    if image.mode[0] in "IF":  # 16 bits and more.
-        values = np.nan_to_num(np.asarray(image.convert("F").reduce(factor))).clip(0)
-        tops = [top for top in (1, 255, 65_535) if values.max() <= top]
-        return values / (tops[0] if tops else values.max())
-    mode = "RGBA" if image.has_transparency_data else "RGB"
-    return _gray_of_array(np.asarray(image.convert(mode).reduce(factor)))
-
-
-def _gray_of_array(array: np.ndarray) -> Gray:
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.ndim not in (2, 3) or not 1 <= channels <= 4 or array.size == 0:
-        raise UserError(
-            f"an array of shape {list(array.shape)}: expected [height, width] or "
-            "[height, width, 1 to 4]"
-        )
-    if array.size > 4 * MOST_PIXELS:
-        raise UserError(f"an array of {array.size:,} values: make it smaller")
-    if array.dtype.kind not in "buf" or not np.isfinite(array).all():
-        raise UserError(
-            f"an array of {array.dtype}: expected finite unsigned integers or floating "
-            "point in [0, 1]"
-        )
-    top = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
-    values = array.reshape(*array.shape[:2], channels).astype(np.float32)
-    values /= top
-    if values.min() < 0 or values.max() > 1:
-        raise UserError("an array of floating point beyond [0, 1]: scale it")
-    light = values[..., :3] @ _LUMA if channels >= 3 else values[..., 0]
-    if channels in (1, 3):
-        return light
-    cover = values[..., -1]
-    drawn = (light * cover).sum() / max(cover.sum(), 1e-6)
-    return light * cover + (drawn < 0.5) * (1 - cover)
 
 
 def _resize(gray: Gray, scale: float) -> Gray:

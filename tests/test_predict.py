@@ -4,7 +4,9 @@ import io
 import json
 import os
 import sys
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -138,19 +140,29 @@ def test_several_digits_are_warned_of_and_a_broken_one_is_not(ink):
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        (np.zeros((3, 3, 5)), r"shape \[3, 3, 5\]: expected \[height, width\]"),
+        (np.zeros((3, 3, 5)), r"shape \[3, 3, 5\]; expected \[height, width\]"),
         (np.zeros((0, 3)), r"shape \[0, 3\]"),
-        (np.array([["a"]]), "expected finite unsigned integers"),
-        (np.full((3, 3), np.nan), "expected finite"),
-        (np.full((3, 3), 7.0), r"beyond \[0, 1\]"),
-        ("nowhere.png", "there is no nowhere.png"),
+        (np.array([["a"]]), "expected bool, unsigned integers, or floating point"),
+        (
+            np.zeros((3, 3), np.int64),
+            r"array of int64; .* use array.astype\(np.uint8\)",
+        ),
+        (np.full((3, 3), np.nan), "not finite"),
+        (np.full((3, 3), 7.0), r"outside \[0, 1\]; .* divide by 255"),
+        ("nowhere.png", "nowhere.png does not exist"),
+        ("x" * 100_000, "cannot be opened .File name too long"),
+        (Path("/dev/zero"), "'/dev/zero' is not a regular file"),
+        (b"no picture" * 10_000, "cannot be read as a picture"),
         (io.BytesIO(b"no picture at all"), "cannot be read as a picture"),
         (io.BytesIO(b""), "cannot be read as a picture"),
+        ([[0] * 100_000], "is a list; expected a path, an open file"),
+        (None, "None is a NoneType; expected a path"),
     ],
 )
 def test_what_is_no_picture_is_refused(picture, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as raised:
         prepare(picture)
+    assert len(str(raised.value)) < 400
 
 
 def test_a_picture_too_large_is_refused_before_it_is_decoded():
@@ -193,6 +205,42 @@ def test_predict_images_takes_a_run_or_a_state_and_any_picture(finished_run, tmp
     assert flaxmnist.predict_images([], workdir) == []
 
 
+def test_predict_images_takes_a_single_picture_and_an_array_of_several(
+    make_state, tmp_path
+):
+    state = make_state()
+    path = tmp_path / "seven.png"
+    draw(7, "first hand", "plain").save(path)
+    array = np.asarray(Image.open(path))
+    several = np.stack([array, array])
+    (expected,) = flaxmnist.predict_images([path], state)
+    with path.open("rb") as file:
+        for pictures, count in (
+            (path, 1),
+            (str(path), 1),
+            (path.read_bytes(), 1),
+            (file, 1),
+            (Image.open(path), 1),
+            (array, 1),
+            (jnp.asarray(array), 1),
+            ([jnp.asarray(array)], 1),
+            (several, 2),
+            (iter(several), 2),
+        ):
+            found = flaxmnist.predict_images(pictures, state)
+            assert len(found) == count
+            for prediction in found:
+                np.testing.assert_array_equal(
+                    prediction.prepared.image, expected.prepared.image
+                )
+    for wrong, said in (
+        (np.zeros((5, 784)), r"use array.reshape\(-1, 28, 28\)"),
+        (None, "None is a NoneType"),
+    ):
+        with pytest.raises(UserError, match=said):
+            flaxmnist.predict_images(wrong, state)
+
+
 def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeypatch):
     workdir, _ = finished_run
     for digit in (1, 2):
@@ -210,7 +258,7 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
     assert all(len(record["top"]) == 3 for record in records)
     assert records[0]["top"] == records[2]["top"]
     assert "broken.png cannot be read" in err
-    assert "there is no nope.png" in err
+    assert "nope.png does not exist" in err
     ready = sorted(tmp_path.glob("ready/*.png"))
     assert [path.name for path in ready] == [
         "0000-1.png",
