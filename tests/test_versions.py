@@ -1,6 +1,6 @@
 """Runs that were saved with other versions of JAX, Flax and Orbax are resumed here.
 
-`python tests/test_versions.py tests/data/runs/NAME` saves such a run with the versions
+`python tests/test_versions.py tests/data/saved/NAME` saves such a run with the versions
 that are installed.
 """
 
@@ -20,7 +20,7 @@ from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.run import build
 from flaxmnist.sharding import named_leaves
 
-RUNS = Path(__file__).parent / "data" / "runs"
+RUNS = Path(__file__).parent / "data" / "saved"
 STEPS = 20
 
 
