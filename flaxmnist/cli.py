@@ -1,6 +1,7 @@
 """What every command of flaxmnist shares: how it starts JAX, and how it ends."""
 
 import argparse
+import contextlib
 import gc
 import io
 import logging
@@ -11,16 +12,17 @@ import sys
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-from absl import logging as absl_logging
 
-from flaxmnist import distributed
+from flaxmnist import distributed, startup
 from flaxmnist.checks import UserError, did_you_mean, path_of, printable
+from flaxmnist.console import output_errors
 from flaxmnist.data.download import cache_dir
+from flaxmnist.failures import explain
 from flaxmnist.signals import StoppedError
 
 # What JAX calls each, in the order in which they are tried.
@@ -69,6 +71,12 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--workdir", type=path_of, metavar="DIR", required=True)
         self.add_argument("--step", type=int, metavar="N", help="default: the best")
 
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help at once."""
+        with output_errors():
+            super().print_help(file)
+            sys.stdout.flush()
+
     def error(self, message: str):
         """Raises UserError."""
         raise UserError(f"{message}; see --help")
@@ -90,11 +98,22 @@ class Parser(argparse.ArgumentParser):
         return found
 
 
-def _silence() -> None:
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    for name in ("jax", "orbax", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what libraries warn of and log while the block runs."""
+    # Orbax logs with a traceback each error that it raises, too.
+    hidden = {"absl": logging.CRITICAL, "orbax": logging.CRITICAL}
+    hidden |= dict.fromkeys(("jax", "onnx_ir"), logging.ERROR)
+    before = {name: logging.getLogger(name).level for name in hidden}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for name, level in hidden.items():
+                logging.getLogger(name).setLevel(level)
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)
 
 
 def _keep_programs() -> None:
@@ -130,8 +149,6 @@ def start_jax(
     Raises:
       UserError: there is no such platform, or there are no such processes.
     """
-    if not args.verbose:
-        _silence()
     # Others may be on the same GPU; a user who sets the variable decides.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # So does one who keeps programs elsewhere.
@@ -176,7 +193,8 @@ def _choose_platform(wanted: str) -> None:
 def say(text: str) -> None:
     """Prints an error for a person, on the error stream."""
     text = printable(text, keep="\n")
-    print(f"flaxmnist: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # The error stream may be on a full disk.
+        print(f"flaxmnist: {text}", file=sys.stderr, flush=True)
 
 
 def exit_code(
@@ -192,31 +210,38 @@ def exit_code(
       argv: the flags; those of the process if None.
     """
     if argv is None:
+        startup.prepare()
         # What was imported stays: the tracing of programs need not look through it,
         # again and again, for what might be freed.
         gc.freeze()
         # A name that the terminal has no letters for is no reason to stop.
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            # An exception would have Python wait for what is still being written.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        return run(sys.argv[1:] if argv is None else argv) or 0
-    except UserError as error:
-        say(str(error))
-        code = 2
-    except StoppedError as stopped:
-        say(str(stopped))
-        return 128 + stopped.number
-    except KeyboardInterrupt:
-        say("interrupted")
-        code = 128 + signal.SIGINT
-    except BrokenPipeError:  # Whoever read the output has gone, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except Exception as error:
-        if not jax.distributed.is_initialized():
-            raise
-        traceback.print_exception(error, limit=0 if distributed.lost(error) else None)
-        return distributed.leave(1, lost=distributed.lost(error))
-    return distributed.leave(code)
+        argv = sys.argv[1:]
+    verbose = not {"-v", "--verbose"}.isdisjoint(argv)
+    with contextlib.nullcontext() if verbose else _quiet():
+        try:
+            return run(argv) or 0
+        except StoppedError as stopped:
+            say(str(stopped))
+            return 128 + stopped.number
+        except KeyboardInterrupt:
+            say("interrupted")
+            code = 128 + signal.SIGINT
+        except BrokenPipeError:  # Whoever read the output has gone, as `head` does.
+            code = 1
+        except Exception as error:
+            if (text := explain(error)) is None:
+                if not jax.distributed.is_initialized():
+                    raise
+                lost = distributed.lost(error)
+                traceback.print_exception(error, limit=0 if lost else None)
+                return distributed.leave(1, lost=lost)
+            if verbose:
+                traceback.print_exception(error)
+            say(text)
+            code = 2
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try again at exit, and print another error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return distributed.leave(code)

@@ -17,7 +17,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 
 from flaxmnist import distributed
-from flaxmnist.checks import printable
+from flaxmnist.checks import UserError, printable
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -30,6 +30,20 @@ def sparkline(values: list[float], width: int = 8) -> str:
     return "".join(_BLOCKS[round(7 * height)] for height in heights)
 
 
+@contextlib.contextmanager
+def output_errors() -> Iterator[None]:
+    """Raises UserError where the standard output cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:  # The reader has gone, as `head` does.
+        raise
+    except OSError as error:
+        raise UserError(
+            f"the standard output cannot be written ({error.strerror}); send it to "
+            "another file"
+        ) from None
+
+
 class Console:
     """Speaks to a person: live bars on a terminal and in a notebook, else plain lines.
 
@@ -39,7 +53,10 @@ class Console:
 
     def __init__(self) -> None:
         self._rich = RichConsole(
-            highlight=False, markup=False, force_terminal=sys.stdout.isatty()
+            highlight=False,
+            markup=False,
+            emoji=False,
+            force_terminal=sys.stdout.isatty(),
         )
         widgets = self._rich.is_jupyter and find_spec("ipywidgets") is not None
         self._speaks = distributed.is_first()
@@ -49,10 +66,11 @@ class Console:
     def line(self, text: str = "") -> None:
         """Prints a line, above the bars if there are any."""
         text = printable(text, keep="\n")
-        if self._live and self._rich.is_terminal:
-            self._rich.print(text, soft_wrap=True)
-        elif self._speaks:
-            print(text, flush=True)
+        with output_errors():
+            if self._live and self._rich.is_terminal:
+                self._rich.print(text, soft_wrap=True)
+            elif self._speaks:
+                print(text, flush=True)
 
     def warn(self, text: str) -> None:
         """Prints a warning between rules, on the error stream."""
@@ -60,7 +78,8 @@ class Console:
             return
         rule = "!" * 78
         lines = "\n".join(f"! {printable(line)}" for line in text.splitlines())
-        print(f"{rule}\n{lines}\n{rule}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # The error stream may be on a full disk.
+            print(f"{rule}\n{lines}\n{rule}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def _bar(self, total: int, **start: Any) -> Iterator[Callable[..., None]]:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from flaxmnist import cli
 from flaxmnist.checks import UserError
+from flaxmnist.console import Console
 from flaxmnist.pictures import Picture
 from flaxmnist.preprocess import prepare
 from flaxmnist.restore import load_state
@@ -171,7 +172,7 @@ def run(argv: Sequence[str]) -> None:
     # Gradio looks whether its page can be reached, and would ask a proxy for it.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), args.host]))
-    print(f"http://{args.host}:{args.port}", flush=True)
+    Console().line(f"http://{args.host}:{args.port}")
     # Gradio's default themes fetch their fonts.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:

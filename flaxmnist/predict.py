@@ -23,6 +23,7 @@ from PIL import Image
 
 from flaxmnist import cli
 from flaxmnist.checks import UserError, path_of, printable
+from flaxmnist.console import Console
 from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.pictures import MAX_FILE_BYTES, Picture
 from flaxmnist.preprocess import Prepared, prepare
@@ -233,6 +234,7 @@ def run(argv: Sequence[str]) -> int:
     cli.start_jax(args)
     state = load_state(args.workdir, args.step)
 
+    console = Console()
     failed: list[str] = []
     ready = enumerate(_prepare(_expand(args.files), failed))
     while chunk := list(itertools.islice(ready, _CHUNK)):
@@ -243,10 +245,9 @@ def run(argv: Sequence[str]) -> int:
             if args.save_preprocessed is not None:
                 _save(args.save_preprocessed, index, file, picture)
             if args.json:
-                print(json.dumps(_record(file, prediction, args.top)))
+                console.line(json.dumps(_record(file, prediction, args.top)))
             else:
-                print(_line(file, prediction, args.top))
-        sys.stdout.flush()
+                console.line(_line(file, prediction, args.top))
     return 1 if failed else 0
 
 
