@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import distributed as runtime
-from jax._src.clusters import ClusterEnv
+from jax._src.clusters import ClusterEnv, SlurmCluster
 from jax.experimental import multihost_utils
 
 from flaxmnist import rendezvous
@@ -87,8 +87,9 @@ def start(
         rendezvous.meet(host, port, count, index, own, JOIN_SECONDS)
     except UserError as error:
         raise UserError(f"{error}{advice}") from None
-    # Otherwise JAX would handle SIGTERM instead of `flaxmnist.signals`.
-    jax.config.update("jax_enable_preemption_service", False)
+    # Otherwise JAX would handle SIGTERM instead of `flaxmnist.signals`. JAX 0.7.2 has
+    # no option for that.
+    vars(runtime.global_state)["initialize_preemption_sync_manager"] = lambda: None
     _leave_words(
         f"flaxmnist: process {index} of {count} ended, because it was killed or lost "
         "another process\nStart all of them with the same command again: the run "
@@ -114,25 +115,31 @@ def start(
 
 def _cluster() -> tuple[str, int] | None:
     """Returns the cluster that JAX detects and its number of processes, if several."""
-    step_tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
     with _detection_errors():
         for cluster in ClusterEnv._cluster_types:
-            if not cluster.opt_in_only_method and cluster.is_env_present():
+            name, count = cluster.__name__.removesuffix("Cluster"), 1
+            if cluster is SlurmCluster:
+                count = _slurm_tasks()
+            elif not cluster.opt_in_only_method and cluster.is_env_present():
                 count = cluster.get_process_count()
-                if cluster.name == "slurm" and step_tasks:
-                    # In an interactive shell, SLURM_NTASKS is that of the whole job.
-                    count = int(step_tasks)
-                name = cluster.__name__.removesuffix("Cluster")
-                return (name, count) if count > 1 else None
-    # JAX takes an incomplete step for no cluster: each task would train on its own.
-    in_step = step_tasks or "SLURM_STEP_NODELIST" in os.environ
+            if count > 1:
+                return name, count
+    return None
+
+
+def _slurm_tasks() -> int:
+    """Returns how many tasks `srun` started; 1 if it did not start this process."""
+    if not {"SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        return 1
+    # In the interactive shell of `salloc`, SLURM_NTASKS is that of the whole job.
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS")
     missing = [name for name in _SLURM if name not in os.environ]
-    if in_step and (step_tasks or os.environ.get("SLURM_NTASKS", "1")) != "1":
+    if tasks != "1" and missing:
         raise UserError(
             f"incomplete Slurm environment: {', '.join(missing)} not set; start every "
             "process with srun, or pass --num_processes 1 to run in one process"
         )
-    return None
+    return int(tasks or 1)
 
 
 def _detect(
@@ -141,16 +148,18 @@ def _detect(
     """Returns the arguments, completed by JAX, and the ids of the devices to use."""
     if coordinator is None:
         coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    ids = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+    given = (coordinator, num_processes, process_id)
     with _detection_errors():
-        return ClusterEnv.auto_detect_unset_distributed_params(  # type: ignore
-            coordinator,
-            num_processes,
-            process_id,
-            list(map(int, ids.split(","))) if ids else None,
-            None,
-            JOIN_SECONDS,
-        )
+        ids = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+        local = [int(i) for i in ids.split(",")] if ids else None
+        try:
+            return ClusterEnv.auto_detect_unset_distributed_params(  # type: ignore
+                *given, local, None, JOIN_SECONDS
+            )
+        except Exception:
+            if None in given:
+                raise
+            return *given, local  # type: ignore
 
 
 @contextlib.contextmanager
@@ -158,6 +167,8 @@ def _detection_errors() -> Iterator[None]:
     """Turns the errors of JAX's cluster detection, of many kinds, into UserError."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         reason = str(error).partition("\n")[0]
         if isinstance(error, KeyError):
