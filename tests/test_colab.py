@@ -3,14 +3,20 @@
 import ast
 import json
 import re
+import subprocess
+import zipfile
 from collections.abc import Iterator
+from importlib.metadata import PathDistribution
 from pathlib import Path
 from types import ModuleType
 
 import nbformat
 import pytest
+from environments import find_python, freeze, install, new_environment
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_data import save_idx
 
 import flaxmnist
@@ -18,6 +24,12 @@ from flaxmnist import data
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "colab"
+REPOSITORY = "git+https://github.com/flaxmnist/flaxmnist"
+# Versions that Colab's runtime of Python 3.13 has preinstalled.
+PINS = ROOT / "tests/data/colab-constraints.txt"
+# What runs a notebook; and TensorFlow, because TensorBoard, etils and Orbax import it
+# where it is installed.
+RUNTIME = ("ipykernel", "ipywidgets", "nbclient", "pip", "setuptools", "tensorflow")
 SHORT = {
     "quickstart": "num_epochs = 0.25",
     "from_tensorflow": "num_steps = 40",
@@ -72,6 +84,35 @@ def test_a_notebook_runs_from_top_to_bottom(name, few_images, tmp_path, monkeypa
         assert any("application/vnd.jupyter.widget-view+json" in o.data for o in shown)
         said = "".join(o.get("text", "") for o in training.outputs)
         assert "validation" in said
+
+
+@pytest.mark.slow
+def test_in_colab_the_notebooks_change_no_package_and_run(
+    wheel, few_images, tmp_path, monkeypatch
+):
+    """Other packages of Colab cannot change, unless a dependency of flaxmnist does."""
+    python = new_environment(tmp_path / "runtime", find_python("3.13"))
+    info = zipfile.Path(wheel, f"flaxmnist-{flaxmnist.__version__}.dist-info/")
+    required = map(Requirement, PathDistribution(info).requires)
+    needed = {canonicalize_name(each.name) for each in required if not each.marker}
+    pins = map(Requirement, PINS.read_text().splitlines())
+    pinned = needed & {canonicalize_name(pin.name) for pin in pins}
+    install(python, "--constraint", PINS, *pinned, *RUNTIME)
+    preinstalled = freeze(python)
+
+    monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(few_images))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for name in SHORT:
+        notebook = shortened(name)
+        (setup,) = [cell for cell in notebook.cells if REPOSITORY in cell.source]
+        # The first notebook installs it and uses it in the same kernel.
+        setup.source = setup.source.replace(REPOSITORY, str(wheel))
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(notebook, path)
+        subprocess.run([python.parent / "jupyter-execute", path], check=True)
+    installed = freeze(python)
+    assert any(line.startswith("flaxmnist @") for line in installed - preinstalled)
+    assert preinstalled - installed == set()
 
 
 @pytest.mark.parametrize("name", SHORT)
