@@ -201,7 +201,7 @@ def wholes(minimum: int, most: int, example: str, length: int | None = None) -> 
     item = whole(minimum, below=most + 1)
 
     def convert(value: Any) -> tuple[int, ...]:
-        if isinstance(value, tuple | list):
+        if isinstance(value, tuple | list | range):
             items = tuple(value)
         else:
             items = (value,) * (length or 1)
@@ -250,6 +250,7 @@ def _folder(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
+    value = _text_of(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)  # A folder may be named by a number.
     if not isinstance(value, str) or not value or "\0" in value:
@@ -270,6 +271,8 @@ def _duration(value: Any) -> int | str:
     return whole(1, below=MAX_STEPS).convert(number)
 
 
+count = whole(1, below=MAX_STEPS)
+seed = whole(0, below=2**32)
 epochs = Kind("a number, greater than 0", _epochs)
 boolean = Kind("True or False", _boolean)
 text = Kind("a text", _text)

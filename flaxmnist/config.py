@@ -12,10 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxmnist import checks, models, optim
+from flaxmnist import checks, models, optim, sharding, state
 from flaxmnist.checks import UserError, did_you_mean
+from flaxmnist.data import sources
 from flaxmnist.data.batches import FEEDS
-from flaxmnist.data.sources import SOURCES, SPLITS
+from flaxmnist.data.sources import SPLITS
 
 __all__ = [
     "load",
@@ -32,16 +33,16 @@ SUMMARIES = ("norms", "histograms", "filters", "mistakes")
 PRECISIONS = ("float32", "bfloat16")
 
 _KINDS = {
-    "seed": checks.whole(0, below=2**32),
-    "batch_size": checks.whole(1, below=checks.MAX_STEPS),
-    "grad_accumulation": checks.whole(1, below=checks.MAX_STEPS),
+    "seed": checks.seed,
+    "batch_size": checks.count,
+    "grad_accumulation": checks.count,
     "precision": checks.one_of(PRECISIONS),
-    "ema": checks.optional(checks.real(0, above=True, below=1)),
+    "ema": state.KINDS["ema_decay"],
     "on_nan": checks.one_of(("stop", "rollback")),
     "max_rollbacks": checks.whole(1),
-    "eval_batch_size": checks.whole(1, below=checks.MAX_STEPS),
+    "eval_batch_size": checks.count,
     "num_epochs": checks.optional(checks.epochs),
-    "num_steps": checks.optional(checks.whole(1, below=checks.MAX_STEPS)),
+    "num_steps": checks.optional(checks.count),
     "log_every": checks.duration,
     "eval_every": checks.duration,
     "checkpoint_every": checks.duration,
@@ -55,21 +56,8 @@ _KINDS = {
     "init_from": checks.optional(checks.folder),
     "report": checks.boolean,
 }
-_DATA_KINDS = {
-    "name": checks.text,
-    "source": checks.one_of(SOURCES),
-    "dir": checks.optional(checks.folder),
-    "placement": checks.one_of(FEEDS),
-}
-_MESH_KINDS = {
-    "data": checks.Kind(
-        "-1 (all devices), or a whole number, 1 or more",
-        lambda value: -1 if value == -1 else checks.whole(1).convert(value),
-    ),
-    "model": checks.whole(1),
-    "fsdp": checks.boolean,
-    "devices": checks.optional(checks.wholes(0, 65_536, "(0, 2)")),
-}
+_DATA_KINDS = sources.KINDS | {"placement": checks.one_of(FEEDS)}
+_MESH_KINDS = sharding.KINDS | {"fsdp": checks.boolean}
 _GROUP = checks.Kind("a group of options", lambda value: {**value})
 _GROUPS = ("model", "optimizer", "data", "mesh")
 # What may change between a run and its continuation: how long, how watched, where.
@@ -148,6 +136,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: a name is unknown, a value is not possible, or two exclude each other.
     """
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config={checks.shown(config)}: expected what make_config(…) returns"
+        )
     return _resolve(config.to_dict())
 
 

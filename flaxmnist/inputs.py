@@ -3,20 +3,29 @@
 A batch is a dict: ``image``; ``label``, integer `[batch]` or `[batch, 10]`, one-hot or
 any distribution; and optionally ``mask``, bool `[batch]`, False where an example is
 padding. An image is uint8 in [0, 255] or floating point in [0, 1]. Names, shapes and
-dtypes are checked; values cannot be, while a step is traced.
+dtypes are checked while a step is traced. Values are not known then: the step counts
+the labels that are out of range in its metrics (see :func:`valid_labels`).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Num
+from jaxtyping import Array, Bool, Num, Shaped
 
 from flaxmnist.checks import UserError, did_you_mean, kind_of
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (28, 28, 1)
 _KEYS = ("image", "label", "mask")
+# Without `jax_enable_x64`, JAX converts the types on the right to those on the left.
+_WIDE = {
+    "int32": "int64",
+    "uint32": "uint64",
+    "float32": "float64",
+    "complex64": "complex128",
+}
 
 
 def as_images(
@@ -33,6 +42,8 @@ def as_images(
       UserError: they are anything else.
     """
     images = _array(name, images)
+    if images.shape[:1] == (0,):
+        raise UserError(f"{name} is {kind_of(images)}; expected at least one image")
     shapes = (IMAGE_SHAPE, IMAGE_SHAPE[:2], (784,))
     expected = "[batch, 28, 28, 1], [batch, 28, 28] or [batch, 784]"
     _expect(name, images, images.shape[1:] in shapes, expected)
@@ -93,14 +104,28 @@ def cut(batch: Any, parts: int) -> dict[str, Array]:
     }
 
 
+def valid_labels(
+    labels: Shaped[Array, " batch"] | Shaped[Array, "batch 10"],
+) -> Bool[Array, " batch"]:
+    """Returns which labels are classes from 0 to 9, or distributions over them."""
+    if labels.ndim == 1:
+        return (labels >= 0) & (labels < NUM_CLASSES)
+    total = labels.sum(axis=-1, dtype=jnp.float32)
+    # A distribution may have been rounded to half precision.
+    return (labels >= 0).all(axis=-1) & (jnp.abs(total - 1) < 0.02)
+
+
 def as_logits(logits: Any, count: int) -> Array:
     """Returns what a model made of `count` images, in float32 at least.
 
     Raises:
       UserError: it is not `[count, 10]`.
     """
-    ok = logits.shape == (count, NUM_CLASSES)
-    _expect("the model's output", logits, ok, f"logits [{count}, {NUM_CLASSES}]")
+    name, expected = "the model's output", f"logits [{count}, {NUM_CLASSES}]"
+    if not hasattr(logits, "shape"):
+        raise UserError(f"{name} is a {type(logits).__name__}: expected {expected}")
+    if logits.shape != (count, NUM_CLASSES):
+        raise UserError(f"{name} is {kind_of(logits)}: expected {expected}")
     # Half precision would round away what tells two sure classes apart.
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
@@ -113,4 +138,9 @@ def _array(name: str, value: Any) -> Any:
 
 def _expect(name: str, found: Any, ok: bool, expected: str) -> None:
     if not ok:
-        raise UserError(f"{name} is {kind_of(found)}: expected {expected}")
+        kind = kind_of(found)
+        # The original dtype is unknown while tracing.
+        if isinstance(found, jax.core.Tracer) and found.dtype.name in _WIDE:
+            narrow = found.dtype.name
+            kind += f" (JAX converts {_WIDE[narrow]} to {narrow})"
+        raise UserError(f"{name} is {kind}: expected {expected}")

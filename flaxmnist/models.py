@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Shaped
 
 from flaxmnist import ops
 from flaxmnist.checks import (
+    Kind,
     UserError,
     boolean,
     check,
@@ -34,6 +35,8 @@ __all__ = [
 
 Images = Shaped[Array | np.ndarray, "batch ..."]
 Logits = Float[Array, "batch 10"]
+# Whole numbers, or one for all; a model keeps them as a tuple.
+Sizes = Any
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": nn.relu,
@@ -84,14 +87,38 @@ def scale(images: Images) -> Float[Array, "batch 28 28 1"]:
     return images.astype(jnp.float32)
 
 
+def _floating(dtype: Any) -> Any:
+    if dtype is None or not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise TypeError
+    return dtype
+
+
+def _canonicalize(model: nn.Module) -> None:
+    """Checks the options of a model and sets them in canonical form.
+
+    Raises:
+      UserError: a value is not possible.
+    """
+    given = {name: value for name, value in vars(model).items() if name in _KINDS}
+    for name, value in check("model", given, _KINDS).items():
+        object.__setattr__(model, name, value)  # A module refuses assignments.
+
+
 class SoftmaxRegression(nn.Module):
     """One dense layer from zero: "MNIST for ML Beginners".
 
     Attributes:
       dtype: as of an `MLP`.
+
+    Raises:
+      UserError: a value is not possible.
     """
 
     dtype: Any = None
+
+    def __post_init__(self) -> None:
+        _canonicalize(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
@@ -109,7 +136,7 @@ class MLP(nn.Module):
     """Dense layers: "TensorFlow Mechanics 101".
 
     Attributes:
-      hidden: width of each hidden layer.
+      hidden: width of each hidden layer; a number is one layer.
       dropout_rate: share of each hidden layer's activations dropped in training.
       activation: "relu", "sigmoid", "tanh" or "softplus".
       batch_norm: whether each hidden layer is normalized before its activation.
@@ -124,7 +151,7 @@ class MLP(nn.Module):
       UserError: a value is not possible.
     """
 
-    hidden: tuple[int, ...] = (128, 32)
+    hidden: Sizes = (128, 32)
     dropout_rate: float = 0.0
     activation: str = "relu"
     batch_norm: bool = False
@@ -134,7 +161,7 @@ class MLP(nn.Module):
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        check("model", {k: v for k, v in vars(self).items() if k in _KINDS}, _KINDS)
+        _canonicalize(self)
         if self.kernel_stddev is not None and self.kernel_init != "truncated_normal":
             raise UserError(
                 f"model.kernel_stddev={self.kernel_stddev} has no use with "
@@ -175,9 +202,9 @@ class CNN(MLP):
     The default layers are those of "A Guide to TF Layers".
 
     Attributes:
-      features: channels of each convolution.
-      kernel_size: height and width of every kernel.
-      strides: of every convolution.
+      features: channels of each convolution; a number is one convolution.
+      kernel_size: height and width of every kernel; a number is both.
+      strides: of every convolution; a number is both.
       padding: "SAME" or "VALID".
       pool: "max", "average", or None.
 
@@ -185,11 +212,11 @@ class CNN(MLP):
       UserError: a value is not possible, or nothing of an image is left.
     """
 
-    hidden: tuple[int, ...] = (1024,)
+    hidden: Sizes = (1024,)
     dropout_rate: float = 0.4
-    features: tuple[int, ...] = (32, 64)
-    kernel_size: tuple[int, int] = (5, 5)
-    strides: tuple[int, int] = (1, 1)
+    features: Sizes = (32, 64)
+    kernel_size: Sizes = (5, 5)
+    strides: Sizes = (1, 1)
     padding: str = "SAME"
     pool: str | None = "max"
 
@@ -246,6 +273,9 @@ _KINDS = {
     "strides": sizes(2, most=28),
     "padding": one_of(("SAME", "VALID")),
     "pool": optional(one_of(POOLS)),
+    "dtype": optional(
+        Kind("a floating-point type such as 'float32' or 'bfloat16'", _floating)
+    ),
 }
 
 
@@ -260,7 +290,7 @@ def options(name: Any, **given: Any) -> dict[str, Any]:
     defaults = {
         field.name: cast(Any, field.default)
         for field in dataclasses.fields(MODELS[name])
-        if field.name in _KINDS
+        if field.name in _KINDS and field.name != "dtype"
     }
     return defaults | check("model", given, {name: _KINDS[name] for name in defaults})
 

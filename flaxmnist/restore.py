@@ -59,7 +59,7 @@ def abstract_tree(run: Run) -> dict[str, Any]:
     """Returns the shapes and shardings of the arrays that a checkpoint holds."""
     return {
         "state": abstract_state(run.model, run.tx, run.layout, **run.state_options),
-        "window": sharding.abstract(Metrics.empty, run.everywhere),
+        "window": sharding.abstract(lambda: Metrics.empty().sums, run.everywhere),
     }
 
 
@@ -197,7 +197,8 @@ def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:
             f"{record['total_steps']}: its {schedule} schedule is stretched to that, "
             "and the learning rate jumps"
         )
-    at = Training(step, tree["state"], tree["window"], record["best"])
+    window = dataclasses.replace(run.no_metrics(), **tree["window"])
+    at = Training(step, tree["state"], window, record["best"])
     return _slowed(run, at, record.get("rollbacks", 0))
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
+from flaxmnist import checks
 from flaxmnist.checks import UserError, kind_of
 
 __all__ = [
@@ -35,6 +36,15 @@ MODEL_RULES = {
     r"Dense_\d*[13579]/kernel$": 0,
 }
 
+KINDS = {
+    "data": checks.Kind(
+        "-1 (all devices), or a whole number, 1 or more",
+        lambda value: -1 if value == -1 else checks.whole(1).convert(value),
+    ),
+    "model": checks.whole(1),
+    "devices": checks.optional(checks.wholes(0, 65_536, "(0, 2)")),
+}
+
 
 def make_mesh(
     data: int = -1, model: int = 1, devices: Sequence[int] | None = None
@@ -50,6 +60,8 @@ def make_mesh(
       UserError: there are no such devices, or not that many, or they do not divide, or
         several processes would share fewer devices than there are.
     """
+    given = {"data": data, "model": model, "devices": devices}
+    data, model, devices = checks.check("mesh", given, KINDS).values()
     there = {device.id: device for device in jax.devices()}
     platform = jax.devices()[0].platform
     chosen = list(there.values())

@@ -1,6 +1,7 @@
 """The state of training, made where it will live."""
 
 import functools
+import inspect
 import math
 from typing import Any
 
@@ -11,8 +12,16 @@ import optax
 from flax import struct
 from jax.sharding import Sharding
 
+from flaxmnist import checks
+from flaxmnist.checks import UserError
 from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.sharding import Layout, abstract
+
+KINDS = {
+    "seed": checks.seed,
+    "ema_decay": checks.optional(checks.real(0, above=True, below=1)),
+    "grad_accumulation": checks.count,
+}
 
 
 @struct.dataclass
@@ -76,6 +85,11 @@ def _init(
     init_key, key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *IMAGE_SHAPE), jnp.uint8)
     variables = dict(model.init(init_key, images, train=False))
+    if "params" not in variables:
+        raise UserError(
+            f"model={type(model).__name__} has no parameters; expected a module with "
+            "layers to train"
+        )
     params = variables.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -128,9 +142,42 @@ def create_state(
         that average; about the last 1 / (1 - ema_decay) updates count.
       grad_accumulation: micro-batches that each batch is cut into, to hold the
         activations of one at a time; the update is that of the whole batch.
+
+    Raises:
+      UserError: an argument has a value or a type that is not possible.
     """
-    init = functools.partial(
-        _init, model, tx, seed, sharding, ema_decay, grad_accumulation
-    )
+    _check_parts(model, tx, sharding)
+    given = {
+        "seed": seed,
+        "ema_decay": ema_decay,
+        "grad_accumulation": grad_accumulation,
+    }
+    options = checks.check("", given, KINDS)
+    init = functools.partial(_init, model, tx, sharding=sharding, **options)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
     return jax.jit(init, out_shardings=shardings)()
+
+
+def _check_parts(model: Any, tx: Any, sharding: Any) -> None:
+    """Raises UserError unless a state can be made of a model and an optimizer."""
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model={checks.shown(model)}: expected a flax.linen module such as CNN()"
+        )
+    parameters = inspect.signature(type(model).__call__).parameters.values()
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    if not takes_any and "train" not in [each.name for each in parameters]:
+        raise UserError(
+            f"model={type(model).__name__} does not take the argument 'train'; "
+            "expected __call__(self, images, *, train)"
+        )
+    if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
+        raise UserError(
+            f"tx={checks.shown(tx)}: expected an optax transformation such as "
+            "optax.adam(1e-3)"
+        )
+    if not isinstance(sharding, Sharding | Layout | None):
+        raise UserError(
+            f"sharding={checks.shown(sharding)}: expected a jax.sharding.Sharding or a "
+            "flaxmnist.sharding.Layout; for a mesh, sharding.replicated(mesh)"
+        )

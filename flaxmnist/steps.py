@@ -14,12 +14,40 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from flaxmnist.inputs import as_batch, as_images, as_logits, cut
+from flaxmnist.checks import UserError
+from flaxmnist.inputs import as_batch, as_images, as_logits, cut, valid_labels
 from flaxmnist.metrics import Metrics
 from flaxmnist.sharding import gather, keep
 from flaxmnist.state import TrainState
 
 Batch = dict[str, Any]
+
+
+def _explained(step: Any) -> Any:
+    """Returns a jitted step that names the mistake if it is given donated arrays."""
+
+    @functools.wraps(step)
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            leaves = jax.tree.leaves((args, kwargs))
+            if "deleted" in str(error) and any(map(_is_deleted, leaves)):
+                raise UserError(
+                    f"{step.__name__}: an argument was donated to an earlier step and "
+                    "is deleted; use the state and the metrics that train_step or "
+                    "train_steps returned"
+                ) from None
+            raise
+
+    for name in ("lower", "trace", "eval_shape", "clear_cache", "_cache_size"):
+        setattr(explained, name, getattr(step, name))
+    return explained
+
+
+def _is_deleted(leaf: Any) -> bool:
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return concrete and leaf.is_deleted()
 
 
 @runtime_checkable
@@ -39,7 +67,8 @@ def loss_fn(
       params: the parameters; those of `state`, or others to differentiate by.
       state: all the rest.
       batch: see :func:`flaxmnist.inputs.as_batch`, which checks it. What its mask
-        hides is hidden from the loss, not from batch normalization.
+        hides is hidden from the loss, not from batch normalization. So is an example
+        whose label is not valid.
       train: whether dropout drops, and batch statistics are the batch's own.
 
     Returns:
@@ -60,13 +89,17 @@ def loss_fn(
     )
     labels, mask = batch["label"], batch["mask"]
     logits = as_logits(logits, len(mask))
+    valid = valid_labels(labels)
     if labels.ndim == 1:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     else:
+        # A NaN in a label would reach the gradient, though its loss is left out.
+        labels = jnp.where(valid[:, None], labels, 0)
         losses = optax.softmax_cross_entropy(logits, labels)
         labels = jnp.argmax(labels, axis=-1)
-    metrics = Metrics.of(losses, logits, labels, mask)
-    return metrics.loss_sum / jnp.maximum(mask.sum(), 1), (metrics, model_state)
+    metrics = Metrics.of(losses, logits, labels, mask, valid)
+    count = jnp.maximum((mask & valid).sum(), 1)
+    return metrics.loss_sum / count, (metrics, model_state)
 
 
 def gradient(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]:
@@ -101,6 +134,7 @@ def gradient(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]
     return jax.tree.map(lambda leaf: leaf / count, sums), (metrics, model_state)
 
 
+@_explained
 @functools.partial(jax.jit, donate_argnames="state")
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Makes one update; `state` is donated, so use the returned one from here on."""
@@ -118,6 +152,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     return keep(state, state.layout), metrics
 
 
+@_explained
 @jax.jit
 def eval_step(state: TrainState, batch: Batch) -> Metrics:
     """Returns the metrics of one batch; nothing random, nothing changed."""
@@ -125,6 +160,7 @@ def eval_step(state: TrainState, batch: Batch) -> Metrics:
     return metrics
 
 
+@_explained
 @jax.jit
 def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch ..."]]:
     """Returns ``classes`` `[batch]`, ``probabilities`` and ``logits`` `[batch, 10]`.
@@ -148,6 +184,7 @@ def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch 
     }
 
 
+@_explained
 @functools.partial(jax.jit, donate_argnames=("state", "metrics"))
 def train_steps(
     state: TrainState, metrics: Metrics, batches: Batches, num_steps: Int[Array, ""]
@@ -166,6 +203,7 @@ def train_steps(
     return lax.fori_loop(0, num_steps, body, (state, metrics))
 
 
+@_explained
 @functools.partial(jax.jit, donate_argnames="metrics")
 def eval_steps(
     state: TrainState,
@@ -182,6 +220,7 @@ def eval_steps(
     return lax.fori_loop(first, first + num_steps, body, metrics)
 
 
+@_explained
 @jax.jit
 def norms(state: TrainState, batches: Batches) -> dict[str, Float[Array, ""]]:
     """Returns the global norms of the next update's gradient and of the parameters.
@@ -195,6 +234,7 @@ def norms(state: TrainState, batches: Batches) -> dict[str, Float[Array, ""]]:
     }
 
 
+@_explained
 @jax.jit
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Returns whether every floating-point number in a tree is finite."""

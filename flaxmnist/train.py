@@ -229,7 +229,7 @@ def _train(
             if run.due("checkpoint", at.step) or improved or last:
                 checkpoints.save(
                     at.step,
-                    {"state": at.state, "window": at.window},
+                    {"state": at.state, "window": at.window.sums},
                     describe(run) | {"best": at.best, "rollbacks": at.rollbacks},
                     validation,
                 )

@@ -142,6 +142,63 @@ def test_the_bundled_subset_is_stratified_and_fixed():
     assert dataset.fingerprint == data.load("mnist", "bundled").fingerprint
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"name": 5.5, "source": "idx"}, "data.name='5.5' is no set"),
+        ({"name": None}, "data.name=None: expected a text"),
+        ({"source": ["idx"]}, r"data.source=\['idx'\] is unknown"),
+        ({"source": "idxs"}, "data.source='idxs' is unknown; did you mean 'idx'"),
+        ({"dir": 0 == 0}, "data.dir=True: expected a folder, or None"),
+    ],
+)
+def test_nonsense_given_to_load_is_refused_by_name(wrong, said):
+    with pytest.raises(UserError, match=said):
+        data.load(**wrong)
+
+
+def test_a_folder_may_be_a_path(tmp_path):
+    write_idx(tmp_path)
+    assert len(data.load("mnist", "idx", tmp_path).train) == 22
+
+
+IMAGES, LABELS = np.zeros((4, 28, 28), np.uint8), np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (IMAGES, LABELS - 1, "label -1 of example 0: expected labels from 0 to 9"),
+        (IMAGES, LABELS + 7, "label 10 of example 3: expected labels from 0 to 9"),
+        (IMAGES, LABELS / 1, r"labels is float64 \[4\]: expected integers \[count\]"),
+        (IMAGES, list(LABELS), "labels is a list: expected a NumPy array"),
+        (IMAGES, LABELS[:3], r"images is uint8 \[4, 28, 28\]: expected uint8 \[3, 28"),
+        # The host path would round them to black.
+        (IMAGES / 255, LABELS, r"images is float64 \[4, 28, 28\]: expected uint8"),
+    ],
+)
+def test_a_split_of_other_arrays_is_refused(images, labels, said):
+    with pytest.raises(UserError, match=said):
+        data.Split(images, labels)
+
+
+@pytest.mark.parametrize("feed", [DeviceFeed, HostFeed])
+def test_nonsense_given_to_a_feed_is_refused_by_name(feed, mesh):
+    split = data.Split(IMAGES, LABELS)
+    two = sharding.make_mesh(2)
+    for args, said in (
+        ((split, 0, mesh), "batch_size=0: expected a whole number, 1 or more"),
+        ((split, 2.5, mesh, 0), "batch_size=2.5: expected a whole number"),
+        ((split, 2, mesh, -1), "seed=-1: expected a whole number, 0 or more"),
+        ((split, 2, "data"), r"mesh='data': expected one of sharding.make_mesh\(\)"),
+        ((split, 3, two), "batch_size=3: expected a multiple of 2, the size of the me"),
+        ((split, 5, mesh, 0), "the split has 4 examples: expected at least 5, one ba"),
+        ((data.Split(IMAGES[:0], LABELS[:0]), 5, mesh), "has 0 examples: expected at"),
+    ):
+        with pytest.raises(UserError, match=said):
+            feed(*args)
+
+
 # The order of the data.
 
 

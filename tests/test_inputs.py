@@ -9,6 +9,8 @@ from flax import linen as nn
 
 from flaxmnist import inputs, models, steps
 from flaxmnist.checks import UserError
+from flaxmnist.metrics import Metrics
+from flaxmnist.state import create_state
 
 SMALL = models.MLP(hidden=(8,))
 
@@ -25,7 +27,9 @@ BAD_IMAGES = [
     (zeros(4, 28, 28, 1, 1), r"is uint8 \[4, 28, 28, 1, 1\]: expected"),
     (zeros(4, 1, 28, 28), r"is uint8 \[4, 1, 28, 28\]: expected"),
     (zeros(4, 14, 56), r"is uint8 \[4, 14, 56\]: expected"),
-    (zeros(4, 784, dtype=np.int32), r"is int32 \[4, 784\]: expected uint8 in \[0, 255"),
+    (zeros(4, 784, dtype=np.int32), r"is int32 \[4, 784\].*: expected uint8 in \[0"),
+    (zeros(4, 784, dtype=np.int64), r"int64.*: expected uint8 in \[0, 255"),
+    (zeros(0, 784), r"is uint8 \[0, 784\]; expected at least one image"),
     (zeros(4, 784, dtype=bool), r"is bool \[4, 784\]: expected uint8"),
     ([0.0] * 784, r"is a list: expected an array"),
 ]
@@ -33,8 +37,11 @@ BAD_BATCHES = [
     ({"label": zeros(3)}, r'"label"\] is uint8 \[3\]: expected integers \[4\] from 0'),
     ({"label": zeros(4, 1)}, r"\[4, 1\]: expected integers \[4\] .* one-hot \[4, 10\]"),
     ({"label": zeros(4, 9)}, r"is uint8 \[4, 9\]: expected"),
-    ({"label": zeros(4, dtype=np.float32)}, r"is float32 \[4\]: expected integers"),
-    ({"label": zeros(4, 10, dtype=np.complex64)}, r"is complex64 \[4, 10\]: expected"),
+    ({"label": zeros(4, dtype=np.float32)}, r"is float32 \[4\].*: expected integers"),
+    (
+        {"label": zeros(4, 10, dtype=np.complex64)},
+        r"is complex64 \[4, 10\]",
+    ),
     ({"label": [1, 2, 3, 4]}, r'"label"\] is a list: expected an array'),
     ({"mask": zeros(4)}, r'"mask"\] is uint8 \[4\]: expected bool \[4\]'),
     ({"mask": zeros(5, dtype=bool)}, r"is bool \[5\]: expected bool \[4\]"),
@@ -106,13 +113,20 @@ def test_a_model_that_makes_no_ten_logits_is_refused(make_state):
             assert images.shape[1:] == (28, 28, 1)
             return nn.Dense(5)(models.scale(images).reshape(-1, 784))
 
-    state, batch = make_state(Five()), {"image": zeros(4, 784), "label": zeros(4)}
-    said = r"the model's output is float32 \[4, 5\]: expected logits \[4, 10\]"
-    for step in (steps.train_step, steps.eval_step):
+    class Two(Five):
+        @nn.compact
+        def __call__(self, images, *, train):
+            return super().__call__(images, train=train), None
+
+    batch = {"image": zeros(4, 784), "label": zeros(4)}
+    for model, found in ((Five(), r"float32 \[4, 5\]"), (Two(), "a tuple")):
+        said = rf"the model's output is {found}: expected logits \[4, 10\]"
+        state = make_state(model)
+        for step in (steps.train_step, steps.eval_step):
+            with pytest.raises(UserError, match=said):
+                step(state, batch)
         with pytest.raises(UserError, match=said):
-            step(state, batch)
-    with pytest.raises(UserError, match=said):
-        steps.predict_step(state, batch["image"])
+            steps.predict_step(state, batch["image"])
 
 
 def test_labels_may_be_a_distribution(make_state, synthetic):
@@ -123,3 +137,41 @@ def test_labels_may_be_a_distribution(make_state, synthetic):
     losses = -np.sum(smooth * jax.nn.log_softmax(logits), axis=-1)
     assert metrics["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
     assert metrics["accuracy"] == steps.eval_step(state, batch).compute()["accuracy"]
+
+
+# The first two examples of a batch of four are wrong.
+WRONG_LABELS = {
+    "classes": np.array([-1, 10, 3, 4], np.int32),
+    "one-hot": np.eye(10, dtype=np.uint8)[[1, 2, 3, 4]] * [[0], [2], [1], [1]],
+    "distributions": np.eye(10, dtype=np.float32)[[1, 2, 3, 4]]
+    * np.array([[np.nan], [-1], [1], [1]], np.float32),
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", WRONG_LABELS)
+def test_labels_out_of_range_are_left_out_and_reported(kind, accumulation, synthetic):
+    """They move nothing: the update is that of the other examples."""
+    state, other = (
+        create_state(SMALL, optax.sgd(0.1), grad_accumulation=accumulation)
+        for _ in range(2)
+    )
+    image = synthetic.train.images[:4]
+    batch = {"image": image, "label": WRONG_LABELS[kind]}
+    hidden = {"image": image, "label": np.array([1, 2, 3, 4])}
+    hidden["mask"] = np.array([False, False, True, True])
+    said = "^2 labels are not valid.*expected integers from 0 to 9.*mask to False"
+    with pytest.raises(UserError, match=said):
+        steps.eval_step(state, batch).compute()
+    state, metrics = steps.train_step(state, batch)
+    other, expected = steps.train_step(other, hidden)
+    with pytest.raises(UserError, match=said):
+        Metrics.empty().merge(metrics).compute()
+    assert metrics.count == expected.count == 2
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+        (state.params, metrics.loss_sum),
+        (other.params, expected.loss_sum),
+    )
+    batch["mask"] = hidden["mask"]
+    assert steps.eval_step(state, batch).compute()["count"] == 2

@@ -197,11 +197,24 @@ def test_convolutions_that_leave_nothing_are_refused(options):
         (lambda: models.CNN(features=(1,) * 5), "leaves nothing of 28×28 pixels"),
         (lambda: models.CNN(kernel_stddev=0.1), "expected 'truncated_normal'"),
         (lambda: models.MLP(dropout_rate=1.0), "0 or more and less than 1"),
+        (
+            lambda: models.CNN(kernel_size=(5, 5, 5)),
+            r"kernel_size=\(5, 5, 5\)",
+        ),
+        (lambda: models.MLP(dtype="float33"), "model.dtype='float33': expected"),
+        (lambda: models.SoftmaxRegression(dtype=int), "model.dtype=.*int.*: expected"),
     ],
 )
 def test_models_made_without_a_configuration_are_checked_too(make, said):
     with pytest.raises(UserError, match=said):
         make()
+
+
+def test_models_take_every_form_that_a_configuration_takes():
+    ours = models.CNN(features=16, kernel_size=3, hidden=[8], strides=2)
+    given = {"features": 16, "kernel_size": 3, "hidden": 8}
+    assert ours == models.build("cnn", **given, strides=2)
+    assert (ours.features, ours.kernel_size, ours.hidden) == ((16,), (3, 3), (8,))
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from flaxmnist import export, models, modes, restore, sharding, steps, train
 from flaxmnist.checkpoint import Checkpoints
+from flaxmnist.checks import UserError
 from flaxmnist.data import DeviceFeed
 from flaxmnist.metrics import Metrics
 from flaxmnist.run import build
@@ -120,6 +121,24 @@ def test_what_is_split_follows_from_name_and_shape(name, shape, spec, fsdp_spec)
     ):
         layout = sharding.Layout(sharding.make_mesh(*mesh), fsdp)
         assert layout.spec_of(name, shape) == PartitionSpec(*expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"data": 0},
+            r"mesh.data=0: expected -1 \(all devices\), or a whole",
+        ),
+        ({"data": "all"}, "mesh.data='all': expected -1"),
+        ({"model": 0}, "mesh.model=0: expected a whole number, 1 or more"),
+        ({"devices": "first"}, "mesh.devices='first': expected whole numbers"),
+        ({"devices": jax.devices()}, "mesh.devices=.*: expected whole numbers"),
+    ],
+)
+def test_a_mesh_of_nonsense_is_refused_by_name(wrong, said):
+    with pytest.raises(UserError, match=said):
+        sharding.make_mesh(**wrong)
 
 
 def test_a_checkpoint_is_restored_into_any_mesh(finished_run):

@@ -442,3 +442,57 @@ def test_bfloat16_learns_as_float32_does(model, make_state, synthetic):
         state, _ = steps.train_step(state, batch_of(synthetic.train, 50, start))
     found = steps.eval_step(state, batch_of(synthetic.test, 500)).compute()
     assert found["accuracy"] > 0.8
+
+
+def test_a_donated_state_is_named(make_state, synthetic):
+    state, batch = make_state(models.SoftmaxRegression()), batch_of(synthetic.test, 5)
+    kept, _ = steps.train_step(state, batch)
+    for step, given in (
+        (steps.train_step, batch),
+        (steps.eval_step, batch),
+        (steps.predict_step, batch["image"]),
+    ):
+        with pytest.raises(UserError, match=r"donated to an earlier step .* returned"):
+            step(state, given)
+    state, _ = steps.train_step(kept, batch)
+    assert int(state.step) == 2
+
+
+class NoTrain(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(models.scale(images).reshape(-1, 784))
+
+
+class NoParameters(nn.Module):
+    def __call__(self, images, *, train=False):
+        return jnp.zeros((len(images), 10))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"ema_decay": 1.0},
+            r"ema_decay=1.0: expected a number, greater than 0",
+        ),
+        ({"ema_decay": 2.0}, r"ema_decay=2.0: expected"),
+        ({"grad_accumulation": 0}, r"grad_accumulation=0: expected a whole number, 1"),
+        ({"grad_accumulation": 1.5}, r"grad_accumulation=1.5: expected a whole number"),
+        ({"seed": -1}, r"seed=-1: expected a whole number, 0 or more"),
+        ({"seed": "zero"}, r"seed='zero': expected a whole number"),
+        ({"model": models.MLP}, r"model=<class.*: expected a flax.linen module"),
+        ({"model": NoTrain()}, r"model=NoTrain does not take the argument 'train'"),
+        ({"model": NoParameters()}, r"model=NoParameters has no parameters"),
+        ({"tx": optax.adam}, r"tx=<function adam.*: expected an optax transformation"),
+        ({"tx": 1e-3}, r"tx=0.001: expected an optax transformation"),
+        (
+            {"sharding": "cpu"},
+            r"sharding='cpu': expected .* sharding.replicated",
+        ),
+    ],
+)
+def test_a_state_of_nonsense_is_refused_by_name(wrong, said):
+    given = {"model": models.SoftmaxRegression(), "tx": optax.sgd(0.1)} | wrong
+    with pytest.raises(UserError, match=said):
+        create_state(**given)

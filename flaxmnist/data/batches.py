@@ -18,12 +18,13 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from flaxmnist import sharding
+from flaxmnist import checks, sharding
 from flaxmnist.checks import UserError
 from flaxmnist.data.sources import Split
 from flaxmnist.memory import available_memory
 
 PADDING = -1
+_KINDS = {"batch_size": checks.count, "seed": checks.optional(checks.seed)}
 # Bytes of images that the host path sends at once.
 SLAB_BYTES = 8 << 20
 # A disk is asked for each image alone, and answers many sooner at once.
@@ -115,7 +116,24 @@ class Feed(Protocol):
 class _Order:
     """The rows of each step: shuffled full batches, or all rows once, padded."""
 
-    def __init__(self, count: int, batch_size: int, seed: int | None):
+    def __init__(self, count: int, batch_size: int, mesh: Mesh, seed: int | None):
+        given = {"batch_size": batch_size, "seed": seed}
+        batch_size, seed = checks.check("", given, _KINDS).values()
+        if "data" not in getattr(mesh, "shape", ()):
+            raise UserError(
+                f"mesh={checks.shown(mesh)}: expected one of sharding.make_mesh()"
+            )
+        if batch_size % (parts := mesh.shape["data"]):
+            raise UserError(
+                f"batch_size={batch_size}: expected a multiple of {parts}, the size of "
+                "the mesh's axis 'data'"
+            )
+        least = 1 if seed is None else batch_size
+        if count < least:
+            raise UserError(
+                f"the split has {count:,} examples: expected at least {least:,}"
+                + ("" if seed is None else ", one batch")
+            )
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.steps_per_epoch = (
             -(-count // batch_size) if seed is None else count // batch_size
@@ -161,17 +179,21 @@ class DeviceFeed:
       mesh: where they go.
       seed: shuffles each epoch anew and drops the remainder; if None, every example
         comes once, in order, and the last batch is padded.
+
+    Raises:
+      UserError: an argument is not possible, or the split has no full batch.
     """
 
     def __init__(
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
+        order = _Order(len(split), batch_size, mesh, seed)
         everywhere = sharding.replicated(mesh)
         self._mesh = mesh
         _check_fits(split, mesh)
         self._images = sharding.put(split.images.reshape(-1, 784), everywhere)
         self._labels = sharding.put(split.labels.astype(np.int32), everywhere)
-        self._start(_Order(len(split), batch_size, seed))
+        self._start(order)
 
     def _start(self, order: _Order) -> None:
         self._order = order
@@ -188,7 +210,7 @@ class DeviceFeed:
     def in_order(self, batch_size: int) -> "DeviceFeed":
         """See :class:`Feed`."""
         feed = copy.copy(self)
-        feed._start(_Order(self._order.count, batch_size, None))
+        feed._start(_Order(self._order.count, batch_size, self._mesh, None))
         return feed
 
     def spans(self, start: int, stop: int) -> Iterator[tuple[DeviceBatches, int]]:
@@ -248,7 +270,7 @@ class HostFeed:
         mapped = _mapped(split.images)
         if seed is not None and mapped and hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
-        self._order = _Order(len(split), batch_size, seed)
+        self._order = _Order(len(split), batch_size, mesh, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self._slab_steps = max(
             1, min(SLAB_BYTES // (784 * batch_size), self.steps_per_epoch)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxmnist.checks import UserError, did_you_mean, path_of, shown
+from flaxmnist import checks
+from flaxmnist.checks import UserError, did_you_mean, kind_of, path_of, shown
 from flaxmnist.data import download, idx, tfds
 from flaxmnist.memory import available_memory
 
@@ -24,11 +25,34 @@ class Split:
 
     Attributes:
       images: uint8 `[count, 28, 28]`.
-      labels: uint8 `[count]`.
+      labels: integers `[count]`, from 0 to 9.
+
+    Raises:
+      UserError: the arrays are not of this kind, or a label is out of range.
     """
 
     images: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        for name, array in (("images", images), ("labels", labels)):
+            if not isinstance(array, np.ndarray):
+                kind = type(array).__name__
+                raise UserError(f"{name} is a {kind}: expected a NumPy array")
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f"labels is {kind_of(labels)}: expected integers [count]")
+        if images.dtype != np.uint8 or images.shape != (len(labels), 28, 28):
+            raise UserError(
+                f"images is {kind_of(images)}: expected uint8 [{len(labels)}, 28, 28] "
+                "for as many labels"
+            )
+        wrong = np.flatnonzero((labels < 0) | (labels > 9))
+        if wrong.size:
+            raise UserError(
+                f"label {labels[wrong[0]]} of example {wrong[0]}: expected labels from "
+                "0 to 9"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -286,9 +310,16 @@ SOURCES: dict[str, Callable[[str, str | None], Dataset]] = {
     "bundled": load_bundled,
     "synthetic": load_synthetic,
 }
+KINDS = {
+    "name": checks.text,
+    "source": checks.one_of(SOURCES),
+    "dir": checks.optional(checks.folder),
+}
 
 
-def load(name: str = "mnist", source: str = "auto", dir: str | None = None) -> Dataset:
+def load(
+    name: str = "mnist", source: str = "auto", dir: str | Path | None = None
+) -> Dataset:
     """Returns a data set of 28×28 images in ten classes.
 
     Args:
@@ -299,8 +330,6 @@ def load(name: str = "mnist", source: str = "auto", dir: str | None = None) -> D
     Raises:
       UserError: there is no such data, or it is damaged.
     """
-    if source not in SOURCES:
-        raise UserError(
-            f"data.source={shown(source)} is unknown{did_you_mean(source, SOURCES)}"
-        )
-    return SOURCES[source](name, dir)
+    given = {"name": name, "source": source, "dir": dir}
+    options = checks.check("data", given, KINDS)
+    return SOURCES[options["source"]](options["name"], options["dir"])
