@@ -11,8 +11,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import flaxmnist
-from flaxmnist.summary import versions
+from flaxmnist.machine import cpu_kind, versions
 
 # Each trains all networks; DENSE differ where a network has no images to lay out.
 DENSE = (
@@ -174,11 +172,7 @@ def draw(measured, path):
 
 def machine():
     """Returns hardware and versions."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        found = re.search(r"model name\s*: (.*)", info.read_text())
-        cpu = found[1] if found else cpu
-    return versions(PACKAGES) | {"cpu": cpu}
+    return versions(PACKAGES) | {"cpu": cpu_kind()[0]}
 
 
 def save_data(path):

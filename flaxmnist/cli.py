@@ -6,19 +6,16 @@ import gc
 import io
 import logging
 import os
-import platform
 import signal
 import sys
 import traceback
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import jax
 
-from flaxmnist import distributed, startup
+from flaxmnist import distributed, machine, startup
 from flaxmnist.checks import UserError, did_you_mean, path_of, printable
 from flaxmnist.console import output_errors
 from flaxmnist.data.download import cache_dir
@@ -119,11 +116,8 @@ def _quiet() -> Iterator[None]:
 def _keep_programs() -> None:
     """Has JAX keep what it compiles, for the next run; a damaged file is not used."""
     # Programs are of one kind of processor, and a home may be shared by several.
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-    kind = next((line for line in lines if line.startswith("flags")), lines[0])
     try:
-        folder = cache_dir() / "programs" / f"{zlib.crc32(kind.encode()):08x}"
+        folder = cache_dir() / "programs" / machine.cpu_kind()[1]
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, UserError):  # A cache that cannot be kept is no reason not to run.
         return

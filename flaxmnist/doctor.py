@@ -24,7 +24,7 @@ from flaxmnist.checks import UserError
 from flaxmnist.console import Console
 from flaxmnist.data.download import cache_dir, reachable, registered
 from flaxmnist.data.sources import load, locate
-from flaxmnist.summary import PACKAGES, versions
+from flaxmnist.machine import PACKAGES, versions
 
 _DESCRIPTION = """\
 Says what this machine offers, where data will come from, and what stands in the way.

@@ -13,7 +13,7 @@ import psutil
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import models, optim, sharding
+from flaxmnist import machine, models, optim, sharding
 from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError, path_of
@@ -198,6 +198,8 @@ def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:
             "and the learning rate jumps"
         )
     window = dataclasses.replace(run.no_metrics(), **tree["window"])
+    if step < run.total_steps and (changes := machine.changes(record)):
+        console.warn(f"the checkpoint of step {step} {changes}")
     at = Training(step, tree["state"], window, record["best"])
     return _slowed(run, at, record.get("rollbacks", 0))
 

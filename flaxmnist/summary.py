@@ -1,45 +1,20 @@
 """What a run came to: the content of ``summary.json`` and the table of it."""
 
-import functools
-import importlib.metadata
-import platform
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 
-from flaxmnist import models
+from flaxmnist import machine, models
 from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
 from flaxmnist.evaluate import evaluate
 from flaxmnist.run import Run
 from flaxmnist.state import TrainState
 
-PACKAGES = (
-    "flaxmnist",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-)
-
-
-@functools.cache
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Returns the versions of Python and of the packages."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
 
 def describe(run: Run) -> dict[str, Any]:
-    """Returns configuration, data and versions: what a checkpoint is saved with."""
+    """Returns configuration, data, versions and machine, as checkpoints record them."""
     dataset = run.dataset
     return {
         "config": run.config.to_dict(),
@@ -50,7 +25,8 @@ def describe(run: Run) -> dict[str, Any]:
             "fingerprint": dataset.fingerprint,
         },
         "total_steps": run.total_steps,
-        "versions": versions(PACKAGES),
+        "versions": machine.versions(machine.PACKAGES),
+        "machine": machine.describe(),
     }
 
 

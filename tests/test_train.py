@@ -15,10 +15,11 @@ import pytest
 import tensorstore
 from conftest import tiny_config
 
-from flaxmnist import cli, export, main, modes, restore, train, writers
+from flaxmnist import cli, export, machine, main, modes, restore, train, writers
 from flaxmnist import config as configs
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
+from flaxmnist.console import Console
 from flaxmnist.data import idx
 from flaxmnist.run import build
 from flaxmnist.signals import StoppedError, listening
@@ -334,6 +335,36 @@ def test_a_finished_run_goes_on_with_more_steps(finished_run, tmp_path, capsys):
         40,
         60,
     ]
+
+
+def test_another_machine_or_version_is_warned_of(
+    finished_run, tmp_path, capsys, monkeypatch
+):
+    workdir = shutil.copytree(finished_run[0], tmp_path / "run")
+
+    def warning(num_steps=60):
+        run = build(tiny_config(num_steps=num_steps))
+        with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+            restore.resume(run, checkpoints, Console())
+        return " ".join(capsys.readouterr().err.split())
+
+    assert warning() == ""
+    cores = machine.cpu_threads()
+    monkeypatch.setenv("PJRT_NPROC", str(cores + 1))
+    said = warning()
+    assert f"of step 40 was saved with {cores} CPU core" in said
+    assert f"this process has {cores + 1} CPU cores: results agree within" in said
+    assert f"PJRT_NPROC={cores} for equal bits" in said
+    assert warning(num_steps=40) == ""  # Nothing is left to train.
+    monkeypatch.setattr(machine, "cpu_kind", lambda: ("Abacus 1", "0000beef"))
+    monkeypatch.setattr(machine, "versions", lambda packages: {"jax": "0.0.1"})
+    said = warning()
+    assert f"was saved with jax {jax.__version__}, " in said
+    assert "this process has jax 0.0.1, Abacus 1 (instruction sets 0000beef), " in said
+    assert "PJRT_NPROC" not in said
+    # Records of earlier versions said nothing of the machine.
+    assert machine.changes({}) is None
+    assert machine.changes({"versions": {"jax": "0.0.1"}}) is None
 
 
 def test_more_steps_of_a_schedule_that_ends_are_warned_of(tmp_path, capsys):
