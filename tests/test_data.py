@@ -145,7 +145,6 @@ def test_the_bundled_subset_is_stratified_and_fixed():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"name": 5.5, "source": "idx"}, "data.name='5.5' is no set"),
         ({"name": None}, "data.name=None: expected a text"),
         ({"source": ["idx"]}, r"data.source=\['idx'\] is unknown"),
         ({"source": "idxs"}, "data.source='idxs' is unknown; did you mean 'idx'"),
