@@ -7,8 +7,11 @@ if __name__ == "__main__":
 
 import base64
 import io
-import os
+import ipaddress
+import socket
 import sys
+import threading
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +22,9 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from flaxmnist import cli
-from flaxmnist.checks import UserError
+from flaxmnist.checks import UserError, shown
 from flaxmnist.console import Console
+from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.pictures import Picture
 from flaxmnist.preprocess import prepare
 from flaxmnist.restore import load_state
@@ -35,6 +39,10 @@ Opens a page to draw a digit on; needs 'flaxmnist[demo]', and no network.
 """
 # Sides in pixels: of the canvas, of a pixel of the network's as it is shown.
 _CANVAS, _ZOOM = 280, 8
+# A drawing takes some 20,000.
+MAX_REQUEST_BYTES = 1 << 20
+# The ends of the paths at which Gradio stores what it is sent.
+_UPLOADS = ("/upload", "/process_recording")
 _HTML = f"""\
 <canvas width="{_CANVAS}" height="{_CANVAS}"></canvas>
 <p>Draw with a mouse, a pen or a finger. <button type="button">Clear</button></p>
@@ -112,13 +120,26 @@ def _shown(image: UInt8[np.ndarray, "28 28"]) -> Image.Image:
     return Image.fromarray(np.kron(image, np.ones((_ZOOM, _ZOOM), np.uint8)))
 
 
+def _data_url(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def build(state: TrainState) -> Any:
-    """Returns the page, a `gradio.Blocks`."""
+    """Returns the page as an ASGI application."""
+    import fastapi
     import gradio as gr
 
     def look(picture: str) -> tuple[Any, ...]:
-        _, _, encoded = picture.partition(",")
-        return classify(state, io.BytesIO(base64.b64decode(encoded)))
+        try:
+            encoded = base64.b64decode(picture.partition(",")[2], validate=True)
+            probabilities, *images = classify(state, encoded)
+        except (UserError, AttributeError, ValueError):
+            raise gr.Error("expected a PNG as a data URL", print_exception=False) from (
+                None
+            )
+        return probabilities, *map(_data_url, images)
 
     with gr.Blocks(title="flaxmnist", analytics_enabled=False) as page:
         gr.Markdown("# Draw a digit")
@@ -132,11 +153,15 @@ def build(state: TrainState) -> Any:
                 label = gr.Label(label="what it is", num_top_classes=10)
             with gr.Column(min_width=_CANVAS):
                 pictures = [
-                    gr.Image(
+                    # Not gr.Image, which keeps a file of each picture on disk.
+                    gr.HTML(
+                        _data_url(_shown(np.zeros(IMAGE_SHAPE[:2], np.uint8))),
                         label=text,
-                        height=_ZOOM * 28 + 40,
-                        interactive=False,
-                        buttons=[],
+                        html_template=f'<img alt="{text}" src="${{value}}">',
+                        css_template="img { margin: auto; }",
+                        show_label=True,
+                        container=True,
+                        js_on_load=None,
                     )
                     for text in ("what the network sees", "what it looks at")
                 ]
@@ -147,7 +172,76 @@ def build(state: TrainState) -> Any:
             show_progress="hidden",
             trigger_mode="always_last",
         )
-    return page
+    # Gradio's default themes fetch their fonts.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    return gr.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None),
+        page,
+        path="/",
+        theme=theme,
+        footer_links=[],
+        # With Node on this machine, that would be another server, without the guard.
+        ssr_mode=False,
+    )
+
+
+def guard(app: Any, host: str) -> Any:
+    """Returns an ASGI application that passes on to `app` the requests of its own page.
+
+    Any page that the user visits can send requests to this machine, also under a name
+    of its own (DNS rebinding). A request must name this server, come from this page,
+    be small, and upload no file.
+
+    Args:
+      app: the ASGI application.
+      host: the IP address of the server. If it is a loopback address, only the names
+        of such addresses are answered.
+    """
+    from starlette.responses import PlainTextResponse
+
+    local = {"localhost", "127.0.0.1", "::1", host}
+    only_local = ipaddress.ip_address(host).is_loopback
+
+    def refusal(scope: Any) -> int | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        named, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if only_local and _host_name(named) not in local:
+            return 421  # Misdirected Request
+        foreign = origin is not None and origin.partition("//")[2] != named
+        if foreign or scope["path"].rstrip("/").endswith(_UPLOADS):
+            return 403
+        return None
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        status, body, more = refusal(scope), b"", True
+        while more and status is None:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            more = message.get("more_body", False)
+            if len(body) > MAX_REQUEST_BYTES:
+                status = 413
+        if status is not None:
+            return await PlainTextResponse("refused", status)(scope, receive, send)
+        first = [{"type": "http.request", "body": body}]
+
+        async def receive_again() -> Any:
+            return first.pop() if first else await receive()
+
+        await app(scope, receive_again, send)
+
+    return guarded
+
+
+def _host_name(host: str) -> str | None:
+    """Returns the name in a Host header, without the port."""
+    try:
+        return urllib.parse.urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def run(argv: Sequence[str]) -> None:
@@ -162,35 +256,30 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     args = parser.parse_args(argv)
     try:
-        import gradio as gr
+        import gradio  # noqa: F401
+        import uvicorn
     except ImportError:
         raise UserError(
             "the page needs gradio: pip install 'flaxmnist[demo]'"
         ) from None
     cli.start_jax(args)
-    page = build(load_state(args.workdir, args.step))
-    # Gradio looks whether its page can be reached, and would ask a proxy for it.
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), args.host]))
-    Console().line(f"http://{args.host}:{args.port}")
-    # Gradio's default themes fetch their fonts.
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    app = build(load_state(args.workdir, args.step))
     try:
-        page.launch(
-            server_name=args.host,
-            server_port=args.port,
-            theme=theme,
-            quiet=True,
-            footer_links=[],
-            # Otherwise some clouds' notebooks would open a tunnel to the public.
-            share=False,
-        )
-    except (OSError, OverflowError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+        listener = socket.create_server((args.host, args.port), family=family)
+    except (OSError, OverflowError) as error:
         raise UserError(
-            f"no page at {args.host}:{args.port}: another --port or --host may be free "
-            f"({reason})"
+            f"no page at {shown(args.host)}:{args.port} ({error}); give another --port "
+            "or --host"
         ) from None
+    host, port = listener.getsockname()[:2]
+    Console().line(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    config = uvicorn.Config(guard(app, host), log_level="warning", ws="none")
+    server = uvicorn.Server(config)
+    # Outside the main thread uvicorn leaves signals alone, so that Ctrl-C ends at once.
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    thread.join()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

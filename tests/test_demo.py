@@ -2,15 +2,21 @@
 
 import io
 import itertools
+import json
+import os
 import re
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flaxmnist import config as configs
 from flaxmnist import demo, train
@@ -35,7 +41,13 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(workdir):
+def written(tmp_path_factory):
+    """The directory where the page's process keeps files, if it keeps any."""
+    return tmp_path_factory.mktemp("written")
+
+
+@pytest.fixture(scope="module")
+def page(workdir, written):
     """The address of the page, served by a process as a user would start it."""
     pytest.importorskip("gradio", reason="needs 'flaxmnist[demo]'")
     with socket.socket() as free:
@@ -48,6 +60,8 @@ def page(workdir):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=written,
+        env=os.environ | {"TMPDIR": str(written), "PYTHONPATH": str(ROOT)},
     )
     for _ in range(600):
         assert process.poll() is None, process.communicate()[0]
@@ -61,6 +75,7 @@ def page(workdir):
     process.wait()
 
 
+ROOT = Path(__file__).parents[1]
 SEVEN = [(0.28, 0.25), (0.72, 0.25), (0.45, 0.8)]
 
 
@@ -130,13 +145,96 @@ def test_a_seven_that_is_drawn_is_recognised(page, browser, width, draw):
     wait.until(lambda _: re.search(r"what it is\s+7\s+7\s+\d+%", text()))
     overflow = "return document.documentElement.scrollWidth - window.innerWidth"
     assert browser.execute_script(overflow) <= 0
-    pictures = browser.find_elements(By.CSS_SELECTOR, "img[src*='/file=']")
+    pictures = browser.find_elements(By.CSS_SELECTOR, "img[src^='data:image/png']")
     loaded = "return arguments[0].naturalWidth"
     assert [browser.execute_script(loaded, one) for one in pictures] == [224, 224]
 
     browser.find_element(By.TAG_NAME, "button").click()
     wait.until(lambda _: not re.search(r"\d%", text()))
     assert browser.get_log("browser") == []
+
+
+def ask(page, path, content=None, **headers):
+    """Returns the status and the headers of an answer."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        reply = urllib.request.urlopen(
+            urllib.request.Request(page + path, content, headers)
+        )
+    except urllib.error.HTTPError as error:
+        reply = error
+    with reply:
+        return reply.status, reply.headers
+
+
+def test_only_the_page_itself_is_answered(page):
+    host = page.removeprefix("http://")
+    port = host.partition(":")[2]
+    for named, status in (
+        (host, 200),
+        (f"localhost:{port}", 200),
+        (f"evil.example:{port}", 421),
+        ("[", 421),
+        ("", 421),
+    ):
+        assert ask(page, "/", Host=named)[0] == status
+        assert ask(page, "/config", Host=named)[0] == status
+    for origin, status in (
+        (page, 200),
+        ("http://evil.example", 403),
+        (f"http://evil.example:{port}", 403),
+        ("null", 403),
+    ):
+        found, headers = ask(page, "/config", Origin=origin)
+        assert found == status
+        assert (headers["Access-Control-Allow-Origin"] == page) == (status == 200)
+
+
+def test_large_requests_and_uploads_are_refused(page, written):
+    before = sorted(written.rglob("*"))
+    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    form += b"0" * 1_000 + b"\r\n--x--\r\n"
+    kind = {"Content_Type": "multipart/form-data; boundary=x"}
+    assert ask(page, "/gradio_api/upload", form, **kind)[0] == 403
+    join, kind = "/gradio_api/queue/join", {"Content_Type": "application/json"}
+    assert ask(page, join, b" " * (1 << 20), **kind)[0] == 422  # It is read: no JSON.
+    assert ask(page, join, b" " * (1 << 20) + b" ", **kind)[0] == 413
+    chunks = iter([b" " * 500_000] * 3)  # Without a length that is announced.
+    assert ask(page, join, chunks, **kind)[0] == 413
+    assert sorted(written.rglob("*")) == before
+
+
+def look(page, picture, session):
+    """Returns the events of a prediction, as the page asks for it."""
+    body = {"data": [picture], "fn_index": 0, "session_hash": session}
+    kind = {"Content_Type": "application/json"}
+    path = "/gradio_api/queue/join"
+    assert ask(page, path, json.dumps(body).encode(), **kind)[0] == 200
+    address = f"{page}/gradio_api/queue/data?session_hash={session}"
+    with urllib.request.urlopen(address) as reply:
+        return reply.read().decode()
+
+
+def test_pictures_of_many_clients_leave_no_files(page, written):
+    canvas = np.full((280, 280), 255, np.uint8)
+    canvas[60:90, 90:240] = canvas[60:260, 200:230] = 0
+    seven = demo._data_url(Image.fromarray(canvas))
+    before = sorted(written.rglob("*"))
+    with ThreadPoolExecutor(20) as pool:
+        sessions = [f"client{index}" for index in range(20)]
+        found = list(pool.map(lambda session: look(page, seven, session), sessions))
+    for events in found:
+        assert '"label":"7"' in events.replace(" ", "")
+        assert events.count("data:image/png;base64,") == 2
+    for wrong in (
+        "no picture",
+        "data:image/png;base64,AAAA",
+        None,
+        7,
+        {"path": "/etc"},
+    ):
+        assert "expected a PNG as a data URL" in look(page, wrong, "wrong")
+    assert sorted(written.rglob("*")) == before
 
 
 def test_what_is_shown_is_what_the_network_sees(workdir):
