@@ -1,8 +1,8 @@
-"""Checkpoints: the only module that knows Orbax.
+"""Checkpoints: with `commit`, the only module that knows Orbax.
 
 A checkpoint holds a tree of arrays and a JSON record, which carries a checksum of each
-array. It counts as saved once Orbax has renamed its folder, so that a process killed at
-any moment leaves whole checkpoints only.
+array. It counts as saved once its folder is on the disk under its final name, so that a
+process killed at any moment, or a power failure, leaves whole checkpoints only.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import numpy as np
 from absl import logging
 from etils import epy
 
-from flaxmnist import distributed, records
+from flaxmnist import distributed, durable, records
 from flaxmnist.checks import UserError, kind_of
 from flaxmnist.sharding import named_leaves
 
@@ -80,6 +80,15 @@ def _checksums(tree: Any) -> dict[str, int]:
     }
 
 
+def _check_step(record: dict[str, Any], step: int) -> None:
+    """Raises ValueError if a record is not of the step that names its folder."""
+    # Older records have no step of their own, but the checksum of that of the state.
+    checksum = record["checksums"].get("state/step")
+    other = checksum not in (None, zlib.crc32(np.int32(step).tobytes()))
+    if record.get("step", step) != step or other:
+        raise ValueError(f"its content is of step {record.get('step', 'another')}")
+
+
 @contextlib.contextmanager
 def _os_errors(path: Path) -> Iterator[None]:
     """Has TensorStore, too, tell of a full disk by an OSError."""
@@ -114,6 +123,7 @@ class Checkpoints:
       read_only: nothing in the folder is changed.
       warn: is told of damaged checkpoints, which are moved aside, to
         ``damaged-checkpoints``.
+      check: called before each write; raises if nothing may be written any more.
 
     Raises:
       UserError: `read_only`, and there is no such folder.
@@ -126,12 +136,14 @@ class Checkpoints:
         keep: int = 3,
         read_only: bool = False,
         warn: Callable[[str], None] = print,
+        check: Callable[[], None] = lambda: None,
     ):
         if read_only and not directory.is_dir():
             raise UserError(f"no checkpoint in {directory}: train first")
         # Orbax takes absolute paths alone.
         self.directory = directory.absolute()
-        self._keep, self._read_only, self._warn = keep, read_only, warn
+        self._keep, self._read_only = keep, read_only
+        self._warn, self._check = warn, check
         self._put_aside(list(self._unlistable()))
 
     def _folders(self) -> list[Path]:
@@ -146,7 +158,9 @@ class Checkpoints:
                 if (metrics := folder / "metrics" / "metrics").exists():
                     validation = json.loads(metrics.read_text())
                     _rank(validation)
-                said = records.read(folder / _RECORD).get("validation", validation)
+                record = records.read(folder / _RECORD)
+                _check_step(record, int(folder.name))
+                said = record.get("validation", validation)
                 if records.text(said) != records.text(validation):
                     raise ValueError("its figures on validation differ")
             except UserError:
@@ -157,6 +171,8 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> "ocp.CheckpointManager":
+        from flaxmnist.commit import SyncedPath  # Imports Orbax.
+
         policies = checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             best_fn=_rank,
@@ -169,6 +185,7 @@ class Checkpoints:
                 ]
             ),
             todelete_subdir=None if self._read_only else _DELETED,
+            temporary_path_class=SyncedPath,
             # In a thread, a folder that cannot be made would be waited for.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             create=not self._read_only,
@@ -239,9 +256,11 @@ class Checkpoints:
           OSError: this write or an earlier one failed.
         """
         self.wait()
+        self._check()
         if not self.directory.is_dir():  # Orbax would make it, and nothing else there.
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self.directory))
         record = record | {
+            "step": step,
             "validation": validation,
             "arrays": _kinds(tree),
             "checksums": _checksums(tree),
@@ -378,15 +397,17 @@ class Checkpoints:
             raise damaged[0]
         if damaged and len(damaged) == len(self._folders()):
             raise self._all_damaged(max(damaged, key=lambda error: error.step))
+        if damaged:
+            self._check()
         aside = self.directory.parent / "damaged-checkpoints"
         distributed.wait_for_all()  # Until then, others look at what is moved.
         for error in damaged if distributed.is_first() else ():
             self._warn(
                 f"{error}\nIt is now in {aside}; the newest that is whole is used."
             )
-            aside.mkdir(exist_ok=True)
+            durable.make_directory(aside)
             name = f"{error.step}-{time.strftime('%Y%m%dT%H%M%S')}"
-            os.replace(self.directory / str(error.step), aside / name)
+            durable.replace(self.directory / str(error.step), aside / name)
         distributed.wait_for_all()
 
     def wait(self) -> None:
@@ -394,8 +415,11 @@ class Checkpoints:
         with _os_errors(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        if not self._read_only and distributed.is_first():
-            shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
+        deleted = self.directory / _DELETED
+        if not self._read_only and distributed.is_first() and deleted.is_dir():
+            self._check()
+            durable.sync(self.directory)  # That they were moved, before they are gone.
+            shutil.rmtree(deleted, ignore_errors=True)
 
     def __enter__(self) -> "Checkpoints":
         return self

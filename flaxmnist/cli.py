@@ -100,7 +100,7 @@ def _quiet() -> Iterator[None]:
     """Hides what libraries warn of and log while the block runs."""
     # Orbax logs with a traceback each error that it raises, too.
     hidden = {"absl": logging.CRITICAL, "orbax": logging.CRITICAL}
-    hidden |= dict.fromkeys(("jax", "onnx_ir"), logging.ERROR)
+    hidden |= dict.fromkeys(("flaxmnist", "jax", "onnx_ir"), logging.ERROR)
     before = {name: logging.getLogger(name).level for name in hidden}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -217,7 +217,7 @@ def exit_code(
             return run(argv) or 0
         except StoppedError as stopped:
             say(str(stopped))
-            return 128 + stopped.number
+            code = 128 + stopped.number
         except KeyboardInterrupt:
             say("interrupted")
             code = 128 + signal.SIGINT

@@ -19,7 +19,7 @@ import jax
 import jax.export
 import numpy as np
 
-from flaxmnist import analysis, cli, models, numpy_predictor, ops
+from flaxmnist import analysis, cli, durable, models, numpy_predictor, ops
 from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError, path_of
 from flaxmnist.console import Console
@@ -258,7 +258,7 @@ def export(
     for left in (*folder.parent.glob("*.partial-*"), *folder.parent.glob("*.former-*")):
         shutil.rmtree(left, ignore_errors=True)  # By a process that was killed.
     try:
-        partial.mkdir(parents=True)
+        durable.make_directory(partial)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror})") from None
     try:
@@ -282,7 +282,8 @@ def export(
         former = folder.with_name(f"{name}.former-{os.getpid()}")
         if folder.exists():
             folder.rename(former)
-        partial.rename(folder)
+        durable.sync_tree(partial)
+        durable.replace(partial, folder)
         shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -6,6 +6,7 @@ if __name__ == "__main__":
     startup.prepare()
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -189,16 +190,20 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if args.overfit is not None:
         return 0 if probe.overfit(config, args.overfit) else 1
-    workdir = args.workdir
-    if workdir is None:
-        if jax.process_count() > 1:
-            raise UserError("several processes: expected --workdir DIR, one for all")
-        name = Path(args.config.partition(":")[0]).stem
-        workdir = Path("runs", f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     console = Console()
-    console.line(f"workdir: {workdir}")
-    started = time.perf_counter() - process_age()
-    train.train_and_evaluate(config, workdir, console, started)
+    with contextlib.ExitStack() as stack:
+        workdir = args.workdir
+        if workdir is None:
+            if jax.process_count() > 1:
+                raise UserError(
+                    "several processes: expected --workdir DIR, one for all"
+                )
+            name = Path(args.config.partition(":")[0]).stem
+            name = f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+            workdir = stack.enter_context(workdirs.created(Path("runs"), name))
+        console.line(f"workdir: {workdir}")
+        started = time.perf_counter() - process_age()
+        train.train_and_evaluate(config, workdir, console, started)
     return 0
 
 

@@ -11,10 +11,10 @@ from flaxmnist import distributed
 from flaxmnist.checks import UserError, check, one_of, path_of
 from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
+from flaxmnist.durable import write_file
 from flaxmnist.evaluate import predict
 from flaxmnist.restore import open_run
 from flaxmnist.summary import print_table, summarize
-from flaxmnist.writers import write_file
 
 
 def evaluate_checkpoint(

@@ -26,6 +26,7 @@ from flaxmnist import workdir as workdirs
 from flaxmnist.checks import UserError, path_of
 from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
+from flaxmnist.durable import make_directory, write_file
 from flaxmnist.evaluate import predict
 from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.metrics import Metrics
@@ -35,7 +36,7 @@ from flaxmnist.run import Run
 from flaxmnist.state import TrainState
 from flaxmnist.steps import predict_step
 from flaxmnist.summary import summarize
-from flaxmnist.writers import records, write_file
+from flaxmnist.writers import records
 
 _DESCRIPTION = """\
 Writes a run's report.html again, perhaps beside other runs.
@@ -90,9 +91,11 @@ class History:
         """What runs of the same recipe and other seeds have in common."""
         config = configs.resolve(ConfigDict(self.summary["config"], type_safe=False))
         config.seed = 0
+        dataset = self.summary["dataset"]
         return repr(
             [
-                self.summary["dataset"]["fingerprint"],
+                # Runs of older versions know that of the training split alone.
+                dataset.get("fingerprints", dataset["fingerprint"]),
                 self.summary["total_steps"],
                 configs.what_matters(config),
             ]
@@ -231,7 +234,7 @@ def write_report(
         "mistakes": plots.mistakes(run.dataset.test.images[wrong], captions),
         "filters": plots.filters(filters(params)),
     }
-    (workdir / "plots").mkdir(exist_ok=True)
+    make_directory(workdir / "plots")
     pictures = {}
     for name, figure in figures.items():
         content = plots.png(figure)

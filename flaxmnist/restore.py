@@ -35,6 +35,8 @@ class Training:
         have `waited` for better ones.
       rollbacks: how often a loss that was not finite sent it back to a checkpoint;
         each halved the learning rate.
+      written: what :meth:`flaxmnist.writers.MetricsWriter.sync` returned at that step,
+        if it is known.
     """
 
     step: int
@@ -42,6 +44,7 @@ class Training:
     window: Metrics
     best: dict[str, Any]
     rollbacks: int = 0
+    written: dict[str, int] | None = None
 
     @property
     def rate_scale(self) -> float:
@@ -70,13 +73,16 @@ def expected(run: Run) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]
 
 def _check_same_run(run: Run, record: dict[str, Any]) -> None:
     """Raises UserError unless a checkpoint's record is of this run."""
-    before = record["dataset"]
-    if before["fingerprint"] != run.dataset.fingerprint:
+    before, now = record["dataset"], run.dataset
+    # Records of older versions know the training split alone.
+    known = before.get("fingerprints", {"train": before["fingerprint"]})
+    if other := [split for split in known if known[split] != now.fingerprints[split]]:
         raise UserError(
             f"this run was trained on {before['name']} ({before['source']}, "
-            f"{before['counts']['train']:,} examples), but the data is now "
-            f"{run.dataset.name} ({run.dataset.source}, {len(run.dataset.train):,}): "
-            "set data.source and data.dir to the former, or use another --workdir"
+            f"{before['counts']['train']:,} examples), but the data is now {now.name} "
+            f"({now.source}, {len(now.train):,}), with other examples in "
+            f"{', '.join(other)}: set data.source and data.dir to the former, or use "
+            "another --workdir"
         )
     trained = configs.resolve(ConfigDict(record["config"], type_safe=False))
     workdirs.check_same(trained, run.config)
@@ -200,7 +206,9 @@ def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:
     window = dataclasses.replace(run.no_metrics(), **tree["window"])
     if step < run.total_steps and (changes := machine.changes(record)):
         console.warn(f"the checkpoint of step {step} {changes}")
-    at = Training(step, tree["state"], window, record["best"])
+    at = Training(
+        step, tree["state"], window, record["best"], written=record.get("metrics")
+    )
     return _slowed(run, at, record.get("rollbacks", 0))
 
 

@@ -79,10 +79,11 @@ def build(config: ConfigDict) -> Run:
     if jax.process_count() > 1:
         facts = flatten_dict(config.to_dict(), sep=".")
         del facts["data.dir"]  # Each process may have its own.
-        facts["the training data"] = (
-            f"{dataset.name} ({dataset.source}, {len(dataset.train):,} examples, "
-            f"CRC-32 {dataset.fingerprint})"
-        )
+        for split, count in dataset.counts.items():
+            facts[f"the {split} data"] = (
+                f"{dataset.name} ({dataset.source}, {count:,} examples, CRC-32 "
+                f"{dataset.fingerprints[split]})"
+            )
         if found := distributed.find_difference(facts):
             raise UserError(
                 f"{found}; start every process with the same options and data"
@@ -113,7 +114,7 @@ def build(config: ConfigDict) -> Run:
         steps_per_epoch=steps_per_epoch,
     )
     # Reads the data in order; where they are on disk, feeds do so at random.
-    _ = dataset.fingerprint
+    _ = dataset.fingerprints
     make_feed = FEEDS[config.data.placement]
     feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
     largest = max(dataset.counts.values())

@@ -4,9 +4,10 @@ SIGTERM is also how a cloud's or a cluster's preemption is announced to a proces
 """
 
 import contextlib
+import functools
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -30,15 +31,13 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Listener]:
-    """Has the first SIGINT or SIGTERM wait to be looked at; a second ends at once.
+def _handled(handle: Callable[[int], None]) -> Iterator[None]:
+    """Has the first SIGINT or SIGTERM call `handle`; a second ends at once.
 
-    One that came too late to be looked at takes effect after the block. Outside the
-    main thread, where Python hears no signals, nothing is changed.
+    Outside the main thread, where Python hears no signals, nothing is changed.
     """
-    listener = Listener()
     if threading.current_thread() is not threading.main_thread():
-        yield listener
+        yield
         return
     before = {
         number: handler
@@ -52,14 +51,36 @@ def listening() -> Iterator[Listener]:
             signal.signal(number, handler)
 
     def hear(number: int, frame: object) -> None:
-        listener.number = number
         restore()
+        handle(number)
 
     for number in before:
         signal.signal(number, hear)
     try:
-        yield listener
+        yield
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Listener]:
+    """Has the first SIGINT or SIGTERM wait to be looked at; a second ends at once.
+
+    One that came too late to be looked at takes effect after the block.
+    """
+    listener = Listener()
+    with _handled(functools.partial(setattr, listener, "number")):
+        yield listener
     if listener.number:
         signal.raise_signal(listener.number)
+
+
+@contextlib.contextmanager
+def stopping(message: str) -> Iterator[None]:
+    """Has the first SIGINT or SIGTERM raise StoppedError with `message` at once."""
+
+    def stop(number: int) -> None:
+        raise StoppedError(number, message)
+
+    with _handled(stop):
+        yield

@@ -23,6 +23,7 @@ def describe(run: Run) -> dict[str, Any]:
             "source": dataset.source,
             "counts": dataset.counts,
             "fingerprint": dataset.fingerprint,
+            "fingerprints": dataset.fingerprints,
         },
         "total_steps": run.total_steps,
         "versions": machine.versions(machine.PACKAGES),

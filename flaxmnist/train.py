@@ -1,6 +1,5 @@
 """A run: started or resumed, trained, evaluated and summed up."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from ml_collections import ConfigDict
 from flaxmnist import config as configs
 from flaxmnist import distributed, sharding
 from flaxmnist import workdir as workdirs
-from flaxmnist.checkpoint import Checkpoints, DamagedError, is_better
+from flaxmnist.checkpoint import Checkpoints, is_better
 from flaxmnist.checks import path_of
 from flaxmnist.console import Clock, Console
+from flaxmnist.finish import finish, finish_again
 from flaxmnist.observe import show_summaries, show_tensors, watched_norms
 from flaxmnist.restore import (
     NotFiniteError,
@@ -21,13 +21,12 @@ from flaxmnist.restore import (
     begin,
     resume,
     roll_back,
-    with_parameters,
 )
 from flaxmnist.run import Run, build
 from flaxmnist.signals import StoppedError, listening
 from flaxmnist.steps import all_finite, eval_steps, train_steps
-from flaxmnist.summary import describe, evaluate_splits, print_table, summarize
-from flaxmnist.writers import MetricsWriter, eval_name, write_file
+from flaxmnist.summary import describe, evaluate_splits
+from flaxmnist.writers import MetricsWriter, eval_name
 
 # How long a dispatch should take: the bar moves and signals are heard between two.
 DISPATCH_SECONDS = 0.5
@@ -59,82 +58,59 @@ def train_and_evaluate(
     console, clock = console or Console(), Clock(started)
     workdir = path_of(workdir, "workdir")
     config = configs.resolve(config)
-    workdirs.check(workdir, config)
     run = build(config)
     if run.dataset.warning:
         console.warn(run.dataset.warning)
-
-    # Before anything is written: there may be no run to begin from.
-    fresh = None if workdirs.saved_steps(workdir) else begin(run)
-    with (
-        workdirs.held(workdir),
-        Checkpoints(
-            workdir / "checkpoints", config.keep_checkpoints, warn=console.warn
-        ) as checkpoints,
-    ):
-        at = fresh or resume(run, checkpoints, console)
-        return _train_and_evaluate(run, at, workdir, checkpoints, console, clock)
+    # Nothing that another process may still change is looked at before it is locked.
+    with workdirs.locked(workdir) as lock:
+        workdirs.check(lock.workdir, config)
+        fresh = None if workdirs.saved_steps(lock.workdir) else begin(run)
+        lock.prepare()
+        with Checkpoints(
+            lock.workdir / "checkpoints",
+            config.keep_checkpoints,
+            warn=console.warn,
+            check=lock.check,
+        ) as checkpoints:
+            at = fresh or resume(run, checkpoints, console)
+            return _train_and_evaluate(run, at, lock, checkpoints, console, clock)
 
 
 def _train_and_evaluate(
     run: Run,
     at: Training,
-    workdir: Path,
+    lock: workdirs.Lock,
     checkpoints: Checkpoints,
     console: Console,
     clock: Clock,
 ) -> dict[str, Any]:
+    workdir, first_step = lock.workdir, at.step
     if at.step:
         what = "is finished" if at.finished(run) else "resumes"
         console.line(f"{workdir} {what} at step {at.step} of {run.total_steps}")
-        if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
-            print_table(console, summary)
-            return summary
-    if distributed.is_first():
-        write_file(workdir / "config.json", configs.to_json(run.config))
+    if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
+        finish_again(run, at, summary, lock, checkpoints, console)
+        return summary
+    lock.write("config.json", configs.to_json(run.config))
     if run.config.log_device_placement:
         _log_placement(run, at, console)
-    first_step = at.step
     clock.started_up()
 
     while True:
         try:
-            with MetricsWriter(workdir, at.step, run.config.eval_splits) as writer:
+            with MetricsWriter(
+                workdir,
+                at.step,
+                run.config.eval_splits,
+                written=at.written,
+                warn=console.warn,
+                check=lock.check,
+            ) as writer:
                 _train(run, at, checkpoints, console, writer, clock)
             break
         except NotFiniteError as error:
             at = roll_back(run, at, checkpoints, console, error)
-
-    best_step, best_state = checkpoints.best_step, at.state
-    if best_step != at.step:
-        try:
-            best_state = with_parameters(at.state, checkpoints, best_step)
-        except DamagedError as error:
-            console.warn(f"{error}\nThe last state is evaluated instead.")
-            best_step = at.step
-    with clock("evaluate"):
-        summary = summarize(run, best_state, at.step, best_step, console)
-    summary["seconds"] = clock.table()
-    trained = (at.step - first_step) * run.config.batch_size
-    summary["images_per_second"] = trained / clock.seconds["train"] if trained else None
-    print_table(console, summary)
-    if run.config.report:
-        # Not before: what draws takes long to import.
-        from flaxmnist.report import write_report
-
-        write_report(run, best_state, summary, workdir)
-    # Last: where it is, nothing is left to do.
-    if distributed.is_first():
-        write_file(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    seconds = ", ".join(f"{name} {s:.1f}" for name, s in summary["seconds"].items())
-    saved = ", ".join(map(str, checkpoints.steps))
-    report = "report.html, plots/, " if run.config.report else ""
-    console.line(f"\nseconds: {seconds}")
-    console.line(
-        f"{workdir}: {report}config.json, metrics.jsonl, summary.json, tensorboard/, "
-        f"checkpoints/ (steps {saved})"
-    )
-    return summary
+    return finish(run, at, first_step, lock, checkpoints, console, clock)
 
 
 def _compile_training(run: Run, at: Training) -> None:
@@ -230,17 +206,23 @@ def _train(
                 checkpoints.save(
                     at.step,
                     {"state": at.state, "window": at.window.sums},
-                    describe(run) | {"best": at.best, "rollbacks": at.rollbacks},
+                    describe(run)
+                    | {
+                        "best": at.best,
+                        "rollbacks": at.rollbacks,
+                        "metrics": writer.sync(),
+                    },
                     validation,
                 )
             if stop:
                 break
         checkpoints.wait()
         if stop := distributed.agree(signals.number):  # Or one heard since.
+            then = "evaluates it" if at.finished(run) else "resumes from there"
             raise StoppedError(
                 stop,
                 f"stopped at step {at.step} of {run.total_steps}, which is saved; "
-                f"--workdir {checkpoints.directory.parent} resumes from there",
+                f"--workdir {checkpoints.directory.parent} {then}",
             )
     if at.step < run.total_steps:
         console.line(

@@ -1,18 +1,20 @@
 """The folder of a run: whether it can be used, and what an earlier process left."""
 
 import contextlib
+import itertools
 import json
 import os
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from errno import ENOENT
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import distributed
+from flaxmnist import distributed, durable
 from flaxmnist.checks import UserError
 
 
@@ -51,16 +53,11 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
-    """Holds the folder against a configuration; writes nothing.
+    """Compares the run in the directory with a configuration; writes nothing.
 
     Raises:
-      UserError: it is a file, or holds a run that differs in what matters.
+      UserError: the directory holds a run that differs in what matters.
     """
-    try:
-        if workdir.exists() and not workdir.is_dir():
-            raise UserError(f"--workdir {workdir} is a file: expected a folder")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror}") from None
     # Without a checkpoint there is nothing that another configuration could spoil.
     if saved_steps(workdir) and (before := saved_config(workdir)):
         check_same(before, config)
@@ -75,46 +72,141 @@ def check_same(before: ConfigDict, config: ConfigDict) -> None:
         )
 
 
-@contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
-    """Makes the folder, and keeps other runs out of it while the block runs.
+class Lock:
+    """The lock of a run directory, held until the process ends or the block is left.
 
     The lock is the kernel's: it ends with its process, however that ends. Where there
     is none, as on some network file systems, nobody is kept out. Of several processes
     of one run, the first alone locks.
 
+    Attributes:
+      workdir: the directory.
+    """
+
+    def __init__(self, workdir: Path):
+        self.workdir, self._path = workdir, workdir / ".lock"
+        self._made: list[Path] = []
+        self._is_new = self._kept = False
+        if distributed.is_first():
+            self._acquire()
+        distributed.wait_for_all()  # The first creates the file.
+        if not distributed.is_first():
+            self._file = self._path.open("rb", buffering=0)
+        distributed.wait_for_all()  # Until then, the first must not remove it.
+
+    def _acquire(self) -> None:
+        for _ in range(100):
+            self._made += durable.make_directory(self.workdir)
+            is_new = not self._path.exists()
+            try:
+                self._file = self._path.open("a+b", buffering=0)
+            except FileNotFoundError:  # Its last holder removed the directory.
+                continue
+            try:
+                _claim(self.workdir, self._file)
+            except UserError:
+                self._file.close()
+                raise
+            self._is_new = self._is_new or is_new
+            if self._is_ours():
+                return
+            self._file.close()  # Its last holder removed the file.
+        raise UserError(f"--workdir {self.workdir} cannot be locked: try again")
+
+    def _is_ours(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            there = self._path.stat()
+            return os.path.samestat(os.fstat(self._file.fileno()), there)
+        return False
+
+    def check(self) -> None:
+        """Raises UserError if the path no longer leads to the locked directory.
+
+        Call it before each write: after a pause, the directory may have been moved
+        and another run may have begun under its name.
+        """
+        if not self.workdir.is_dir():
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self.workdir))
+        if not self._is_ours():
+            raise UserError(
+                f"{self.workdir} is no longer the directory that this run locked: it "
+                "was moved or replaced, or its .lock was deleted. This run stops and "
+                "writes nothing more; to resume it, give its directory as --workdir"
+            )
+
+    def write(self, name: str, content: str) -> None:
+        """Writes a file of the directory; of several processes, the first alone does.
+
+        Raises:
+          UserError: see `check`.
+        """
+        self.check()
+        if distributed.is_first():
+            durable.write_file(self.workdir / name, content)
+
+    def remove(self, name: str) -> None:
+        """Removes a file of the directory, if it exists, as `write` writes one."""
+        self.check()
+        if distributed.is_first():
+            (self.workdir / name).unlink(missing_ok=True)
+
+    def prepare(self) -> None:
+        """Creates what a run needs; until then, `release` leaves no trace."""
+        self._kept = True
+        for folder in ("checkpoints", "tensorboard"):
+            durable.make_directory(self.workdir / folder)
+        if distributed.is_first():
+            # What a killed process was writing.
+            for pattern in ("*.partial-*", "plots/*.partial-*"):
+                for path in self.workdir.glob(pattern):
+                    path.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Removes what was created, unless `prepare` was called, and unlocks."""
+        if not self._kept and distributed.is_first():
+            with contextlib.suppress(OSError):  # A directory may not be empty.
+                if self._is_new:
+                    self._path.unlink()
+                for folder in reversed(self._made):
+                    folder.rmdir()
+        self._file.close()
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[Lock]:
+    """Keeps other runs out of a directory while the block runs; creates it if missing.
+
     Raises:
-      UserError: the folder cannot be made or written, when the block begins or later,
-        or another run is in it.
+      UserError: the directory cannot be created or written, when the block begins or
+        later, or another run is in it.
     """
     try:
-        for folder in (workdir, workdir / "checkpoints", workdir / "tensorboard"):
-            folder.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a+b", buffering=0)
+        lock = Lock(workdir)
+    except FileExistsError:
+        raise UserError(f"--workdir {workdir} is a file: expected a folder") from None
     except OSError as error:
         raise UserError(
             f"--workdir {workdir} cannot be written ({error.strerror}): use another"
         ) from None
-    with lock:
-        try:
-            if distributed.is_first():
-                _claim(workdir, lock)
-            yield
-        except BrokenPipeError:  # Of the standard output.
-            raise
-        except OSError as error:
-            reason = f"{error.strerror or error}"
-            where = f": {error.filename}" if error.filename else ""
-            kept = "there is no checkpoint in it"
-            if steps := saved_steps(workdir):
-                kept = f"step {steps[-1]} is saved, and the same command resumes there"
-            raise UserError(
-                f"{workdir} cannot be written any more ({reason}{where}); {kept}"
-            ) from error
+    try:
+        yield lock
+    except BrokenPipeError:  # Of the standard output.
+        raise
+    except OSError as error:
+        reason = f"{error.strerror or error}"
+        where = f": {error.filename}" if error.filename else ""
+        kept = "there is no checkpoint in it"
+        if steps := saved_steps(workdir):
+            kept = f"step {steps[-1]} is saved, and the same command resumes there"
+        raise UserError(
+            f"{workdir} cannot be written any more ({reason}{where}); {kept}"
+        ) from error
+    finally:
+        lock.release()
 
 
 def _claim(workdir: Path, lock: BinaryIO) -> None:
-    """Locks the folder and says who did, or raises UserError and says who has."""
+    """Locks the file and writes who did, or raises UserError and says who has."""
     try:
         import fcntl
 
@@ -131,7 +223,31 @@ def _claim(workdir: Path, lock: BinaryIO) -> None:
     since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
     lock.write(holder.encode())
-    # What a killed process was writing.
-    for pattern in ("*.partial-*", "plots/*.partial-*"):
-        for path in workdir.glob(pattern):
-            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def created(parent: Path, name: str) -> Iterator[Path]:
+    """Creates a directory that did not exist: `name`, or with a suffix -2, -3, ….
+
+    It is removed after the block if it is still empty.
+
+    Raises:
+      UserError: it cannot be created.
+    """
+    try:
+        made = durable.make_directory(parent)
+        for number in itertools.count(1):
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                break
+    except OSError as error:
+        raise UserError(
+            f"{parent} cannot be written ({error.strerror}): expected --workdir DIR"
+        ) from None
+    try:
+        yield path
+    finally:
+        for folder in (path, *reversed(made)):
+            with contextlib.suppress(OSError):  # It is not empty.
+                folder.rmdir()

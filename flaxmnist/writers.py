@@ -6,7 +6,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from errno import ENOENT
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from flaxmnist import distributed
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a whole file or nothing: under another name first, then renamed."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+from flaxmnist import distributed, durable
 
 
 class EventFile:
@@ -45,31 +33,36 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, step: int):
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(folder)
         # TensorBoard reads the files of a folder in the order of their names, and a
         # clock may be set back.
         names = (path.name.split(".") for path in folder.glob("events.out.tfevents.*"))
         last = max((int(name[3]) for name in names if name[3].isdigit()), default=0)
         stamp = max(time.time_ns(), last + 1)
         maker = f"{stamp}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter(
-            (folder / f"events.out.tfevents.{maker}").open("xb")
-        )
+        self._file = (folder / f"events.out.tfevents.{maker}").open("xb")
+        self._records = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
         self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        durable.sync(folder)
 
     def _write(self, **content: Any) -> None:
         event = Event(wall_time=time.time(), **content)
         self._records.write(event.SerializeToString())
 
     def write(self, step: int, *summaries: Summary) -> None:
-        """Writes summaries, and sees them to disk."""
+        """Writes summaries to the file."""
         for summary in summaries:
             self._write(step=step, summary=summary)
         self._records.flush()
 
+    def sync(self) -> None:
+        """Flushes the file to the disk."""
+        self._records.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
-        """Flushes and closes the file."""
+        """Closes the file."""
         self._records.close()
 
 
@@ -80,20 +73,37 @@ class MetricsWriter:
 
     Args:
       workdir: folder of the run.
-      step: where the run resumes; what an earlier process wrote of later steps is
-        taken back, for it will be written again.
+      step: where the run resumes; records of later steps are removed, because they
+        will be written again.
       eval_splits: those that are evaluated while training.
+      written: what `sync` returned at `step`, if it is known.
+      warn: is told if ``metrics.jsonl`` is not as `written` says.
+      check: called before each write; raises if nothing may be written any more.
     """
 
-    def __init__(self, workdir: Path, step: int, eval_splits: Iterable[str]):
-        self._stack = contextlib.ExitStack()
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        eval_splits: Iterable[str],
+        written: dict[str, int] | None = None,
+        warn: Callable[[str], None] = print,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._stack, self._check = contextlib.ExitStack(), check
         if not distributed.is_first():
             return
-        path = workdir / "metrics.jsonl"
-        if path.exists():
-            kept = [record for record in records(path) if record["step"] <= step]
-            write_file(path, "".join(map(_line, kept)))
-        self._path, self._file = path, self._stack.enter_context(path.open("a"))
+        check()
+        self._path = workdir / "metrics.jsonl"
+        there = records(self._path) if self._path.exists() else ()
+        kept = [_line(record) for record in there if record["step"] <= step]
+        self._written = {"lines": 0, "checksum": 0}
+        for line in kept:
+            self._count(line)
+        if written is not None and written != self._written:
+            warn(_lost(self._path, step, written["lines"], len(kept)))
+        durable.write_file(self._path, "".join(kept))
+        self._file = self._stack.enter_context(self._path.open("a"))
         self._events = {}
         # Those of an earlier process, too, whose later steps are taken back.
         before = (path.name for path in workdir.glob("tensorboard/*/"))
@@ -101,15 +111,22 @@ class MetricsWriter:
             events = EventFile(workdir / "tensorboard" / split, step)
             self._events[split] = self._stack.enter_context(contextlib.closing(events))
 
+    def _count(self, line: str) -> None:
+        self._written["lines"] += 1
+        self._written["checksum"] = zlib.crc32(line.encode(), self._written["checksum"])
+
     def write(self, record: dict[str, Any]) -> None:
         """Writes a record, which holds ``step``, ``split`` and figures."""
         if not distributed.is_first():
             return
+        self._check()
         # What is written into a file that was removed is lost without an error.
         if not os.path.samefile(self._file.fileno(), self._path):
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self._path))
-        self._file.write(_line(record))
+        line = _line(record)
+        self._file.write(line)
         self._file.flush()
+        self._count(line)
         self._events[record["split"]].write(
             record["step"],
             *(
@@ -124,6 +141,20 @@ class MetricsWriter:
         if distributed.is_first():
             self._events[split].write(step, *summaries)
 
+    def sync(self) -> dict[str, int] | None:
+        """Flushes all that was written to the disk.
+
+        Returns:
+          the number of `lines` in ``metrics.jsonl`` and their CRC-32, `checksum`; None
+          in other processes than the first.
+        """
+        if not distributed.is_first():
+            return None
+        os.fsync(self._file.fileno())
+        for events in self._events.values():
+            events.sync()
+        return dict(self._written)
+
     def __enter__(self) -> "MetricsWriter":
         return self
 
@@ -137,6 +168,17 @@ def eval_name(split: str) -> str:
     "train" are those of training itself, of parameters that move and with dropout.
     """
     return "train_eval" if split == "train" else split
+
+
+def _lost(path: Path, step: int, written: int, left: int) -> str:
+    """Returns the warning about lines that were removed or changed."""
+    what = f"{written - left:,} of {written:,} lines are missing"
+    if left >= written:
+        what = f"its {left:,} lines differ from the {written:,} that were written"
+    return (
+        f"{path} was changed since step {step} was saved: up to that step, {what}.\n"
+        "Training is not affected; the curves in the report are."
+    )
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -12,13 +12,13 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 from conftest import tiny_config
-from orbax.checkpoint._src.path import atomicity
 from test_train import assert_identical, lines, saved, shown, timeless
 
+from flaxmnist import commit, records, restore, train, workdir, writers
 from flaxmnist import config as configs
-from flaxmnist import records, restore, train, workdir, writers
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
 from flaxmnist.console import process_age
@@ -33,6 +33,12 @@ def bare(tree):
     """A checkpoint's arrays as NumPy has them."""
     key = jax.random.key_data(tree["state"].key)
     return jax.device_get(tree | {"state": tree["state"].replace(key=key)})
+
+
+def of_step(tree, step):
+    """The same arrays, as a later step would have them."""
+    number = jax.device_put(np.int32(step), tree["state"].step.sharding)
+    return tree | {"state": tree["state"].replace(step=number)}
 
 
 def assert_same_run(config, one, other):
@@ -215,8 +221,8 @@ FAULTS = [
     (no_room, "before a line is written", r"\(No space left on device"),
     (no_room, "before it is saved", r"\(No space left on device: .*checkpoints"),
     (no_permission, "before it is saved", r"\((Operation not|Permission).*checkpoints"),
-    (gone, "before a line is written", r"\(No such file .*metrics.jsonl"),
-    (gone, "before it is saved", r"\(No such file .*checkpoints"),
+    (gone, "before a line is written", r"\(No such file .*run\)"),
+    (gone, "before it is saved", r"\(No such file .*run\)"),
 ]
 
 
@@ -264,7 +270,7 @@ import sys, time
 from pathlib import Path
 from flaxmnist import workdir
 
-with workdir.held(Path(sys.argv[1])):
+with workdir.locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -295,6 +301,76 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
     assert summary["step"] == 60
 
 
+def test_a_run_is_locked_before_it_is_looked_at(finished_run, tmp_path, monkeypatch):
+    begin, looks = train.begin, []
+
+    def look_slowly(run):
+        looks.append(tmp_path / "run")
+        with pytest.raises(UserError, match="is in use by process"):
+            train.train_and_evaluate(tiny_config(seed=7), tmp_path / "run")
+        assert len(looks) == 1
+        return begin(run)
+
+    monkeypatch.setattr(train, "begin", look_slowly)
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    train.train_and_evaluate(tiny_config(), tmp_path / "run")
+    assert looks
+    assert (tmp_path / "run" / "config.json").read_bytes() == (
+        finished_run[0] / "config.json"
+    ).read_bytes()
+
+
+def test_a_lock_that_its_holder_removes_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    run, claim = tmp_path / "runs" / "a", workdir._claim
+    first = workdir.Lock(run)
+    with pytest.raises(UserError, match="in use"):
+        workdir.Lock(run)
+
+    def claim_after(*args):
+        if not first._file.closed:  # Between the opening of the file and its locking.
+            first.release()
+        claim(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir, "_claim", claim_after)
+        second = workdir.Lock(run)
+    second.check()
+    with pytest.raises(UserError, match="in use"):
+        workdir.Lock(run)
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["before a line is written", "before it is saved"])
+def test_a_run_whose_folder_another_took_meanwhile_writes_nothing_there(
+    when, finished_run, tmp_path, monkeypatch
+):
+    run, old = tmp_path / "run", tmp_path / "old"
+
+    def taken(method):
+        def call(self, step, *args):
+            if (step["step"] if isinstance(step, dict) else step) in (30, 40):
+                while workdir.saved_steps(run) != [20]:
+                    time.sleep(0.01)
+                if not old.exists():
+                    run.rename(old)
+                    shutil.copytree(finished_run[0], run)
+            return method(self, step, *args)
+
+        return call
+
+    by_save = when == "before it is saved"
+    owner, name = (Checkpoints, "save") if by_save else (writers.MetricsWriter, "write")
+    monkeypatch.setattr(owner, name, taken(getattr(owner, name)))
+    with pytest.raises(UserError, match="no longer the directory that this run locked"):
+        train.train_and_evaluate(tiny_config(), run)
+    there = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
+    assert len(there) == sum(path.is_file() for path in finished_run[0].rglob("*"))
+    for path in there:
+        assert (run / path).read_bytes() == (finished_run[0] / path).read_bytes()
+    assert workdir.saved_steps(old) == [20]
+
+
 # Formats
 
 
@@ -306,7 +382,8 @@ def rewrite(run, step, change):
 
 
 def first_format(record):
-    del record["format"], record["validation"]
+    del record["format"], record["validation"], record["step"], record["metrics"]
+    del record["dataset"]["fingerprints"]
     return record
 
 
@@ -346,6 +423,25 @@ def harms(path, draw):
         flipped = bytearray(content)
         flipped[place] ^= 1 << draw.randrange(8)
         yield f"flipped at {place}", bytes(flipped)
+
+
+@pytest.mark.parametrize("change", [records.sealed, first_format])
+@pytest.mark.parametrize("name", ["55", "3"])
+def test_a_checkpoint_under_another_name_is_set_aside(
+    name, change, finished_run, tmp_path, monkeypatch
+):
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    rewrite(run, 40, change)
+    (run / "checkpoints" / "40").rename(run / "checkpoints" / name)
+    with pytest.raises(UserError, match=rf"of step {name} .* is damaged \(its content"):
+        restore.load_state(run)
+    warnings = []
+    with Checkpoints(run / "checkpoints", warn=warnings.append) as checkpoints:
+        assert checkpoints.steps == [20]
+    assert f"the checkpoint of step {name} in" in warnings[0]
+    if change is records.sealed:
+        assert "its content is of step 40" in warnings[0]
+    assert len(list((run / "damaged-checkpoints").iterdir())) == 1
 
 
 @pytest.mark.slow
@@ -390,6 +486,37 @@ def test_whatever_becomes_of_a_file_of_a_checkpoint_no_wrong_value_is_read(
     assert counts["put aside"] >= 50
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda kept: kept[:2] + kept[4:], "2 of 6 lines are missing"),
+        (lambda kept: [kept[0].replace("0.", "1."), *kept[1:]], "its 6 lines differ"),
+        (lambda kept: [], "6 of 6 lines are missing"),
+        (lambda kept: [*kept, kept[-1].replace("40", "41")], None),
+    ],
+)
+def test_lines_of_metrics_that_are_lost_are_warned_of(
+    change, said, finished_run, tmp_path, monkeypatch, capsys
+):
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    path = run / "metrics.jsonl"
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+    left = lines(run)
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    for time_given in range(2):
+        train.train_and_evaluate(tiny_config(num_steps=50 + 5 * time_given), run)
+        error = capsys.readouterr().err
+        if said and not time_given:
+            assert f"was changed since step 40 was saved: up to that step, {said}" in (
+                " ".join(error.split())
+            )
+        else:
+            assert error == ""
+    kept = [record for record in left if record["step"] <= 40]
+    assert lines(run)[: len(kept)] == kept
+    assert lines(run)[-1]["step"] == 55
+
+
 # Clocks and slow disks
 
 
@@ -418,20 +545,20 @@ def test_a_clock_that_goes_backwards_loses_and_reorders_nothing(
 def test_saving_slower_than_training_holds_it_back_and_keeps_the_order(
     finished_run, tmp_path, monkeypatch
 ):
-    commit, save = atomicity.AtomicRenameTemporaryPath.finalize, Checkpoints.save
+    finalize, save = commit.SyncedPath.finalize, Checkpoints.save
     happened = []
 
-    async def slow_commit(self):
+    async def slow_finalize(self):
         if self.get_final().name.isdigit():
             time.sleep(0.3)
             happened.append(("saved", int(self.get_final().name)))
-        await commit(self)
+        await finalize(self)
 
     def noted_save(self, step, *args):
         save(self, step, *args)
         happened.append(("given", step))
 
-    monkeypatch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", slow_commit)
+    monkeypatch.setattr(commit.SyncedPath, "finalize", slow_finalize)
     monkeypatch.setattr(Checkpoints, "save", noted_save)
     train.train_and_evaluate(tiny_config(checkpoint_every=4), tmp_path)
     steps = list(range(4, 41, 4))
@@ -462,7 +589,7 @@ def test_wherever_a_disk_is_full_while_saving_the_checkpoint_before_is_whole(
         fill(small_disk, **{f"{kind}_left": left})
         try:
             with Checkpoints(run / "checkpoints") as checkpoints:
-                checkpoints.save(60, tree, record, None)
+                checkpoints.save(60, of_step(tree, 60), record, None)
             outcomes.append("saved")
         except OSError as error:
             outcomes.append(error.strerror)
@@ -471,8 +598,8 @@ def test_wherever_a_disk_is_full_while_saving_the_checkpoint_before_is_whole(
         with Checkpoints(run / "checkpoints", warn=pytest.fail) as checkpoints:
             step, found, _ = checkpoints.restore_newest(*expected)
             assert step == (60 if outcomes[-1] == "saved" else 40)
-            assert_identical(bare(found), bare(tree))
-            checkpoints.save(80, tree, record, None)
+            assert_identical(bare(found), bare(of_step(tree, step)))
+            checkpoints.save(80, of_step(tree, 80), record, None)
         shutil.rmtree(run)
     print({outcome: outcomes.count(outcome) for outcome in set(outcomes)})
     assert {"saved", "No space left on device"} == set(outcomes)
@@ -483,16 +610,16 @@ def test_wherever_a_disk_is_full_while_saving_the_checkpoint_before_is_whole(
 
 SLOW = """
 import sys, time
-from orbax.checkpoint._src.path import atomicity
 from flaxmnist import main
+from flaxmnist.commit import SyncedPath
 
-commit = atomicity.AtomicRenameTemporaryPath.finalize
-async def slow_commit(self):
+finalize = SyncedPath.finalize
+async def slow_finalize(self):
     if self.get_final().name.isdigit() and int(self.get_final().name) > 20:
         print("saving", flush=True)
         time.sleep(600)
-    await commit(self)
-atomicity.AtomicRenameTemporaryPath.finalize = slow_commit
+    await finalize(self)
+SyncedPath.finalize = slow_finalize
 sys.exit(main.main())
 """
 

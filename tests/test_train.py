@@ -1,5 +1,7 @@
 """Whole runs: what they leave, and that nothing of it is lost."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -15,8 +17,22 @@ import pytest
 import tensorstore
 from conftest import tiny_config
 
-from flaxmnist import cli, export, machine, main, modes, restore, train, writers
+from flaxmnist import (
+    cli,
+    data,
+    distributed,
+    export,
+    finish,
+    machine,
+    main,
+    modes,
+    report,
+    restore,
+    train,
+    writers,
+)
 from flaxmnist import config as configs
+from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
 from flaxmnist.console import Console
@@ -719,6 +735,123 @@ def test_other_data_under_the_same_run_is_refused(finished_run, tmp_path):
         train.train_and_evaluate(config, workdir)
     for name in ("config.json", "metrics.jsonl", "summary.json"):
         assert (workdir / name).read_bytes() == (finished_run[0] / name).read_bytes()
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_other_data_to_evaluate_by_is_refused(
+    split, finished_run, tmp_path, monkeypatch
+):
+    workdir, load = shutil.copytree(finished_run[0], tmp_path / "run"), data.load
+
+    def other(*args):
+        dataset = load(*args)
+        found = dataset.split(split)
+        changed = data.Split(found.images, (found.labels + 1) % 10)
+        return dataclasses.replace(dataset, **{split: changed})
+
+    monkeypatch.setattr(data, "load", other)
+    said = f"with other examples in {split}: set"
+    with pytest.raises(UserError, match=said):
+        modes.evaluate_checkpoint(tiny_config(), workdir)
+    with pytest.raises(UserError, match=said):
+        train.train_and_evaluate(tiny_config(num_steps=60), workdir)
+    for name in ("config.json", "metrics.jsonl", "summary.json"):
+        assert (workdir / name).read_bytes() == (finished_run[0] / name).read_bytes()
+    # Several processes compare the same.
+    texts = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        distributed, "find_difference", lambda facts: texts.append(facts)
+    )
+    build(config := tiny_config(mesh={"data": 8}, batch_size=80))
+    monkeypatch.setattr(data, "load", load)
+    build(config)
+    assert texts[0] != texts[1]
+
+
+# The end of a run.
+
+
+def unfinished(finished_run, tmp_path):
+    """A run that was trained, but neither evaluated nor reported."""
+    workdir = shutil.copytree(finished_run[0], tmp_path / "run")
+    (workdir / "summary.json").unlink()
+    return workdir
+
+
+def test_a_report_that_fails_costs_the_report_alone(
+    finished_run, tmp_path, monkeypatch, capsys, caplog
+):
+    workdir, config = unfinished(finished_run, tmp_path), tiny_config(report=True)
+    (workdir / "report.html").write_text("of an earlier summary")
+
+    def fail(run, state, summary, workdir):
+        raise KeyError("Dense_0")
+
+    def write(run, state, summary, workdir):
+        (workdir / "report.html").write_text(f"{int(state.step)} {summary['step']}")
+
+    monkeypatch.setattr(report, "write_report", fail)
+    summary = train.train_and_evaluate(config, workdir)
+    assert summary["test"] == finished_run[1]["test"]
+    said = capsys.readouterr().err
+    assert "the report was not written (KeyError: 'Dense_0')" in said
+    assert f"python -m flaxmnist.report --workdir {workdir}" in said
+    assert caplog.records[-1].exc_info[0] is KeyError
+    before = (workdir / "summary.json").read_bytes()
+    assert json.loads(before)["test"] == summary["test"]
+    assert not (workdir / "report.html").exists()
+    # The same command writes it, and once only.
+    for writer in (write, fail):
+        monkeypatch.setattr(report, "write_report", writer)
+        train.train_and_evaluate(config, workdir)
+        text = (workdir / "report.html").read_text()
+        assert text == f"{summary['evaluated_step']} 40"
+    assert capsys.readouterr().err == ""
+    assert (workdir / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["summarize", "_report"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_training_says_how_to_finish(
+    number, name, finished_run, tmp_path, monkeypatch
+):
+    workdir, config = unfinished(finished_run, tmp_path), tiny_config(report=True)
+    called = getattr(finish, name)
+
+    def interrupted(*args):
+        os.kill(os.getpid(), number)
+        return called(*args)
+
+    monkeypatch.setattr(report, "write_report", lambda *args: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, name, interrupted)
+        with pytest.raises(StoppedError, match="training is complete") as stopped:
+            train.train_and_evaluate(config, workdir)
+    assert stopped.value.number == number
+    assert f"the same command with --workdir {workdir} evaluates it" in (
+        str(stopped.value)
+    )
+    assert train.train_and_evaluate(config, workdir)["test"] == finished_run[1]["test"]
+
+
+def test_runs_without_a_name_of_their_own_get_one_each(tmp_path):
+    with contextlib.ExitStack() as stack:
+        used, *others = (
+            stack.enter_context(workdirs.created(tmp_path / "runs", "cnn"))
+            for _ in range(3)
+        )
+        assert [path.name for path in (used, *others)] == ["cnn", "cnn-2", "cnn-3"]
+        (used / "config.json").touch()
+    assert list((tmp_path / "runs").iterdir()) == [used]
+    with pytest.raises(ZeroDivisionError), workdirs.created(tmp_path / "new", "cnn"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    with (
+        pytest.raises(UserError, match="cannot be written"),
+        workdirs.created(used / "config.json", "cnn"),
+    ):
+        pass
 
 
 # On all of MNIST.

@@ -104,12 +104,21 @@ class Dataset:
         return getattr(self, name)
 
     @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Returns a CRC-32 of each split: which examples, in which order."""
+        return {split: _fingerprint(self.split(split)) for split in SPLITS}
+
+    @property
     def fingerprint(self) -> str:
-        """Returns a CRC-32 of the training split: which examples, in which order."""
-        crc = 0
-        for array in (self.train.images, self.train.labels):
-            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
-        return f"{crc:08x}"
+        """Returns that of the training split."""
+        return self.fingerprints["train"]
+
+
+def _fingerprint(split: Split) -> str:
+    crc = 0
+    for array in (split.images, split.labels):
+        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+    return f"{crc:08x}"
 
 
 def _split(
