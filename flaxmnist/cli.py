@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import io
 import logging
@@ -24,8 +25,8 @@ from flaxmnist.signals import StoppedError
 
 # What JAX calls each, in the order in which they are tried.
 PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda,cpu", "rocm,cpu"), "tpu": ("tpu,cpu",)}
-
-
+# JAX's warning of a compiled program that it cannot read.
+_DAMAGED_PROGRAM = "Error reading persistent compilation cache entry"
 # Flags that may differ between the processes of one run.
 _OWN_FLAGS = {
     "coordinator",
@@ -114,7 +115,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _keep_programs() -> None:
-    """Has JAX keep what it compiles, for the next run; a damaged file is not used."""
+    """Has JAX keep what it compiles, for the next run; damaged files are deleted."""
     # Programs are of one kind of processor, and a home may be shared by several.
     try:
         folder = cache_dir() / "programs" / machine.cpu_kind()[1]
@@ -123,6 +124,18 @@ def _keep_programs() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    show = warnings.showwarning
+
+    def delete_or_show(message: Warning | str, *details: Any, **options: Any) -> None:
+        if not str(message).startswith(_DAMAGED_PROGRAM):
+            return show(message, *details, **options)
+        # JAX compiles anew, but never replaces a file, and does not say which it is.
+        for path in folder.glob("*-cache"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    warnings.showwarning = delete_or_show
+    warnings.filterwarnings("always", _DAMAGED_PROGRAM)
 
 
 def start_jax(
@@ -205,6 +218,8 @@ def exit_code(
     """
     if argv is None:
         startup.prepare()
+        # A crash in compiled code prints where Python was.
+        faulthandler.enable()
         # What was imported stays: the tracing of programs need not look through it,
         # again and again, for what might be freed.
         gc.freeze()

@@ -267,7 +267,7 @@ def run(argv: Sequence[str]) -> None:
     try:
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         listener = socket.create_server((args.host, args.port), family=family)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise UserError(
             f"no page at {shown(args.host)}:{args.port} ({error}); give another --port "
             "or --host"

@@ -478,9 +478,14 @@ def test_programs_are_kept_and_a_damaged_one_is_not_used(tmp_path):
     written = {path: path.stat().st_mtime_ns for path in programs}
     assert losses("second") == anew
     assert {path: path.stat().st_mtime_ns for path in programs} == written
-    for path in programs:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    halves = {path: path.read_bytes()[: path.stat().st_size // 2] for path in programs}
+    for path, half in halves.items():
+        path.write_bytes(half)
     assert losses("third") == anew
+    # They were compiled again, unless that takes no time.
+    found = [path for path in programs if path.exists()]
+    assert found
+    assert all(path.read_bytes() != halves[path] for path in found)
 
 
 def test_the_bundled_warning_cannot_be_missed(capsys, tmp_path, monkeypatch):
