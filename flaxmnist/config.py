@@ -21,7 +21,6 @@ from flaxmnist.data.sources import SPLITS
 __all__ = [
     "load",
     "make_config",
-    "override",
     "resolve",
     "variant",
 ]

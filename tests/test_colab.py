@@ -128,6 +128,19 @@ def test_a_notebook_is_committed_with_the_outputs_of_a_real_run(name):
         assert unwanted not in said
 
 
+@pytest.mark.parametrize("name", ["quickstart", "from_tensorflow", "functional_steps"])
+def test_a_notebook_states_the_accuracies_of_its_outputs(name):
+    cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    shown = json.dumps([cell.get("outputs") for cell in cells])
+    reached = [100 * float(part) for part in re.findall(r"'accuracy': ([\d.]+)", shown)]
+    reached += map(float, re.findall(r"([\d.]+)%", shown))
+    stated = [float(number) for number in re.findall(r"([\d.]+) %", text)]
+    assert stated
+    for percent in stated:
+        assert any(abs(percent - value) < 0.6 for value in reached), percent
+
+
 def test_every_notebook_is_tested():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SHORT)
 
