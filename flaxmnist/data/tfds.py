@@ -52,9 +52,18 @@ def prepare(name: str, directory: str | None) -> Path:
       UserError: TFDS has no such set, it is not of the kind that `read` takes,
         TensorFlow is not installed, or there is no network.
     """
-    import tensorflow_datasets as tfds
+    try:
+        import tensorflow_datasets as tfds
 
-    known = tfds.list_builders(with_community_datasets=False)
+        known = tfds.list_builders(with_community_datasets=False)
+    # Protobuf raises an error of its own for generated code newer than itself.
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"data.name={name!r} is not prepared, and TensorFlow Datasets cannot be "
+            f"imported ({shown(reason)}); where Protobuf is too old: "
+            "pip install 'tensorflow-metadata<1.18'"
+        ) from error
     if name.partition("/")[0] not in known:
         raise UserError(
             f"data.name={name!r}: TensorFlow Datasets has no such set"
