@@ -25,6 +25,7 @@ from flaxmnist.console import Console
 from flaxmnist.data.download import cache_dir, reachable, registered
 from flaxmnist.data.sources import load, locate
 from flaxmnist.machine import PACKAGES, versions
+from flaxmnist.memory import available_memory
 
 _DESCRIPTION = """\
 Says what this machine offers, where data will come from, and what stands in the way.
@@ -110,10 +111,10 @@ def _devices() -> Iterator[str]:
     # Not every system tells which cores a process may use.
     affinity = getattr(psutil.Process(), "cpu_affinity", list)
     cores = len(affinity()) or psutil.cpu_count()
-    memory = psutil.virtual_memory()
+    memory = psutil.virtual_memory().total
     yield (
-        f"{cores} CPU cores, {_size(memory.total)} of memory, "
-        f"{_size(memory.available)} available"
+        f"{cores} CPU cores, {_size(memory)} of memory, "
+        f"{_size(available_memory())} available"
     )
     for device in jax.devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")

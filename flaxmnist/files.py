@@ -83,7 +83,7 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
             stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             locked = True

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import psutil
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
@@ -18,6 +17,7 @@ from flaxmnist import workdir as workdirs
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError, path_of
 from flaxmnist.console import Console
+from flaxmnist.memory import available_memory
 from flaxmnist.metrics import Metrics
 from flaxmnist.run import Run, build
 from flaxmnist.state import TrainState, abstract_state, create_state
@@ -159,10 +159,10 @@ def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
         model = models.build(dtype=config.precision, **config.model)
         tx = optax.identity()
         size = 4 * models.num_parameters(abstract_state(model, tx).params)
-        if size > (memory := psutil.virtual_memory().total):
+        if size > (free := available_memory()):
             raise UserError(
-                f"the model of {workdir} takes {size / 1e9:,.1f} GB: there are "
-                f"{memory / 1e9:,.1f} GB of memory"
+                f"the model of {workdir} needs {size / 1e9:,.1f} GB of memory; "
+                f"{free / 1e9:,.1f} GB are available"
             )
         state = create_state(model, tx, ema_decay=config.ema)
         chosen = checkpoints.best_step if step is None else step

@@ -1,6 +1,7 @@
 """Fetches the MNIST family from TFDS's addresses, checked and cached."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import http.client
 import importlib.util
@@ -9,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -215,29 +216,37 @@ def fetch(name: str) -> list[Path]:
     return paths
 
 
+def _blocks(resource: Resource) -> Generator[bytes, None, None]:
+    """Yields what the server sends; raises DownloadError if it fails or is too slow."""
+    size, begin = 0, time.monotonic()
+    try:
+        with _within(
+            STALL_SECONDS,
+            lambda: urllib.request.urlopen(resource.url, timeout=STALL_SECONDS),
+        ) as reply:
+            while block := _within(STALL_SECONDS, lambda: reply.read1(1 << 16)):
+                size += len(block)
+                seconds = time.monotonic() - begin
+                if seconds > RATE_SECONDS and size < MIN_RATE * seconds:
+                    raise TimeoutError(f"slower than {MIN_RATE:,} bytes per second")
+                yield block
+    except (OSError, ValueError, EOFError, http.client.HTTPException) as error:
+        raise DownloadError(
+            f"{resource.url} failed after {size:,} of {resource.size:,} bytes "
+            f"({error}); try again"
+        ) from None
+
+
 def _transfer(resource: Resource, path: Path) -> None:
     """Downloads a file to `path`; raises DownloadError unless it is the right one."""
-    digest, size, begin = hashlib.sha256(), 0, time.monotonic()
-    with path.open("wb") as file:
-        try:
-            with _within(
-                STALL_SECONDS,
-                lambda: urllib.request.urlopen(resource.url, timeout=STALL_SECONDS),
-            ) as reply:
-                while size <= resource.size and (
-                    block := _within(STALL_SECONDS, lambda: reply.read1(1 << 16))
-                ):
-                    file.write(block)
-                    digest.update(block)
-                    size += len(block)
-                    seconds = time.monotonic() - begin
-                    if seconds > RATE_SECONDS and size < MIN_RATE * seconds:
-                        raise TimeoutError(f"slower than {MIN_RATE:,} bytes per second")
-        except (OSError, ValueError, EOFError, http.client.HTTPException) as error:
-            raise DownloadError(
-                f"{resource.url} failed after {size:,} of {resource.size:,} bytes "
-                f"({error}); try again"
-            ) from None
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file, contextlib.closing(_blocks(resource)) as blocks:
+        for block in blocks:
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+            if size > resource.size:
+                break
     if size != resource.size:
         found = "more than that" if size > resource.size else f"{size:,}"
         raise DownloadError(
