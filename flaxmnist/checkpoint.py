@@ -8,6 +8,7 @@ process killed at any moment, or a power failure, leaves whole checkpoints only.
 import contextlib
 import functools
 import json
+import logging
 import operator
 import os
 import re
@@ -21,7 +22,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epy
 
 from flaxmnist import distributed, durable, records
@@ -193,8 +193,9 @@ class Checkpoints:
             read_only=self._read_only,
             save_interval_steps=0 if self._read_only else 1,
         )
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)  # It warns of `read_only`, which is meant.
+        logger = logging.getLogger("absl")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # It warns of `read_only`, which is meant.
         try:
             while True:
                 try:
@@ -205,7 +206,7 @@ class Checkpoints:
                     if not self._read_only:
                         raise
         finally:
-            logging.set_verbosity(verbosity)
+            logger.setLevel(level)
 
     @functools.cached_property
     def _reader(self) -> "ocp.Checkpointer":

@@ -172,6 +172,7 @@ FLAGS = [
     "--config.eval_every=35",
     "--config.checkpoint_every=50",
     "--config.keep_checkpoints=1",
+    "--config.optimizer.schedule=constant",
     "--num_cpu_devices=1",
 ]
 
