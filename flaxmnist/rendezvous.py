@@ -7,6 +7,7 @@ uses afterwards, finds these mistakes and reports them in every process.
 
 import contextlib
 import json
+import os
 import socket
 import time
 from typing import Any
@@ -90,7 +91,7 @@ def _host(
     except OSError as error:
         return (
             f"--coordinator: process 0 cannot listen on port {port} "
-            f"({error.strerror}); choose another port"
+            f"({os.strerror(error.errno)}); choose another port"
         )
     with contextlib.ExitStack() as stack:
         # JAX listens on the same port next: close it before the others go on.
@@ -187,6 +188,8 @@ def _join(host: str, port: int, message: dict[str, Any], timeout: int) -> str | 
                     connection.settimeout(timeout + _ANSWER_SECONDS)
                     return _receive(connection)["refusal"]
             reason = "another program listens there"
+        except TimeoutError:
+            reason = "no answer"
         except ValueError:
             reason = "another program listens there"
         except OSError as error:
