@@ -227,6 +227,7 @@ def exit_code(
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         argv = sys.argv[1:]
     verbose = not {"-v", "--verbose"}.isdisjoint(argv)
+    text: str | None
     with contextlib.nullcontext() if verbose else _quiet():
         try:
             return run(argv) or 0
@@ -234,17 +235,19 @@ def exit_code(
             say(str(stopped))
             code = 128 + stopped.number
         except KeyboardInterrupt:
-            say("interrupted")
+            text = "interrupted"
+            say(text)
             code = 128 + signal.SIGINT
         except BrokenPipeError:  # Whoever read the output has gone, as `head` does.
-            code = 1
+            code, text = 1, "its output is not read any more"
         except Exception as error:
             if (text := explain(error)) is None:
                 if not jax.distributed.is_initialized():
                     raise
                 lost = distributed.lost(error)
                 traceback.print_exception(error, limit=0 if lost else None)
-                return distributed.leave(1, lost=lost)
+                failure = f"{type(error).__name__}: {error}".partition("\n")[0]
+                return distributed.leave(1, None if lost else failure)
             if verbose:
                 traceback.print_exception(error)
             say(text)
@@ -253,4 +256,4 @@ def exit_code(
             sys.stdout.flush()
         except OSError:  # Python would try again at exit, and print another error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return distributed.leave(code)
+        return distributed.leave(code, text)

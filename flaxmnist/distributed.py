@@ -12,9 +12,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -26,10 +27,12 @@ from flaxmnist import rendezvous
 from flaxmnist.checks import UserError
 
 # Timeouts in seconds: for all processes to join; for a missed heartbeat of another
-# process; for the others to receive an error from process 0 before it exits.
+# process; between two looks for the failure of another process; for the others to find
+# one before process 0 exits, which they would notice as another failure.
 JOIN_SECONDS = 45
 HEARTBEAT_SECONDS = 30
-LINGER_SECONDS = 3
+POLL_SECONDS = 1
+LINGER_SECONDS = 5
 
 # The environment variables of one task of several that srun starts.
 _SLURM = (
@@ -42,6 +45,9 @@ _SLURM = (
 _DAY_MS = 24 * 3600 * 1000
 _meetings = itertools.count()
 _last_words: subprocess.Popen[bytes] | None = None
+_FAILURE = "flaxmnist/failure"
+_ending = threading.Event()
+_watcher: threading.Thread | None = None
 
 
 def start(
@@ -63,6 +69,7 @@ def start(
       UserError: the arguments or the environment are incomplete or invalid, the
         processes differ, or one does not join in time.
     """
+    global _watcher
     given = (coordinator, num_processes, process_id)
     advice = ""
     if given == (None, 1, None):
@@ -111,6 +118,9 @@ def start(
             f"--coordinator {address}: process {index} of {count} cannot start "
             f"({reason}){advice}"
         ) from error
+    client = runtime.global_state.client
+    _watcher = threading.Thread(target=_watch, args=(client,), daemon=True)
+    _watcher.start()
 
 
 def _cluster() -> tuple[str, int] | None:
@@ -210,36 +220,71 @@ def _leave_words(text: str) -> None:
     )
 
 
-@atexit.register
 def _take_back_words() -> None:
     if _last_words is not None and _last_words.returncode is None:
         _last_words.communicate(b"bye\n")
 
 
-def leave(code: int, lost: bool = False) -> int:
-    """Returns the exit code of a failed command, which ends one of several processes.
+@atexit.register
+def _end() -> None:
+    _ending.set()
+    if _watcher is not None:
+        _watcher.join(LINGER_SECONDS)  # Before JAX closes its connection.
+    _take_back_words()
+
+
+def _watch(client: Any) -> None:
+    """Ends this process if another one reports a failure, with the same exit code.
+
+    The main thread may be waiting for that process, in a call that never returns.
+    """
+    while not _ending.wait(POLL_SECONDS):
+        try:
+            code, text = json.loads(client.key_value_try_get(_FAILURE))
+        except jax.errors.JaxRuntimeError:
+            continue  # None so far.
+        if not _ending.is_set():
+            _take_back_words()
+            print(f"flaxmnist: {text}", file=sys.stderr, flush=True)
+            # The main thread may fail now, too, because the other process has gone.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    time.sleep(LINGER_SECONDS if is_first() else 2 * POLL_SECONDS)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def leave(code: int, failure: str | None = None) -> int:
+    """Returns the exit code of a failed command; one of several processes exits.
 
     It does not wait for the others, as JAX would: they may be waiting for it.
 
     Args:
       code: the exit code.
-      lost: whether the others are; what to do then is said.
+      failure: the error, which the other processes print before they exit, too. None
+        if another process was lost.
     """
     if _last_words is None:
         return code
-    if not lost:
+    if failure is not None:
+        _ending.set()
         _take_back_words()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if is_first():
-        time.sleep(LINGER_SECONDS)
-    os._exit(code)
+        client, index = runtime.global_state.client, runtime.global_state.process_id
+        if client is not None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was first.
+                text = json.dumps([code, f"process {index}: {failure}"])
+                client.key_value_set(_FAILURE, text)
+    _exit(code)
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that writes and speaks."""
-    # One alone does not ask JAX, which would look for devices.
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
+    """Returns whether this process is the one that writes and prints."""
+    return runtime.global_state.process_id == 0
 
 
 def lost(error: BaseException | None) -> bool:

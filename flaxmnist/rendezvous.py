@@ -91,7 +91,7 @@ def _host(
     except OSError as error:
         return (
             f"--coordinator: process 0 cannot listen on port {port} "
-            f"({os.strerror(error.errno)}); choose another port"
+            f"({os.strerror(error.errno or 0)}); choose another port"
         )
     with contextlib.ExitStack() as stack:
         # JAX listens on the same port next: close it before the others go on.
