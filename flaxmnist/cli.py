@@ -227,7 +227,7 @@ def exit_code(
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         argv = sys.argv[1:]
     verbose = not {"-v", "--verbose"}.isdisjoint(argv)
-    text: str | None
+    failure = ""
     with contextlib.nullcontext() if verbose else _quiet():
         try:
             return run(argv) or 0
@@ -235,11 +235,11 @@ def exit_code(
             say(str(stopped))
             code = 128 + stopped.number
         except KeyboardInterrupt:
-            text = "interrupted"
-            say(text)
+            failure = "interrupted"
+            say(failure)
             code = 128 + signal.SIGINT
         except BrokenPipeError:  # Whoever read the output has gone, as `head` does.
-            code, text = 1, "its output is not read any more"
+            code, failure = 1, "its output is not read any more"
         except Exception as error:
             if (text := explain(error)) is None:
                 if not jax.distributed.is_initialized():
@@ -251,9 +251,9 @@ def exit_code(
             if verbose:
                 traceback.print_exception(error)
             say(text)
-            code = 2
+            code, failure = 2, text
         try:
             sys.stdout.flush()
         except OSError:  # Python would try again at exit, and print another error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return distributed.leave(code, text)
+        return distributed.leave(code, failure) if failure else code

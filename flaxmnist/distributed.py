@@ -28,11 +28,13 @@ from flaxmnist.checks import UserError
 
 # Timeouts in seconds: for all processes to join; for a missed heartbeat of another
 # process; between two looks for the failure of another process; for the others to find
-# one before process 0 exits, which they would notice as another failure.
+# one before process 0 exits, which they would notice as another failure; for a network
+# file system to show a new file.
 JOIN_SECONDS = 45
 HEARTBEAT_SECONDS = 30
 POLL_SECONDS = 1
 LINGER_SECONDS = 5
+SHARED_SECONDS = 10
 
 # The environment variables of one task of several that srun starts.
 _SLURM = (
@@ -316,6 +318,16 @@ def agree(number: int) -> int:
         return number
     wait_for_all()
     return int(multihost_utils.process_allgather(np.uint32(number)).max())
+
+
+def from_first(text: str) -> str:
+    """Returns the text of process 0, in every process; waits for it."""
+    if (client := runtime.global_state.client) is None:
+        return text
+    key = f"flaxmnist/{next(_meetings)}"
+    if is_first():
+        client.key_value_set(key, text)
+    return client.blocking_key_value_get(key, _DAY_MS)
 
 
 def find_difference(facts: dict[str, Any]) -> str | None:

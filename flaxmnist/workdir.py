@@ -5,12 +5,14 @@ import itertools
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from errno import ENOENT
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
@@ -87,12 +89,32 @@ class Lock:
         self.workdir, self._path = workdir, workdir / ".lock"
         self._made: list[Path] = []
         self._is_new = self._kept = False
+        holder = ""
         if distributed.is_first():
             self._acquire()
-        distributed.wait_for_all()  # The first creates the file.
-        if not distributed.is_first():
-            self._file = self._path.open("rb", buffering=0)
-        distributed.wait_for_all()  # Until then, the first must not remove it.
+            holder = self._path.read_text()
+        holder = distributed.from_first(holder)
+        visible = distributed.is_first() or self._open(holder)
+        if process := distributed.agree(0 if visible else jax.process_index()):
+            if distributed.is_first():
+                self.release()
+            raise UserError(
+                f"--workdir {workdir} is not the same directory for all processes: "
+                f"process {process} cannot read the .lock of process 0 in it; expected "
+                "a directory that all of them can read and write"
+            )
+
+    def _open(self, holder: str) -> bool:
+        """Opens the lock file of process 0; returns False if it is not visible."""
+        until = time.monotonic() + distributed.SHARED_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                self._file = self._path.open("rb", buffering=0)
+                if self._file.read().decode() == holder:
+                    return True
+                self._file.close()
+            time.sleep(0.2)
+        return False
 
     def _acquire(self) -> None:
         for _ in range(100):
@@ -223,6 +245,7 @@ def _claim(workdir: Path, lock: BinaryIO) -> None:
     since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
     lock.write(holder.encode())
+    os.fsync(lock.fileno())  # Other hosts see it from now on.
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import pytest
 from test_train import lines, saved
 
 from flaxmnist import config as configs
-from flaxmnist import distributed, main, records
+from flaxmnist import distributed, main, records, workdir
 
 # 32 steps an epoch of 2,000 examples: logs, evaluations and saves fall apart.
 FLAGS = [
@@ -280,6 +280,36 @@ def test_processes_that_differ_do_not_start(flag, script, reason, tmp_path):
         assert reason in error
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_is_not_shared_is_refused_in_every_process(tmp_path):
+    flag = f"--workdir={tmp_path}/{{index}}"
+    for index, (code, _, error) in enumerate(run(tmp_path, 2, 1, flag)):
+        assert code == 2
+        (line,) = error.splitlines()
+        assert f"--workdir {tmp_path}/{index} is not the same directory" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("--config.data.dir={tmp_path}/{index}", "data.dir"),
+        ("--config={tmp_path}/{index}.py", "1.py"),
+        ("--workdir={tmp_path}/held", "is in use by"),
+    ],
+)
+def test_a_failure_of_one_process_ends_every_process(flag, reason, tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0.py").write_text("from configs.mlp import get_config")
+    flag = flag.replace("{tmp_path}", str(tmp_path))
+    with workdir.locked(tmp_path / "held"):
+        said = run(tmp_path / "run", 2, 1, flag)
+    for code, _, error in said:
+        assert code == 2
+        (line,) = error.splitlines()
+        assert reason in line
 
 
 TASK = {
