@@ -16,7 +16,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from errno import ENOENT
+from errno import EACCES, EMFILE, ENFILE, ENOENT, ENOMEM, EPERM
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from etils import epy
 
-from flaxmnist import distributed, durable, records
+from flaxmnist import distributed, durable, logs, records
 from flaxmnist.checks import UserError, kind_of
 from flaxmnist.sharding import named_leaves
 
@@ -101,6 +101,13 @@ def _os_errors(path: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
+def _is_damage(error: Exception) -> bool:
+    """Returns whether an error of reading a checkpoint is due to its content."""
+    if isinstance(error, OSError):
+        return error.errno not in (EACCES, EPERM, EMFILE, ENFILE, ENOMEM)
+    return not isinstance(error, UserError | MemoryError)
+
+
 class DamagedError(UserError):
     """A checkpoint is not what was saved."""
 
@@ -163,9 +170,9 @@ class Checkpoints:
                 said = record.get("validation", validation)
                 if records.text(said) != records.text(validation):
                     raise ValueError("its figures on validation differ")
-            except UserError:
-                raise
             except Exception as error:  # Whatever JSON may hold.
+                if not _is_damage(error):
+                    raise
                 if folder.exists():  # A run that goes on may have deleted it.
                     yield DamagedError(self.directory, int(folder.name), error)
 
@@ -189,24 +196,23 @@ class Checkpoints:
             # In a thread, a folder that cannot be made would be waited for.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             create=not self._read_only,
-            cleanup_tmp_directories=not self._read_only,
+            # Orbax would do so in a thread that outlives a run that ends soon.
+            cleanup_tmp_directories=False,
             read_only=self._read_only,
             save_interval_steps=0 if self._read_only else 1,
         )
-        logger = logging.getLogger("absl")
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # It warns of `read_only`, which is meant.
-        try:
-            while True:
-                try:
+        if not self._read_only and distributed.is_first():
+            for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left)  # Of a process that was killed.
+        while True:
+            try:
+                with logs.at_levels(absl=logging.ERROR):  # It warns of `read_only`.
                     return ocp.CheckpointManager(
                         self.directory, options=options, item_names=(_ARRAYS, _RECORD)
                     )
-                except FileNotFoundError:  # A run that goes on deleted one meanwhile.
-                    if not self._read_only:
-                        raise
-        finally:
-            logger.setLevel(level)
+            except FileNotFoundError:  # A run that goes on deleted one meanwhile.
+                if not self._read_only:
+                    raise
 
     @functools.cached_property
     def _reader(self) -> "ocp.Checkpointer":
@@ -325,10 +331,11 @@ class Checkpoints:
         """Raises DamagedError in every process if the block fails in one."""
         found = None
         try:
-            yield
-        except UserError:
-            raise
+            with _os_errors(self.directory / str(step)):
+                yield
         except Exception as error:  # Orbax and TensorStore raise many kinds.
+            if not _is_damage(error):
+                raise
             if not (self.directory / str(step)).exists():
                 raise UserError(
                     f"the checkpoint of step {step} in {self.directory} was deleted "
@@ -413,6 +420,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all that was given to `save` is on disk; raises if it is not."""
+        if "_manager" not in vars(self):  # Nothing was given to `save`.
+            return
         with _os_errors(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -427,7 +436,8 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Waits as `wait` does and ends Orbax's threads."""
-        if distributed.lost(error):  # They wait for a process that is no more.
+        # They wait for a process that is no more.
+        if distributed.lost(error) or "_manager" not in vars(self):
             return
         with _os_errors(self.directory), contextlib.closing(self._manager):
             self.wait()

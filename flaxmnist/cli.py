@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import jax
 
-from flaxmnist import distributed, machine, startup
+from flaxmnist import distributed, logs, machine, startup
 from flaxmnist.checks import UserError, did_you_mean, path_of, printable
 from flaxmnist.console import output_errors
 from flaxmnist.data.download import cache_dir
@@ -99,19 +99,14 @@ class Parser(argparse.ArgumentParser):
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hides what libraries warn of and log while the block runs."""
-    # Orbax logs with a traceback each error that it raises, too.
-    hidden = {"absl": logging.CRITICAL, "orbax": logging.CRITICAL}
-    hidden |= dict.fromkeys(("flaxmnist", "jax", "onnx_ir"), logging.ERROR)
-    before = {name: logging.getLogger(name).level for name in hidden}
-    with warnings.catch_warnings():
+    error, nothing = logging.ERROR, logging.CRITICAL
+    # Orbax logs each error that it raises, with the traceback.
+    levels = logs.at_levels(
+        absl=nothing, orbax=nothing, flaxmnist=error, jax=error, onnx_ir=error
+    )
+    with levels, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            for name, level in hidden.items():
-                logging.getLogger(name).setLevel(level)
-            yield
-        finally:
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)
+        yield
 
 
 def _keep_programs() -> None:
