@@ -50,7 +50,11 @@ def saved_summary(workdir: Path, step: int | None = None) -> dict[str, Any] | No
 
 def saved_steps(workdir: Path) -> list[int]:
     """Returns the steps of the folder's checkpoints, in order."""
-    names = (path.name for path in workdir.glob("checkpoints/*"))
+    try:
+        # A glob would hide that the directory may not be read.
+        names = os.listdir(workdir / "checkpoints")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -218,8 +222,11 @@ def locked(workdir: Path) -> Iterator[Lock]:
         reason = f"{error.strerror or error}"
         where = f": {error.filename}" if error.filename else ""
         kept = "there is no checkpoint in it"
-        if steps := saved_steps(workdir):
-            kept = f"step {steps[-1]} is saved, and the same command resumes there"
+        try:
+            if steps := saved_steps(workdir):
+                kept = f"step {steps[-1]} is saved, and the same command resumes there"
+        except OSError:
+            kept = "nothing in it was deleted"
         raise UserError(
             f"{workdir} cannot be written any more ({reason}{where}); {kept}"
         ) from error

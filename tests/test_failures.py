@@ -1,0 +1,127 @@
+"""A machine that is not as expected: one clear line, and nothing is changed."""
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import pytest
+from conftest import tiny_config
+
+from flaxmnist import demo, export, main, predict, probe, report
+from flaxmnist.failures import explain
+
+# Paths that may not be used: a path is refused if it begins with one of these.
+FORBIDDEN = []
+USES = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove"}
+
+
+def refuse(event, args):
+    if FORBIDDEN and event in USES and isinstance(args[0], str | os.PathLike):
+        if os.path.abspath(args[0]).startswith(tuple(FORBIDDEN)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args[0])
+
+
+@pytest.fixture
+def forbid():
+    """Refuses the use of paths, as the system does to users other than root."""
+    if not hasattr(refuse, "added"):
+        sys.addaudithook(refuse)
+        refuse.added = True
+    yield lambda path: FORBIDDEN.append(str(path))
+    FORBIDDEN.clear()
+
+
+def content(folder):
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+COMMANDS = {
+    "train": (main, "--config.num_steps=60"),
+    "eval": (main, "--mode=eval"),
+    "predict a split": (main, "--mode=predict"),
+    "report": (report,),
+    "export": (export, "--format=numpy"),
+    "predict": (predict, "digit.png"),
+    "demo": (demo,),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("part", ["", "checkpoints"])
+def test_a_directory_that_may_not_be_read_is_a_clear_error(
+    name, part, finished_run, tmp_path, capsys, forbid
+):
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    before = content(run)
+    module, *flags = COMMANDS[name]
+    forbid(run / part)
+    code = module.main([f"--workdir={run}", *flags])
+    FORBIDDEN.clear()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert line.startswith("flaxmnist: ")
+    assert "Permission denied" in line
+    assert content(run) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "a"), r"a cannot .* perm"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            r"a file .* free some space",
+        ),
+        (OSError(errno.EIO, "Input/output error", b"a"), r"a cannot .*check that path"),
+        (OSError(errno.EMFILE, "Too many open files", "a"), r"ulimit -n"),
+        (MemoryError(), r"out of memory \(MemoryError\); .* batch_size"),
+        (
+            RuntimeError("can't start new thread"),
+            r"can't start new thread; .*ulimit -u",
+        ),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"),
+            r"out of .* \(RESOURC",
+        ),
+        (OSError("of a library"), None),
+        (RuntimeError("a defect"), None),
+    ],
+)
+def test_failures_of_the_machine_are_explained_and_defects_are_not(error, said):
+    text = explain(error)
+    assert text is None if said is None else re.search(said, text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [0o000, 0o555])
+@pytest.mark.parametrize("part", ["", "checkpoints", "checkpoints/40", "config.json"])
+def test_modes_of_a_run_directory(mode, part, finished_run, tmp_path):
+    # Root without the right to ignore modes.
+    limited = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if os.getuid() or subprocess.run([*limited, "true"]).returncode:
+        pytest.skip("needs to be root, and setpriv")
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    (run / part).chmod(mode)
+    for module, *flags in COMMANDS.values():
+        if module is demo and mode:
+            continue  # It works, and does not end.
+        command = [sys.executable, "-m", module.__name__, f"--workdir={run}", *flags]
+        done = subprocess.run([*limited, *command], capture_output=True, text=True)
+        print(module.__name__, done.returncode, done.stderr)
+        assert (done.returncode, done.stderr.count("\n")) in ((0, 0), (1, 1), (2, 1))
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_without_compilation_a_step_is_made_too(capsys):
+    with jax.disable_jit():
+        probe.dry_run(tiny_config(model={"name": "softmax"}, batch_size=10))
+    assert "a training step: loss" in capsys.readouterr().out
