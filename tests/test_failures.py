@@ -20,9 +20,10 @@ USES = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove"
 
 
 def refuse(event, args):
-    if FORBIDDEN and event in USES and isinstance(args[0], str | os.PathLike):
-        if os.path.abspath(args[0]).startswith(tuple(FORBIDDEN)):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args[0])
+    if not FORBIDDEN or event not in USES or isinstance(args[0], int | bytes | None):
+        return
+    if os.path.abspath(args[0]).startswith(tuple(FORBIDDEN)):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args[0])
 
 
 @pytest.fixture
@@ -54,7 +55,8 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+# The demo takes long to import its page's library.
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"demo"}))
 @pytest.mark.parametrize("part", ["", "checkpoints"])
 def test_a_directory_that_may_not_be_read_is_a_clear_error(
     name, part, finished_run, tmp_path, capsys, forbid
@@ -75,22 +77,16 @@ def test_a_directory_that_may_not_be_read_is_a_clear_error(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "a"), r"a cannot .* perm"),
         (
-            OSError(errno.ENOSPC, "No space left on device"),
-            r"a file .* free some space",
+            PermissionError(errno.EACCES, "denied", "a"),
+            r"a cannot .* \(denied\); .*perm",
         ),
-        (OSError(errno.EIO, "Input/output error", b"a"), r"a cannot .*check that path"),
+        (OSError(errno.ENOSPC, "no space"), r"a file cannot .* \(no space\); free"),
+        (OSError(errno.EIO, "I/O error", b"a"), r"a cannot .*check that path"),
         (OSError(errno.EMFILE, "Too many open files", "a"), r"ulimit -n"),
         (MemoryError(), r"out of memory \(MemoryError\); .* batch_size"),
-        (
-            RuntimeError("can't start new thread"),
-            r"can't start new thread; .*ulimit -u",
-        ),
-        (
-            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"),
-            r"out of .* \(RESOURC",
-        ),
+        (RuntimeError("can't start new thread"), r"new thread; .*ulimit -u"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"), r"\(RESOURCE_EXH"),
         (OSError("of a library"), None),
         (RuntimeError("a defect"), None),
     ],
