@@ -85,7 +85,7 @@ class Metrics:
         """
         if invalid := int(self.invalid):
             raise UserError(
-                f"{invalid:,} labels are not valid, and their examples were left out; "
+                f"invalid labels: {invalid:,}, and their examples were left out; "
                 "expected integers from 0 to 9, or distributions over ten classes. "
                 "Correct them, or set the batch's mask to False there"
             )

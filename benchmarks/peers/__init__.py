@@ -6,6 +6,8 @@ the accuracy on the test images, `predict(image)` the class of one. Images are u
 `[count, 28, 28]`, held in memory, and shuffled anew every epoch.
 """
 
+import numpy as np
+
 # Optimizer and learning rate of each: the tutorials', and Adam's usual one.
 RECIPES = {
     "softmax": ("sgd", 0.5),
@@ -16,3 +18,13 @@ RECIPES = {
 MODERN = (32, 64, 128)
 # Images at once in evaluation: flaxmnist's own default.
 EVAL_BATCH = 200
+
+
+def shuffled(images, labels, batch_size):
+    """Yields batches without end, shuffled anew every epoch; drops the remainder."""
+    rng = np.random.default_rng(0)
+    while True:
+        order = rng.permutation(len(labels))
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            rows = order[start : start + batch_size]
+            yield images[rows], labels[rows]

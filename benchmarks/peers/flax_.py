@@ -1,6 +1,7 @@
 """Plain flax, as google/flax's example writes it; variants "loop" and "scan"."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -9,13 +10,14 @@ import numpy as np
 import optax
 from flax.training.train_state import TrainState
 
-from benchmarks.peers import EVAL_BATCH, MODERN, RECIPES
+from benchmarks.peers import EVAL_BATCH, MODERN, RECIPES, shuffled
 
 
 class Network(nn.Module):
     """The four networks."""
 
     name_: str
+    dtype: str | None = None
 
     @nn.compact
     def __call__(self, x, train):
@@ -23,18 +25,22 @@ class Network(nn.Module):
         if self.name_ in ("softmax", "mlp"):
             x = x.reshape(x.shape[0], -1)
             for width in (128, 32) if self.name_ == "mlp" else ():
-                x = nn.relu(nn.Dense(width)(x))
-            return nn.Dense(10)(x)
+                x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+            return self._logits(x)
         modern = self.name_ == "modern"
         for features in MODERN if modern else (32, 64):
-            x = nn.Conv(features, (3, 3) if modern else (5, 5))(x)
-            x = nn.BatchNorm(not train)(x) if modern else x
+            x = nn.Conv(features, (3, 3) if modern else (5, 5), dtype=self.dtype)(x)
+            x = nn.BatchNorm(not train, dtype=self.dtype)(x) if modern else x
             x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         if not modern:
-            x = nn.relu(nn.Dense(1024)(x))
+            x = nn.relu(nn.Dense(1024, dtype=self.dtype)(x))
             x = nn.Dropout(0.5, deterministic=not train)(x)
-        return nn.Dense(10)(x)
+        return self._logits(x)
+
+    @nn.nowrap
+    def _logits(self, x):
+        return nn.Dense(10, dtype=self.dtype)(x).astype(jnp.float32)
 
 
 class State(TrainState):
@@ -93,10 +99,12 @@ def predict(state, images):
 class Peer:
     """See :mod:`benchmarks.peers`."""
 
-    def __init__(self, network, batch_size, images, labels, test, variant):
-        self.images, self.labels = images, labels.astype(np.int32)
-        self.test, self.batch_size, self.scan = test, batch_size, variant == "scan"
-        model, self.key = Network(network), jax.random.key(1)
+    def __init__(
+        self, network, batch_size, images, labels, test, variant, dtype="float32"
+    ):
+        self.batches = shuffled(images, labels.astype(np.int32), batch_size)
+        self.test, self.scan = test, variant == "scan"
+        model, self.key = Network(network, dtype), jax.random.key(1)
         variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), False)
         name, rate = RECIPES[network]
         self.state = State.create(
@@ -105,22 +113,15 @@ class Peer:
             tx=getattr(optax, name)(rate),
             batch_stats=variables.get("batch_stats", {}),
         )
-        self.rng, self.rows = np.random.default_rng(0), np.array([], int)
-
-    def _next(self):
-        if len(self.rows) < self.batch_size:
-            self.rows = self.rng.permutation(len(self.labels))
-        rows, self.rows = np.split(self.rows, [self.batch_size])
-        return self.images[rows], self.labels[rows]
 
     def train(self, steps):
         """Makes `steps` updates."""
         if self.scan:
-            stacks = zip(*(self._next() for _ in range(steps)), strict=True)
+            stacks = zip(*itertools.islice(self.batches, steps), strict=True)
             self.state = train_scan(self.state, *map(np.stack, stacks), self.key)
         else:
-            for _ in range(steps):
-                self.state = train_step(self.state, *self._next(), self.key)
+            for batch in itertools.islice(self.batches, steps):
+                self.state = train_step(self.state, *batch, self.key)
         jax.block_until_ready(self.state.params)
 
     def evaluate(self):
