@@ -71,7 +71,7 @@ def _checksums(tree: Any) -> dict[str, int]:
     """Returns a CRC-32 of each array by its name, whatever its sharding."""
     return {
         name: zlib.crc32(
-            np.ascontiguousarray(distributed.whole(leaf))
+            np.ascontiguousarray(distributed.gather(leaf))
             .reshape(-1)
             .view(np.uint8)
             .data
@@ -342,7 +342,7 @@ class Checkpoints:
                     "meanwhile, by a run that goes on there: try again"
                 ) from None
             found = error
-        if distributed.agree(found is not None):
+        if distributed.all_processes_max(found is not None):
             found = found or RuntimeError("another process cannot read it")
             raise DamagedError(self.directory, step, found) from found
 
@@ -437,7 +437,7 @@ class Checkpoints:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Waits as `wait` does and ends Orbax's threads."""
         # They wait for a process that is no more.
-        if distributed.lost(error) or "_manager" not in vars(self):
+        if distributed.is_peer_failure(error) or "_manager" not in vars(self):
             return
         with _os_errors(self.directory), contextlib.closing(self._manager):
             self.wait()

@@ -239,10 +239,10 @@ def exit_code(
             if (text := explain(error)) is None:
                 if not jax.distributed.is_initialized():
                     raise
-                lost = distributed.lost(error)
+                lost = distributed.is_peer_failure(error)
                 traceback.print_exception(error, limit=0 if lost else None)
                 failure = f"{type(error).__name__}: {error}".partition("\n")[0]
-                return distributed.leave(1, None if lost else failure)
+                return distributed.exit_process(1, None if lost else failure)
             if verbose:
                 traceback.print_exception(error)
             say(text)
@@ -251,4 +251,4 @@ def exit_code(
             sys.stdout.flush()
         except OSError:  # Python would try again at exit, and print another error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return distributed.leave(code, failure) if failure else code
+        return distributed.exit_process(code, failure) if failure else code

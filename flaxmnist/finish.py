@@ -118,7 +118,7 @@ def _only_warned_of(workdir: Path, console: Console) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if distributed.lost(error):
+        if distributed.is_peer_failure(error):
             raise
         _LOG.warning("the report was not written", exc_info=True)
         console.warn(

@@ -77,13 +77,13 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="one of several processes: where to meet, at the first of them",
+        help="the address of process 0, where several processes train one model",
     )
     parser.add_argument(
-        "--num_processes", type=int, metavar="N", help="how many there are"
+        "--num_processes", type=int, metavar="N", help="the number of processes"
     )
     parser.add_argument(
-        "--process_id", type=int, metavar="I", help="which this is, from 0"
+        "--process_id", type=int, metavar="I", help="the number of this process, from 0"
     )
     parser.add_argument(
         "--log_device_placement",

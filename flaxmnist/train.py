@@ -163,7 +163,7 @@ def _train(
                 # Not sooner: a first step that fails is heard of at once.
                 with clock("compile"):
                     _compile_reports(run, at)
-            stop = distributed.agree(signals.number)
+            stop = distributed.all_processes_max(signals.number)
             finite = math.isfinite(figures["loss"])
             if finite and (stop or any(run.due(event, at.step) for event in run.every)):
                 # The loss is of before the last update; what that made may not be.
@@ -217,7 +217,7 @@ def _train(
             if stop:
                 break
         checkpoints.wait()
-        if stop := distributed.agree(signals.number):  # Or one heard since.
+        if stop := distributed.all_processes_max(signals.number):  # Or one heard since.
             then = "evaluates it" if at.finished(run) else "resumes from there"
             raise StoppedError(
                 stop,

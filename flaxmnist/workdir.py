@@ -97,9 +97,11 @@ class Lock:
         if distributed.is_first():
             self._acquire()
             holder = self._path.read_text()
-        holder = distributed.from_first(holder)
+        holder = distributed.broadcast(holder)
         visible = distributed.is_first() or self._open(holder)
-        if process := distributed.agree(0 if visible else jax.process_index()):
+        if process := distributed.all_processes_max(
+            0 if visible else jax.process_index()
+        ):
             if distributed.is_first():
                 self.release()
             raise UserError(

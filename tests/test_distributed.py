@@ -295,13 +295,11 @@ def test_a_directory_that_is_not_shared_is_refused_in_every_process(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "reason"),
     [
-        ("--config.data.dir={tmp_path}/{index}", "data.dir"),
         ("--config={tmp_path}/{index}.py", "1.py"),
         ("--workdir={tmp_path}/held", "is in use by"),
     ],
 )
 def test_a_failure_of_one_process_ends_every_process(flag, reason, tmp_path):
-    (tmp_path / "0").mkdir()
     (tmp_path / "0.py").write_text("from configs.mlp import get_config")
     flag = flag.replace("{tmp_path}", str(tmp_path))
     with workdir.locked(tmp_path / "held"):
