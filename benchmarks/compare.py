@@ -257,7 +257,7 @@ def main():
     path = args.output.with_suffix(".json")
     measured = {"hardware and versions": machine() | {"threads": args.threads}}
     print(measured["hardware and versions"])
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if before.get("hardware and versions") == measured["hardware and versions"]:
         measured = before  # Parts may be measured one by one.
     dates = measured.setdefault("dates", {})
@@ -276,7 +276,7 @@ def main():
         for name, results in itertools.chain(*parts):
             measured[name], dates[name] = results, time.strftime("%Y-%m-%d")
             # At once: what an hour has measured is not lost.
-            path.write_text(json.dumps(measured, indent=2) + "\n")
+            path.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     if any(name.startswith("train") for name in measured):
         draw(measured, args.output.with_suffix(".png"))
 

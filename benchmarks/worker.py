@@ -18,7 +18,7 @@ WARM_STEPS, SECONDS = 3, 2.0
 def peak_mb():
     """Returns the most memory that was resident, in MB."""
     # Not `getrusage`, which counts what the parent was before this program began.
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     status = dict(line.split(":", 1) for line in lines)
     return int(status["VmHWM"].split()[0]) / 1024
 

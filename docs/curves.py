@@ -17,9 +17,9 @@ def main(picture: str, *workdirs: str) -> None:
     """Draws training loss and validation error against epochs, a line a run."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for workdir in map(Path, workdirs):
-        text = (workdir / "metrics.jsonl").read_text()
+        text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
         records = [json.loads(line) for line in text.splitlines()]
-        summary = json.loads((workdir / "summary.json").read_text())
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
         label = f"seed {summary['config']['seed']}: {summary['test']['accuracy']:.2%}"
         train = [record for record in records if record["split"] == "train"]
         left.plot([r["epoch"] for r in train], [r["loss"] for r in train], lw=1)

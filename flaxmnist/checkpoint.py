@@ -160,10 +160,12 @@ class Checkpoints:
         """Yields what Orbax could not open the folder with, or not tell the best."""
         for folder in self._folders():
             try:
-                json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+                json.loads(
+                    (folder / "_CHECKPOINT_METADATA").read_text(encoding="utf-8")
+                )
                 validation = None
                 if (metrics := folder / "metrics" / "metrics").exists():
-                    validation = json.loads(metrics.read_text())
+                    validation = json.loads(metrics.read_text(encoding="utf-8"))
                     _rank(validation)
                 record = records.read(folder / _RECORD)
                 _check_step(record, int(folder.name))

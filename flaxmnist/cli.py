@@ -167,8 +167,23 @@ def start_jax(
     wanted = "cpu" if num_cpu_devices is not None else args.platform
     if wanted is not None:
         _choose_platform(wanted)
+    else:
+        _check_devices()
     if processes is not None:
         distributed.check_devices()
+
+
+def _check_devices() -> None:
+    """Raises UserError if JAX does not find the devices that it is told to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["not built into this jaxlib"])[0]
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX_PLATFORMS={wanted!r}: jax finds no devices ({reason}); unset it, or "
+            "install the jax build for them"
+        ) from error
 
 
 def _choose_platform(wanted: str) -> None:

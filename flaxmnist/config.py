@@ -1,13 +1,17 @@
 """Run configurations: `ml_collections` files, overrides, and what is allowed."""
 
 import ast
+import contextlib
 import importlib.util
+import inspect
 import json
 import os
 import runpy
+import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -190,6 +194,7 @@ def load(spec: str) -> ConfigDict:
                 f"no configuration {where!r}{did_you_mean(path.stem, ours)}"
             )
         path = ours[path.stem]
+    path = path.absolute()
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise UserError(
@@ -197,24 +202,56 @@ def load(spec: str) -> ConfigDict:
         )
     module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
-        config = module.get_config(variant or None)
+        with _import_path(path.parent, Path.cwd()):
+            module_spec.loader.exec_module(module)
+            _check_get_config(module)
+            config = module.get_config(variant or None)
     except UserError:
         raise
     # The user's own code: anything may go wrong in it.
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)
         raise UserError(
-            f"{path}, line {line}: {type(error).__name__}: {error}; expected a "
-            "get_config(arg=None)"
+            f"{path}, line {_line_of(error, path)}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"{path}: get_config returned {config!r}: expected a ConfigDict"
         )
     return resolve(config)
+
+
+@contextlib.contextmanager
+def _import_path(*folders: Path) -> Iterator[None]:
+    """Has imports look in `folders` first while the block runs."""
+    added = [str(folder) for folder in folders]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:
+            with contextlib.suppress(ValueError):  # The block may change the list, too.
+                sys.path.remove(folder)
+
+
+def _check_get_config(module: ModuleType) -> None:
+    """Raises UserError unless the module has a `get_config` of one argument."""
+    expected = "expected a function get_config(arg=None)"
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"{module.__file__} has no get_config; {expected}")
+    try:
+        inspect.signature(get_config).bind(None)
+    except TypeError as error:
+        raise UserError(f"{module.__file__}: get_config: {error}; {expected}") from None
+
+
+def _line_of(error: BaseException, path: Path) -> int:
+    """Returns the last line of a file that an error comes from, or 1."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno or 1
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return (lines and lines[-1]) or 1
 
 
 def variant(arg: str | None, variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -275,7 +312,7 @@ def _parse(key: str, text: str) -> Any:
         return text
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 

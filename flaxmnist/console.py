@@ -160,7 +160,7 @@ def process_age() -> float:
     if not stat.exists():
         return time.time() - psutil.Process().create_time()
     # Field 22 of the line, which is counted from the end of the program's name.
-    ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+    ticks = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -150,7 +150,8 @@ def run(argv: Sequence[str]) -> int:
     alone = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if alone.returncode:
         last = (alone.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -278,7 +278,7 @@ def export(
             raise ParityError(f"expected at most {TOLERANCE:.0e}; nothing was kept")
         licence = run.dataset.licence
         card = _card(name, summary, licence, best, difference, len(images))
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         former = folder.with_name(f"{name}.former-{os.getpid()}")
         if folder.exists():
             folder.rename(former)

@@ -37,7 +37,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 def cpu_kind() -> tuple[str, str]:
     """Returns the CPU's model name, and a CRC-32 of its instruction sets."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     fields: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")

@@ -24,7 +24,7 @@ def available_memory() -> int:
 def _left_in_cgroups() -> Iterator[int]:
     """Yields the bytes left in each control group that limits this process."""
     try:
-        lines = _OWN.read_text().splitlines()
+        lines = _OWN.read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
@@ -35,9 +35,12 @@ def _left_in_cgroups() -> Iterator[int]:
         own = _ROOT / base / path.lstrip("/")
         for group in (own, *own.parents):
             try:
-                left = int((group / limit).read_text())
-                left -= int((group / usage).read_text())
-                pairs = map(str.split, (group / "memory.stat").read_text().splitlines())
+                left = int((group / limit).read_text(encoding="utf-8"))
+                left -= int((group / usage).read_text(encoding="utf-8"))
+                pairs = map(
+                    str.split,
+                    (group / "memory.stat").read_text(encoding="utf-8").splitlines(),
+                )
                 stat = {name: int(count) for name, count in pairs}
             except (OSError, ValueError):  # Without a limit, or not a control group.
                 continue

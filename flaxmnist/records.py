@@ -30,7 +30,7 @@ def read(folder: Path) -> dict[str, Any]:
       UserError: it is of a format to come.
       Exception: it is not what was saved.
     """
-    record = json.loads((folder / "metadata").read_text())
+    record = json.loads((folder / "metadata").read_text(encoding="utf-8"))
     checksum = record.pop("checksum", None)
     version = record.get("format", 1)
     if checksum != (None if version == 1 else zlib.crc32(text(record).encode())):

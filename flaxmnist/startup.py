@@ -1,12 +1,13 @@
-"""What a program does first, before it imports JAX."""
+"""What a program does first, before it imports the rest of the library."""
 
+import contextlib
 import os
 import signal
 import sys
 
 
 def prepare() -> None:
-    """Lets Ctrl-C end the process at once, and replaces closed standard streams.
+    """Lets Ctrl-C end the process at once, opens closed standard streams, loads JAX.
 
     Only programs call it: importing the library changes no signal handler and no
     stream.
@@ -20,3 +21,18 @@ def prepare() -> None:
             # This takes the free file descriptor. Otherwise the next file that is
             # opened would get what libraries print.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    try:
+        import jax  # noqa: F401
+    # Of an environment variable, of too little memory, or of a damaged installation.
+    except Exception as error:
+        if not {"-v", "--verbose"}.isdisjoint(sys.argv):
+            raise
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        with contextlib.suppress(OSError):
+            print(
+                f"flaxmnist: jax cannot be imported ({text}); check the environment "
+                "variables whose names begin with JAX_, and the memory; -v shows more",
+                file=sys.stderr,
+                flush=True,
+            )
+        sys.exit(2)

@@ -30,7 +30,7 @@ def saved_config(workdir: Path) -> ConfigDict | None:
     if not path.exists():
         return None
     try:
-        return configs.from_json(path.read_text())
+        return configs.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, UserError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): use another --workdir"
@@ -40,7 +40,7 @@ def saved_config(workdir: Path) -> ConfigDict | None:
 def saved_summary(workdir: Path, step: int | None = None) -> dict[str, Any] | None:
     """Returns ``summary.json`` if there is one, of that last step or of any."""
     try:
-        summary = json.loads((workdir / "summary.json").read_text())
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
         whole = {"model", "dataset", "evaluated_step", "train", "validation", "test"}
         same = step in (None, summary["step"])
         return summary if same and whole <= summary.keys() else None
@@ -96,7 +96,7 @@ class Lock:
         holder = ""
         if distributed.is_first():
             self._acquire()
-            holder = self._path.read_text()
+            holder = self._path.read_text(encoding="utf-8")
         holder = distributed.broadcast(holder)
         visible = distributed.is_first() or self._open(holder)
         if process := distributed.all_processes_max(

@@ -103,7 +103,7 @@ class MetricsWriter:
         if written is not None and written != self._written:
             warn(_lost(self._path, step, written["lines"], len(kept)))
         durable.write_file(self._path, "".join(kept))
-        self._file = self._stack.enter_context(self._path.open("a"))
+        self._file = self._stack.enter_context(self._path.open("a", encoding="utf-8"))
         self._events = {}
         # Those of an earlier process, too, whose later steps are taken back.
         before = (path.name for path in workdir.glob("tensorboard/*/"))
@@ -218,7 +218,7 @@ def image(name: str, pixels: np.ndarray) -> Summary:
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """Yields what a ``metrics.jsonl`` holds."""
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         # The last line of a killed process may be cut.
         with contextlib.suppress(ValueError):
             record = json.loads(line)

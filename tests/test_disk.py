@@ -85,7 +85,7 @@ def test_a_control_group_limits_memory(tmp_path, monkeypatch, version):
 
 
 def anonymous_megabytes():
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if "RssAnon" in line)
 
 

@@ -325,7 +325,7 @@ def check_many(count, strategy, check):
 
 def main(count):
     """Checks so many inputs of all kinds, in a gigabyte of memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     most = pages * resource.getpagesize() + (1 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     with tempfile.TemporaryDirectory() as folder:

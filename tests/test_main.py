@@ -147,6 +147,7 @@ BAD_FLAGS = [
         r"data.name='kmist'.*did you mean 'kmnist'",
     ),
     ([*TINY, "--config.model=7"], r"model=7: expected a group of options"),
+    ([*TINY, "--config.seed={[]: 1}"], r"seed='\{\[\]: 1\}': expected a whole"),
     ([*TINY, "--config.seed"], r"--config.seed has no value"),
     ([*TINY, "--config.seed=one"], r"seed='one': expected a whole number, 0 or more"),
     ([*TINY, "--config.seed=99999999999999999999"], r"expected a whole number"),
@@ -236,8 +237,10 @@ def test_a_mistake_in_the_data(spoil, said, capsys, tmp_path, monkeypatch):
 CONFIG_FILES = [
     ("def get_config(arg=None)\n", r"c.py, line 1: SyntaxError: "),
     ("import nosuch\n", r"c.py, line 1: ModuleNotFoundError: No module named 'nosuch'"),
-    ("x = 1\n", r"has no attribute 'get_config'; expected a get_config\(arg=None\)"),
-    ("def get_config():\n    pass\n", r"TypeError: .* takes 0 positional"),
+    ("x = 1\n", r"c.py has no get_config; expected a function get_config\(arg=None\)"),
+    ("def get_config():\n    pass\n", r"too many positional arguments; expected a f"),
+    ("def get_config(arg):\n\n\n\n    return 1 / 0\n", r"line 5: ZeroDiv.* by zero$"),
+    ("import json\n\njson.loads('\\n\\nx')\n", r"line 3: JSONDecodeError"),
     ("def get_config(arg):\n    return {}\n", r"returned \{\}: expected a ConfigDict"),
     (
         "from flaxmnist.config import make_config\n"
@@ -257,6 +260,31 @@ def test_a_mistake_in_a_configuration_file(
     (tmp_path / "c.py").write_text(content)
     code, _, error = run(capsys, "--config=../c.py")
     assert_clear(code, error, said, here)
+
+
+def test_a_configuration_imports_a_module_beside_it_and_shows_its_traceback(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "of_here.py").write_text("NAME = 'softmax'")
+    (tmp_path / "sub" / "beside.py").write_text("def steps(): return 3")
+    (tmp_path / "sub" / "c.py").write_text(
+        "import of_here, beside\nfrom flaxmnist.config import make_config\n"
+        "def get_config(arg=None):\n    model = {'name': of_here.NAME}\n"
+        "    return make_config(num_steps=beside.steps(), model=model)\n"
+    )
+    before = list(sys.path)
+    assert configs.load("sub/c.py").num_steps == 3
+    assert sys.path == before
+    (tmp_path / "sub" / "c.py").write_text("import beside\nbeside.steps(1)\n")
+    code, _, error = run(capsys, "--config=sub/c.py")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "sub/c.py, line 2: TypeError: steps() takes 0" in error
+    code, _, error = run(capsys, "--config=sub/c.py", "-v")
+    assert code == 2
+    assert "beside.steps(1)" in error
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"name": ["a"]}}'])

@@ -247,7 +247,9 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
         draw(digit, "first hand", "plain").save(tmp_path / f"{digit}.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     monkeypatch.chdir(tmp_path)
-    stdin = io.TextIOWrapper(io.BytesIO((tmp_path / "1.png").read_bytes()))
+    stdin = io.TextIOWrapper(
+        io.BytesIO((tmp_path / "1.png").read_bytes()), encoding="utf-8"
+    )
     monkeypatch.setattr(sys, "stdin", stdin)
     flags = [f"--workdir={workdir}", "--json", "--top=3", "--save_preprocessed=ready"]
     code = predict.main([*flags, "?.png", "broken.png", "nope.png", "-"])

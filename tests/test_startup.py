@@ -1,6 +1,8 @@
 """A program's start: what it imports, its signals and its standard streams."""
 
+import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,7 +82,9 @@ def test_ctrl_c_during_the_start_ends_it_at_once(name, finished_run, tmp_path):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         maps = Path("/proc", str(process.pid), "maps")
-        while process.poll() is None and "jaxlib" not in maps.read_text():
+        while process.poll() is None and "jaxlib" not in maps.read_text(
+            encoding="utf-8"
+        ):
             time.sleep(0.01)
         time.sleep(moment)
         process.send_signal(signal.SIGINT)
@@ -92,19 +96,99 @@ def test_ctrl_c_during_the_start_ends_it_at_once(name, finished_run, tmp_path):
         assert len(error.splitlines()) <= 1, error
 
 
-@pytest.mark.parametrize("closed", [0, 1, 2])
-def test_a_closed_standard_stream_is_no_file_of_ours(closed, tmp_path):
+def test_a_closed_standard_stream_is_no_file_of_ours(tmp_path):
     said = tmp_path / "said"
     script = (
         "import os, sys; from flaxmnist import startup; startup.prepare(); "
-        "print('out'); print('error', file=sys.stderr); sys.stdin.read(); "
-        f"file = open({str(said)!r}, 'w'); assert file.fileno() > 2; "
-        f"os.write({closed}, b'') if {closed} else None"
+        "print('out'); "
+        f"file = open({str(said)!r}, 'w'); assert file.fileno() > 2; os.write(1, b'x')"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
         stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: os.close(closed),
+        preexec_fn=lambda: os.close(1),
     )
     assert done.returncode == 0
     assert said.read_bytes() == b""
+
+
+def names_no_encoding(call):
+    """Returns whether a call opens a text file in the encoding of the locale."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", None))
+    if any(word.arg == "encoding" for word in call.keywords):
+        return False
+    if name in ("read_text", "write_text"):
+        return True
+    owner = getattr(getattr(call.func, "value", None), "id", None)
+    if name != "open" or owner in ("os", "Image"):
+        return False
+    values = [getattr(arg, "value", "") for arg in call.args]
+    return not any("b" in value for value in values[-1:] if isinstance(value, str))
+
+
+def test_every_text_file_is_utf_8_whatever_the_locale():
+    for path in sorted(Path(flaxmnist.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.Call) or not names_no_encoding(node), (
+                f"{path}, line {node.lineno}"
+            )
+
+
+def started(*flags, redirect="", **environment):
+    """Runs a short training by a shell; returns the exit code and both outputs."""
+    command = [*COMMANDS["flaxmnist"], "--config=softmax:smoke", *flags]
+    command += ["--config.num_steps=2", "--config.report=False"]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {redirect}', "sh", *command],
+        capture_output=True,
+        env=os.environ | environment,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_closed_and_full_streams(tmp_path):
+    for number, redirect in enumerate(
+        (">&-", "2>&-", "<&-", ">&- 2>&-", "2>/dev/full")
+    ):
+        run = tmp_path / str(number)
+        assert started(f"--workdir={run}", redirect=redirect)[0] == 0, redirect
+        assert (run / "summary.json").exists()
+    for flags in ([f"--workdir={tmp_path}/full"], ["--help"]):
+        code, _, error = started(*flags, redirect=">/dev/full")
+        assert code == 2
+        assert "standard output cannot be written (No space" in error
+        assert error.count("\n") == 1
+    assert started("--config=nope", redirect="2>/dev/full")[0] == 2
+    code, out, error = started(f"--workdir={tmp_path}/head", redirect="| head -1")
+    assert (code, out.count("\n"), error) == (0, 1, "")
+
+
+@pytest.mark.slow
+def test_a_locale_without_utf_8(tmp_path):
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code, _, error = started(f"--workdir={tmp_path}/run", **ascii_only)
+    assert (code, error) == (0, "")
+    for name, *flags in ((".report",), (".export", "--format=numpy")):
+        command = [*COMMANDS[name], f"--workdir={tmp_path}/run", *flags]
+        subprocess.run(command, check=True, env=os.environ | ascii_only)
+    card = tmp_path / "run" / "export" / "numpy" / "README.md"
+    assert "28×28" in card.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("JAX_PLATFORMS", "nope", r"JAX_PLATFORMS='nope': jax finds no devices \("),
+        ("JAX_ENABLE_X64", "maybe", r"jax cannot be imported \(ValueError: .*X64"),
+        ("JAX_NUM_CPU_DEVICES", "x", r"jax cannot be imported \(ValueError"),
+        ("MPLBACKEND", "nope", ""),
+    ],
+)
+def test_environment_variables(name, value, said, tmp_path):
+    code, _, error = started(f"--workdir={tmp_path}/run", **{name: value})
+    assert (code == 2) == bool(said)
+    assert error.count("\n") == bool(said)
+    assert re.match(f"flaxmnist: {said}" if said else "$", error), error

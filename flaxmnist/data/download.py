@@ -69,7 +69,11 @@ def registered(name: str) -> list[Resource]:
     neither TensorFlow nor an import.
     """
     folder = package_folder("tensorflow_datasets")
-    lines = (folder / "url_checksums" / f"{name}.txt").read_text().splitlines()
+    lines = (
+        (folder / "url_checksums" / f"{name}.txt")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     resources = []
     for line in lines:
         url, size, sha256, file_name = line.split("\t")

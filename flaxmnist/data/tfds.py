@@ -123,7 +123,9 @@ def read(folder: Path) -> list[np.ndarray]:
             for split, stem in (("train", "train"), ("test", "t10k")):
                 idx.write(partial, stem, _examples(folder, split))
             arrays = idx.read_all(idx.find(partial))
-            (partial / _RECORD).write_text(json.dumps(_record(source, arrays)))
+            (partial / _RECORD).write_text(
+                json.dumps(_record(source, arrays)), encoding="utf-8"
+            )
             shutil.rmtree(cache, ignore_errors=True)
             try:
                 os.rename(partial, cache)
