@@ -64,27 +64,27 @@ def partial_folder(parent: Path) -> Iterator[Path]:
     """
     parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with _locked(parent):
+        with locked(parent):
             for left in parent.glob(f"{_PARTIAL}*"):
-                with _locked(left, wait=False) as locked:
-                    if locked:
+                with locked(left, wait=False) as abandoned:
+                    if abandoned:
                         shutil.rmtree(left, ignore_errors=True)
             folder = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=parent))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            stack.enter_context(_locked(folder))
+            stack.enter_context(locked(folder))
         yield folder
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Locks a folder; yields False where another process or the system prevents it."""
     with contextlib.ExitStack() as stack:
-        locked = False
+        success = False
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
             handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
             stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            locked = True
-        yield locked
+            success = True
+        yield success

@@ -45,4 +45,6 @@ def _left_in_cgroups() -> Iterator[int]:
             except (OSError, ValueError):  # Without a limit, or not a control group.
                 continue
             # The system drops cached pages of files when memory is short.
-            yield left + stat[f"{prefix}active_file"] + stat[f"{prefix}inactive_file"]
+            for name in ("active_file", "inactive_file"):
+                left += stat.get(prefix + name, 0)
+            yield left

@@ -39,14 +39,15 @@ def test_files_that_are_not_gzipped_stay_on_disk(tmp_path, mesh, any_size):
             np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_a_file_that_shrinks_in_use_is_reported(tmp_path, mesh, any_size):
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_file_that_becomes_shorter_in_use_is_reported(tmp_path, mesh, any_size, seed):
     write_idx(tmp_path, counts=(24_000, 12))
     train = data.load("mnist", "idx", str(tmp_path)).train
-    slabs = HostFeed(train, 1_000, mesh, seed=0).spans(0, 100)
+    slabs = HostFeed(train, 1_000, mesh, seed).spans(0, 100)
     next(slabs)
+    # Reading what follows in memory that is mapped to the file ends the process.
     os.truncate(tmp_path / NAMES[0], 1_000_000)
-    # The first two slabs were read before.
-    with pytest.raises(UserError, match=r"ubyte shrank from .* to 1,000,000 bytes"):
+    with pytest.raises(UserError, match=r"ubyte' became shorter while it was in use"):
         list(slabs)
 
 

@@ -8,7 +8,6 @@ undisturbed one would have seen.
 import concurrent.futures
 import copy
 import functools
-import mmap
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
@@ -20,6 +19,7 @@ from jax.sharding import Mesh
 
 from flaxmnist import checks, sharding
 from flaxmnist.checks import UserError
+from flaxmnist.data.rows import Read, gather, reader
 from flaxmnist.data.sources import Split
 from flaxmnist.memory import available_memory
 
@@ -27,11 +27,8 @@ PADDING = -1
 _KINDS = {"batch_size": checks.count, "seed": checks.optional(checks.seed)}
 # Bytes of images that the host path sends at once.
 SLAB_BYTES = 8 << 20
-# A disk is asked for each image alone, and answers many sooner at once.
-READERS = 16
 # Of the memory that is available, for the data on the devices.
 MAX_SHARE = 0.8
-_readers = concurrent.futures.ThreadPoolExecutor(READERS, "flaxmnist-read")
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -222,38 +219,6 @@ class DeviceFeed:
             start = end
 
 
-def _mapped(array: np.ndarray) -> mmap.mmap | None:
-    """Returns the mapping of an array on disk, None for one in memory."""
-    return getattr(array, "_mmap", None)
-
-
-def _check_whole(split: Split) -> None:
-    """Raises UserError if a file of the split is shorter than it was.
-
-    Reading beyond its end would kill the process with SIGBUS.
-    """
-    for array in (split.images, split.labels):
-        mapped = _mapped(array)
-        if mapped and mapped.size() < len(mapped):
-            name = getattr(array, "filename", "")
-            raise UserError(
-                f"{name} shrank from {len(mapped):,} to {mapped.size():,} bytes while "
-                "it was in use; restore the file, and give the same command to resume"
-            )
-
-
-def _gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns `images[rows]`, the first for those that are padding."""
-    out = np.empty((rows.size, *images.shape[1:]), images.dtype)
-    parts = [np.array_split(each, READERS) for each in (rows.ravel(), out)]
-
-    def read(rows: np.ndarray, out: np.ndarray) -> None:
-        np.take(images, rows, axis=0, out=out, mode="clip")
-
-    list(_readers.map(read, *parts))
-    return out.reshape(*rows.shape, *images.shape[1:])
-
-
 class HostFeed:
     """Keeps the split in host memory, or on disk, and sends slabs, one ahead.
 
@@ -266,10 +231,10 @@ class HostFeed:
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
         self._split, self._mesh = split, mesh
-        # Else thirty times as much would be read, in the hope that it is wanted next.
-        mapped = _mapped(split.images)
-        if seed is not None and mapped and hasattr(mmap, "MADV_RANDOM"):
-            mapped.madvise(mmap.MADV_RANDOM)
+        self._images, self._labels = (
+            (array, reader(array, shuffled=seed is not None))
+            for array in (split.images.reshape(-1, 784), split.labels)
+        )
         self._order = _Order(len(split), batch_size, mesh, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self._slab_steps = max(
@@ -290,27 +255,23 @@ class HostFeed:
         rows = np.pad(rows, ((0, short), (0, 0)), constant_values=PADDING)
         over_data = sharding.split_over_data(self._mesh, axis=1)
 
-        def send(array: np.ndarray, dtype: Any) -> jax.Array:
+        def send(array: np.ndarray, read: Read, dtype: Any) -> jax.Array:
             # Each device's part is gathered alone: a process reads what it sends.
             return jax.make_array_from_callback(
                 rows.shape + array.shape[1:],
                 over_data,
-                lambda part: _gather(array, rows[cast(Any, part)[:2]]).astype(
+                lambda part: gather(array, read, rows[cast(Any, part)[:2]]).astype(
                     dtype, copy=False
                 ),
             )
 
         first = np.int32(epoch * self.steps_per_epoch + begin)
-        _check_whole(self._split)
-        batches = HostBatches(
-            images=send(self._split.images.reshape(-1, 784), np.uint8),
-            labels=send(self._split.labels, np.int32),
+        return HostBatches(
+            images=send(*self._images, np.uint8),
+            labels=send(*self._labels, np.int32),
             mask=sharding.put(rows != PADDING, over_data),
             first=sharding.put(first, sharding.replicated(self._mesh)),
         )
-        # The rest of the last page of a shortened file reads as zeros.
-        _check_whole(self._split)
-        return batches
 
     def _slab(self, epoch: int, index: int) -> HostBatches:
         following = (epoch, index + 1)

@@ -17,7 +17,7 @@ from PIL import Image
 from flaxmnist.checks import UserError, did_you_mean, shown
 from flaxmnist.data import idx
 from flaxmnist.data.download import DownloadError, cache_dir, reachable, registered
-from flaxmnist.files import open_regular, partial_folder, read_bytes
+from flaxmnist.files import locked, open_regular, partial_folder, read_bytes
 
 _RECORD = "source.json"
 # Bytes of a description in JSON.
@@ -60,24 +60,24 @@ def prepare(name: str, directory: str | None) -> Path:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"data.name={name!r} is not prepared, and TensorFlow Datasets cannot be "
-            f"imported ({shown(reason)}); where Protobuf is too old: "
+            f"data.name={shown(name)} is not prepared, and TensorFlow Datasets cannot "
+            f"be imported ({shown(reason)}); where Protobuf is too old: "
             "pip install 'tensorflow-metadata<1.18'"
         ) from error
     if name.partition("/")[0] not in known:
         raise UserError(
-            f"data.name={name!r}: TensorFlow Datasets has no such set"
+            f"data.name={shown(name)}: TensorFlow Datasets has no such set"
             f"{did_you_mean(name, known)}"
         )
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"data.name={name!r} is not prepared, and TensorFlow Datasets needs "
+            f"data.name={shown(name)} is not prepared, and TensorFlow Datasets needs "
             "TensorFlow to do that: pip install 'flaxmnist[tfds]'"
         )
     # Without a network TFDS would try for minutes.
     if not reachable(registered("mnist")[0].url):
         raise DownloadError(
-            f"data.name={name!r} is not prepared, and there is no network"
+            f"data.name={shown(name)} is not prepared, and there is no network"
         )
     builder = tfds.builder(name, data_dir=directory, file_format="array_record")
     _check_features(builder.info.features, name)
@@ -110,34 +110,37 @@ def read(folder: Path) -> list[np.ndarray]:
     digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     cache = cache_dir() / "tfds" / f"{folder.parent.name}-{digest}"
     source = _identity(folder)
-    try:
-        arrays = idx.read_all(idx.find(cache))
-        if json.loads(read_bytes(cache / _RECORD, _MAX_JSON)) == _record(
-            source, arrays
-        ):
-            return arrays
-    except _INVALID:  # Missing or damaged: convert the set again.
-        pass
+    if arrays := _cached(cache, source):
+        return arrays
     try:
         with partial_folder(cache.parent) as partial:
             for split, stem in (("train", "train"), ("test", "t10k")):
                 idx.write(partial, stem, _examples(folder, split))
             arrays = idx.read_all(idx.find(partial))
-            (partial / _RECORD).write_text(
-                json.dumps(_record(source, arrays)), encoding="utf-8"
-            )
-            shutil.rmtree(cache, ignore_errors=True)
-            try:
+            record = json.dumps(_record(source, arrays))
+            (partial / _RECORD).write_text(record, encoding="utf-8")
+            with locked(cache.parent):
+                # Another process may have been faster, and may read what it has made.
+                if arrays := _cached(cache, source):
+                    return arrays
+                shutil.rmtree(cache, ignore_errors=True)
                 os.rename(partial, cache)
-            except OSError:
-                if not cache.is_dir():  # Another process was faster.
-                    raise
+                return idx.read_all(idx.find(cache))
     except OSError as error:
         raise UserError(
             f"{cache.parent} cannot be written ({error.strerror}); set "
             "FLAXMNIST_CACHE_DIR to a directory that can"
         ) from None
-    return arrays
+
+
+def _cached(cache: Path, source: list[list[Any]]) -> list[np.ndarray] | None:
+    """Returns the arrays in a directory of the cache; None if they are not `source`."""
+    try:
+        arrays = idx.read_all(idx.find(cache))
+        record = json.loads(read_bytes(cache / _RECORD, _MAX_JSON))
+    except _INVALID:
+        return None
+    return arrays if record == _record(source, arrays) else None
 
 
 def _identity(folder: Path) -> list[list[Any]]:

@@ -1,0 +1,71 @@
+"""Rows of arrays that are in memory or on disk, gathered by several threads."""
+
+import concurrent.futures
+import itertools
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flaxmnist.checks import UserError, shown
+
+# A disk is asked for each image alone, and answers many sooner at once.
+THREADS = 16
+_threads = concurrent.futures.ThreadPoolExecutor(THREADS, "flaxmnist-read")
+Read = Callable[[np.ndarray, np.ndarray], Any]
+
+
+class _File:
+    """The rows of a mapped array, read from its file by system calls.
+
+    Reading the mapping of a file that became shorter would end the process by SIGBUS.
+
+    Args:
+      array: a mapped array, or a slice of one.
+      shuffled: whether rows are read in random order.
+    """
+
+    def __init__(self, array: Any, shuffled: bool):
+        self._name, self._row_bytes = array.filename, array.nbytes // len(array)
+        mapping = np.frombuffer(array._mmap, np.uint8)
+        begin = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+        self._offset = begin + array.ctypes.data - mapping.ctypes.data
+        self._file = os.open(self._name, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        # Else thirty times as much would be read, in the hope that it is wanted next.
+        if shuffled and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Reads rows into `out`; rows that follow each other by one call."""
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
+        for start, stop in itertools.pairwise([*starts, len(rows)]):
+            place = self._offset + int(rows[start]) * self._row_bytes
+            left = out[start:stop].data.cast("B")
+            while left:
+                count = os.preadv(self._file, [left], place)
+                if count == 0:
+                    raise UserError(
+                        f"{shown(self._name)} became shorter while it was in use; "
+                        "restore it, and give the same command to resume"
+                    )
+                left, place = left[count:], place + count
+
+
+def reader(array: Any, shuffled: bool) -> Read:
+    """Returns a function that writes rows of an array to another array."""
+    whole_rows = isinstance(array, np.memmap) and array.flags.c_contiguous
+    if whole_rows and array.mode == "r" and array.filename and hasattr(os, "preadv"):
+        return _File(array, shuffled).take
+    return lambda rows, out: np.take(array, rows, axis=0, out=out, mode="clip")
+
+
+def gather(array: np.ndarray, read: Read, rows: np.ndarray) -> np.ndarray:
+    """Returns `array[rows]`, the first row for those that are padding."""
+    out = np.empty((rows.size, *array.shape[1:]), array.dtype)
+    found = np.maximum(rows.ravel(), 0)
+    list(_threads.map(read, *(np.array_split(each, THREADS) for each in (found, out))))
+    return out.reshape(*rows.shape, *array.shape[1:])
