@@ -154,7 +154,8 @@ class Checkpoints:
         self._put_aside(list(self._unlistable()))
 
     def _folders(self) -> list[Path]:
-        return [path for path in self.directory.glob("[0-9]*") if path.name.isdigit()]
+        paths = self.directory.glob("*")
+        return [path for path in paths if records.is_step(path.name)]
 
     def _unlistable(self) -> Iterator[DamagedError]:
         """Yields what Orbax could not open the folder with, or not tell the best."""

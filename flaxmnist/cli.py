@@ -243,7 +243,7 @@ def exit_code(
             return run(argv) or 0
         except StoppedError as stopped:
             say(str(stopped))
-            code = 128 + stopped.number
+            code, failure = 128 + stopped.number, str(stopped) if stopped.alone else ""
         except KeyboardInterrupt:
             failure = "interrupted"
             say(failure)

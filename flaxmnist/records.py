@@ -12,6 +12,11 @@ from flaxmnist.checks import UserError
 FORMAT = 2
 
 
+def is_step(name: str) -> bool:
+    """Returns whether the name of a folder is that of a checkpoint, a step."""
+    return name.isdecimal() and str(int(name)) == name
+
+
 def text(record: Any) -> str:
     """Returns JSON that is the same for equal records."""
     return json.dumps(record, sort_keys=True)

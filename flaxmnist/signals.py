@@ -15,13 +15,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StoppedError(KeyboardInterrupt):
     """A run was stopped by a signal, of `number`, after it was saved.
 
+    Of several processes, all stop together, unless only this one is `alone`.
+
     Like Ctrl-C itself it is no `Exception`: a loop over runs does not go on with the
     next one.
     """
 
-    def __init__(self, number: int, message: str):
+    def __init__(self, number: int, message: str, alone: bool = False):
         super().__init__(message)
-        self.number = number
+        self.number, self.alone = number, alone
 
 
 class Listener:
@@ -80,7 +82,7 @@ def stopping(message: str) -> Iterator[None]:
     """Has the first SIGINT or SIGTERM raise StoppedError with `message` at once."""
 
     def stop(number: int) -> None:
-        raise StoppedError(number, message)
+        raise StoppedError(number, message, alone=True)
 
     with _handled(stop):
         yield

@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import distributed, durable
+from flaxmnist import distributed, durable, records
 from flaxmnist.checks import UserError
 
 
@@ -55,7 +55,7 @@ def saved_steps(workdir: Path) -> list[int]:
         names = os.listdir(workdir / "checkpoints")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if records.is_step(name))
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -272,6 +272,7 @@ def created(parent: Path, name: str) -> Iterator[Path]:
             path = parent / (name if number == 1 else f"{name}-{number}")
             with contextlib.suppress(FileExistsError):
                 path.mkdir()
+                durable.sync(parent)
                 break
     except OSError as error:
         raise UserError(

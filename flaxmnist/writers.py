@@ -37,7 +37,7 @@ class EventFile:
         # TensorBoard reads the files of a folder in the order of their names, and a
         # clock may be set back.
         names = (path.name.split(".") for path in folder.glob("events.out.tfevents.*"))
-        last = max((int(name[3]) for name in names if name[3].isdigit()), default=0)
+        last = max((int(name[3]) for name in names if name[3].isdecimal()), default=0)
         stamp = max(time.time_ns(), last + 1)
         maker = f"{stamp}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / f"events.out.tfevents.{maker}").open("xb")

@@ -435,9 +435,12 @@ def test_a_checkpoint_under_another_name_is_set_aside(
     (run / "checkpoints" / "40").rename(run / "checkpoints" / name)
     with pytest.raises(UserError, match=rf"of step {name} .* is damaged \(its content"):
         restore.load_state(run)
+    for other in ("020", "²", "٢٠"):
+        (run / "checkpoints" / other).mkdir()
     warnings = []
     with Checkpoints(run / "checkpoints", warn=warnings.append) as checkpoints:
-        assert checkpoints.steps == [20]
+        assert checkpoints.steps == workdir.saved_steps(run) == [20]
+    assert len(warnings) == 1
     assert f"the checkpoint of step {name} in" in warnings[0]
     if change is records.sealed:
         assert "its content is of step 40" in warnings[0]
