@@ -8,6 +8,7 @@ import optax
 from flaxmnist.checks import (
     UserError,
     boolean,
+    check,
     duration,
     one_of,
     optional,
@@ -122,8 +123,17 @@ def build(
         is optax's own default.
 
     Raises:
-      UserError: an option has no use with this optimizer or schedule.
+      UserError: an option is not possible, or has no use with this optimizer or
+        schedule.
     """
+    options = {
+        "name": name,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "decay_rate": decay_rate,
+        "clip_norm": clip_norm,
+    }
+    check("optimizer", options | specific, KINDS)
     rate = build_schedule(
         schedule,
         learning_rate,

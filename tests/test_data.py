@@ -189,6 +189,10 @@ def test_nonsense_given_to_a_feed_is_refused_by_name(feed, mesh):
         ((split, 0, mesh), "batch_size=0: expected a whole number, 1 or more"),
         ((split, 2.5, mesh, 0), "batch_size=2.5: expected a whole number"),
         ((split, 2, mesh, -1), "seed=-1: expected a whole number, 0 or more"),
+        (
+            (LABELS, 2, mesh),
+            "split is a ndarray: expected a Split, such",
+        ),
         ((split, 2, "data"), r"mesh='data': expected one of sharding.make_mesh\(\)"),
         ((split, 3, two), "batch_size=3: expected a multiple of 2, the size of the me"),
         ((split, 5, mesh, 0), "the split has 4 examples: expected at least 5, one ba"),
@@ -196,6 +200,9 @@ def test_nonsense_given_to_a_feed_is_refused_by_name(feed, mesh):
     ):
         with pytest.raises(UserError, match=said):
             feed(*args)
+    # As in a configuration, 2.0 is 2.
+    (batches, count), *_ = feed(split, 2.0, mesh, np.int64(0)).spans(0, 2)
+    assert (count, batches.at(0)["label"].shape) == (2, (2,))
 
 
 # The order of the data.

@@ -13,7 +13,8 @@ import pytest
 from test_data import NAMES, write_idx
 
 from flaxmnist import config as configs
-from flaxmnist import main
+from flaxmnist import main, train
+from flaxmnist.checks import UserError
 
 NUMBERED = ["--num_processes=2", "--process_id"]
 TINY = [
@@ -358,6 +359,11 @@ def test_overrides_are_taken_in_every_form(tmp_path):
         other.model.to_dict()
         == configs.make_config(num_steps=1, model={"name": "mlp"}).model.to_dict()
     )
+
+
+def test_a_dict_is_not_a_configuration(tmp_path):
+    with pytest.raises(UserError, match=r"config={'seed': 1}: expected what make_conf"):
+        train.train_and_evaluate({"seed": 1}, tmp_path)
 
 
 def test_lists_of_names_are_taken_in_every_form():

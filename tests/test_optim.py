@@ -80,6 +80,20 @@ def test_options_without_use_are_refused():
         optim.build("adam", 0.1, **LENGTHS, warmup_steps=100)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"name": "adm"}, "optimizer.name='adm' is unknown; did you mean 'adam'"),
+        ({"learning_rate": 0.0}, "optimizer.learning_rate=0.0: expected a number, gre"),
+        ({"schedule": "cosin"}, "optimizer.schedule='cosin' is unknown; did you mean"),
+        ({"momentun": 0.9}, "no option optimizer.momentun; did you mean 'momentum'"),
+    ],
+)
+def test_nonsense_given_to_build_is_refused_by_name(wrong, said):
+    with pytest.raises(UserError, match=said):
+        optim.build(**{"name": "sgd", "learning_rate": 0.1, **LENGTHS, **wrong})
+
+
 def test_a_scaled_optimizer_goes_on_with_the_same_state_at_another_rate():
     options = {**LENGTHS, "schedule": "one_cycle", "weight_decay": 0.3}
     tx, _ = optim.build("adamw", 0.1, clip_norm=1.0, **options)

@@ -110,6 +110,14 @@ class Feed(Protocol):
         """Returns a feed of the same examples for evaluation: once each, in order."""
 
 
+def _count(split: Any) -> int:
+    if not isinstance(split, Split):
+        raise UserError(
+            f"split is a {type(split).__name__}: expected a Split, such as load().train"
+        )
+    return len(split)
+
+
 class _Order:
     """The rows of each step: shuffled full batches, or all rows once, padded."""
 
@@ -184,7 +192,7 @@ class DeviceFeed:
     def __init__(
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
-        order = _Order(len(split), batch_size, mesh, seed)
+        order = _Order(_count(split), batch_size, mesh, seed)
         everywhere = sharding.replicated(mesh)
         self._mesh = mesh
         _check_fits(split, mesh)
@@ -230,15 +238,15 @@ class HostFeed:
     def __init__(
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
+        self._order = _Order(_count(split), batch_size, mesh, seed)
         self._split, self._mesh = split, mesh
         self._images, self._labels = (
             (array, reader(array, shuffled=seed is not None))
             for array in (split.images.reshape(-1, 784), split.labels)
         )
-        self._order = _Order(len(split), batch_size, mesh, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self._slab_steps = max(
-            1, min(SLAB_BYTES // (784 * batch_size), self.steps_per_epoch)
+            1, min(SLAB_BYTES // (784 * self._order.batch_size), self.steps_per_epoch)
         )
         self._rows = functools.lru_cache(maxsize=2)(self._order.epoch)
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "flaxmnist-prefetch")
