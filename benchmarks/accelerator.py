@@ -208,7 +208,7 @@ def train(workdir, flags, kill_after=None):
     """
     command = [sys.executable, "-m", "flaxmnist.main", f"--workdir={workdir}"]
     command += ["--deterministic", "--no_cache", *flags]
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         saved = workdir / "checkpoints" / str(kill_after)
         while process.poll() is None:
