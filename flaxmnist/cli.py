@@ -72,8 +72,7 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file: Any = None) -> None:
         """Prints the help at once."""
         with output_errors():
-            super().print_help(file)
-            sys.stdout.flush()
+            print(self.format_help(), end="", file=file, flush=True)
 
     def error(self, message: str):
         """Raises UserError."""
