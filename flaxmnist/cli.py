@@ -83,6 +83,26 @@ class Parser(argparse.ArgumentParser):
         known = [name for name in self._option_string_actions if name[:2] == "--"]
         return UserError(f"unknown argument {flag!r}{did_you_mean(flag, known)}")
 
+    def parse_config_args(
+        self, argv: Sequence[str]
+    ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+        """Returns the flags, and overrides such as ``[("optimizer.name", "adam")]``.
+
+        Raises:
+          UserError: a flag is unknown, or has no value.
+        """
+        args, rest = self.parse_known_args(argv)
+        overrides = []
+        remaining = iter(rest)
+        for flag in remaining:
+            if not flag.startswith("--config."):
+                raise self.refuse(flag)
+            key, equals, value = flag.removeprefix("--config.").partition("=")
+            if not equals and (value := next(remaining, "")) == "":
+                raise UserError(f"{flag} has no value: expected {flag}=VALUE")
+            overrides.append((key, value))
+        return args, overrides
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Returns the flags.
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ Takes a run's best model away, checked against the checkpoint, with a model card
   %(prog)s --workdir runs/a --format stablehlo    (jax.export, for cpu, cuda and tpu)
   %(prog)s --workdir runs/a --format onnx         (needs 'flaxmnist[onnx]')
   %(prog)s --workdir runs/a --format numpy        (needs neither JAX nor flaxmnist)
+
+--config.data.dir=DIR names the data of the run where they are now.
 """
 PLATFORMS = ("cpu", "cuda", "tpu")
 # The largest difference of a logit, over so many test images, that is none.
@@ -228,7 +230,11 @@ logit was {difference:.1e}.
 
 
 def export(
-    workdir: str | Path, name: str, step: int | None = None, console: Any = None
+    workdir: str | Path,
+    name: str,
+    step: int | None = None,
+    console: Any = None,
+    overrides: Iterable[tuple[str, str]] = (),
 ) -> Path:
     """Writes a run's best model, or that of `step`, into ``export/<format>``.
 
@@ -237,6 +243,7 @@ def export(
       name: one of `FORMATS`.
       step: of the checkpoint.
       console: where to speak; the standard output if None.
+      overrides: changes such as ``("data.dir", "/other/place")``.
 
     Returns:
       the folder.
@@ -248,7 +255,7 @@ def export(
     """
     workdir, console = path_of(workdir, "workdir"), console or Console()
     best = "the best on validation" if step is None else "chosen by its number"
-    run, state, step, last = open_saved(workdir, step, console)
+    run, state, step, last = open_saved(workdir, step, console, overrides)
     summary = workdirs.saved_summary(workdir)
     if summary is None or summary["evaluated_step"] != step:
         summary = summarize(run, state, last, step, console)
@@ -301,10 +308,10 @@ def run(argv: Sequence[str]) -> int:
     parser = cli.Parser("python -m flaxmnist.export", _DESCRIPTION)
     parser.add_run()
     parser.add_argument("--format", choices=FORMATS, required=True)
-    args = parser.parse_args(argv)
+    args, overrides = parser.parse_config_args(argv)
     cli.start_jax(args)
     try:
-        export(args.workdir, args.format, args.step)
+        export(args.workdir, args.format, args.step, overrides=overrides)
     except ParityError as error:
         cli.say(str(error))
         return 1

@@ -114,17 +114,7 @@ def _parse(
     argv: Sequence[str],
 ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """Returns the flags and the overrides ``[("optimizer.name", "adam"), …]``."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    overrides = []
-    remaining = iter(rest)
-    for flag in remaining:
-        if not flag.startswith("--config."):
-            raise parser.refuse(flag)
-        key, equals, value = flag.removeprefix("--config.").partition("=")
-        if not equals and (value := next(remaining, "")) == "":
-            raise UserError(f"{flag} has no value: expected {flag}=VALUE")
-        overrides.append((key, value))
+    args, overrides = _parser().parse_config_args(argv)
     for flag, option in _OPTIONS.items():
         if (value := getattr(args, flag)) is not None:
             overrides.append((option, value))

@@ -45,6 +45,7 @@ Writes a run's report.html again, perhaps beside other runs.
   %(prog)s --workdir runs/a --compare runs/b runs/c
 
 Runs that differ in their seed alone are drawn as one: mean and standard deviation.
+--config.data.dir=DIR names the data of the run where they are now.
 """
 _SHOWN_MISTAKES = 36
 
@@ -288,14 +289,16 @@ def run(argv: Sequence[str]) -> None:
         nargs="+",
         default=[],
     )
-    args = parser.parse_args(argv)
+    args, overrides = parser.parse_config_args(argv)
     cli.start_jax(args)
     # Each once, and none beside itself.
     unique = {workdir.resolve(): workdir for workdir in args.compare}
     unique.pop(args.workdir.resolve(), None)
     others = [History.read(workdir) for workdir in unique.values()]
     console = Console()
-    opened, state, step, last = open_saved(args.workdir, console=console)
+    opened, state, step, last = open_saved(
+        args.workdir, console=console, overrides=overrides
+    )
     summary = workdirs.saved_summary(args.workdir)
     if summary is None or (summary["step"], summary["evaluated_step"]) != (last, step):
         summary = summarize(opened, state, last, step, console)

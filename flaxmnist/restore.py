@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,15 @@ def _check_same_run(run: Run, record: dict[str, Any]) -> None:
     # Records of older versions know the training split alone.
     known = before.get("fingerprints", {"train": before["fingerprint"]})
     if other := [split for split in known if known[split] != now.fingerprints[split]]:
+        source = f"--config.data.source={before['source']}"
+        if before["source"] in ("idx", "tfds"):
+            source += " and --config.data.dir=DIR"
         raise UserError(
             f"this run was trained on {before['name']} ({before['source']}, "
             f"{before['counts']['train']:,} examples), but the data is now {now.name} "
             f"({now.source}, {len(now.train):,}), with other examples in "
-            f"{', '.join(other)}: set data.source and data.dir to the former, or use "
-            "another --workdir"
+            f"{', '.join(other)}; give the former data with {source}, or use another "
+            "--workdir"
         )
     trained = configs.resolve(ConfigDict(record["config"], type_safe=False))
     workdirs.check_same(trained, run.config)
@@ -170,9 +173,18 @@ def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
 
 
 def open_saved(
-    workdir: Path, step: int | None = None, console: Console | None = None
+    workdir: Path,
+    step: int | None = None,
+    console: Console | None = None,
+    overrides: Iterable[tuple[str, str]] = (),
 ) -> tuple[Run, TrainState, int, int]:
     """Opens a run as :func:`open_run`, as its folder describes it, on one device.
+
+    Args:
+      workdir: the run directory.
+      step: of the checkpoint.
+      console: where to speak.
+      overrides: changes such as ``("data.dir", "/other/place")``.
 
     Raises:
       UserError: there is no such run, or no such checkpoint.
@@ -182,6 +194,7 @@ def open_saved(
         raise UserError(f"no run in {workdir}: there is no config.json")
     # It may have been trained on more devices than there are here.
     config.mesh = ConfigDict({"data": 1})
+    config = configs.override(config, overrides)
     return open_run(config, workdir, step, console)
 
 

@@ -66,27 +66,32 @@ def make_mesh(
     platform = jax.devices()[0].platform
     chosen = list(there.values())
     if devices is not None:
-        if missing := [id for id in devices if id not in there]:
+        missing = [id for id in devices if id not in there]
+        if missing or not devices:
+            more = f", or add --num_cpu_devices={max(missing) + 1}" if missing else ""
             raise UserError(
-                f"mesh.devices={tuple(devices)}: there is no {platform} device "
-                f"{missing[0]}; there are {', '.join(map(str, there))}; choose with "
-                "--devices, or make more with --num_cpu_devices"
+                f"mesh.devices={tuple(devices)}: expected ids of devices ({platform}), "
+                f"out of {', '.join(map(str, there))}, such as --devices="
+                f"{next(iter(there))}{more if platform == 'cpu' else ''}"
             )
         chosen = [there[id] for id in dict.fromkeys(devices)]
     total = len(chosen)
+    fewer = f"--config.mesh.data={max(1, total // model)}"
+    if model > total:
+        fewer += f" --config.mesh.model={total}"
     if data == -1:
         if total % model:
             divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
             raise UserError(
                 f"mesh.model={model} does not divide the {total} devices ({platform}): "
-                f"expected one of {', '.join(divisors)}, or mesh.data to use fewer"
+                f"expected one of {', '.join(divisors)}, or {fewer} to use fewer"
             )
         data = total // model
     count = data * model
-    if not 1 <= count <= total:
+    if count > total:
         raise UserError(
             f"mesh.model={model}, mesh.data={data}: there are {total} devices "
-            f"({platform}); expected a product of at most that, or mesh.data=-1 for all"
+            f"({platform}); expected a product of at most that, such as {fewer}"
         )
     if jax.process_count() > 1 and count < len(there):
         raise UserError(

@@ -13,7 +13,7 @@ import pytest
 from test_data import NAMES, write_idx
 
 from flaxmnist import config as configs
-from flaxmnist import main, train
+from flaxmnist import export, main, report, train
 from flaxmnist.checks import UserError
 
 NUMBERED = ["--num_processes=2", "--process_id"]
@@ -102,7 +102,10 @@ BAD_FLAGS = [
     ([*TINY, "--platform=gpu"], r"--platform gpu: there is none here, only cpu"),
     ([*TINY, "--platform=gqu"], r"invalid choice: 'gqu' \(choose from 'cpu', 'gpu'"),
     ([*TINY, "--platform=tpu", "--num_cpu_devices=2"], r"is not for --platform tpu"),
-    ([*TINY, "--devices=0,9"], r"there is no cpu device 9; there are 0, 1, 2, 3"),
+    (
+        [*TINY, "--devices=0,9"],
+        r"\(0, 9\): expected ids of devices \(cpu\), out of 0, 1",
+    ),
     ([*TINY, "--devices=first"], r"mesh.devices='first': expected whole numbers"),
     ([*TINY, "--devices=2", "--config.mesh.data=2"], r"mesh.data=2: there are 1 dev"),
     ([*TINY, "--init_from=nowhere"], r"no checkpoint in nowhere/checkpoints: train"),
@@ -110,7 +113,10 @@ BAD_FLAGS = [
         [*TINY, "--mode=eval", "--workdir=x", "--init_from=y"],
         r"--init_from is for --mode train",
     ),
-    ([*TINY, "--config.mesh.devices=()"], r"mesh.data=1: there are 0 devices"),
+    (
+        [*TINY, "--config.mesh.devices=()"],
+        r"=\(\): expected ids of devices \(cpu\), out of 0, 1",
+    ),
     (["--config=cnn:smoke", "--config.model.kernel_size=99"], r"from 1 to 28, such as"),
     ([*TINY, "--init_from=2024.10"], r"no checkpoint in 2024.10/checkpoints"),
     ([*TINY, "--config.modell=1"], r"no option modell; did you mean 'model'"),
@@ -233,6 +239,49 @@ def test_a_mistake_in_the_data(spoil, said, capsys, tmp_path, monkeypatch):
     flags = [*TINY, "--config.data.source=auto", f"--config.data.dir={there}"]
     code, _, error = run(capsys, *flags)
     assert_clear(code, error, said, here)
+
+
+def follow(module, flags, capsys):
+    """Runs a command that fails, and again with the flags that its error advises."""
+    assert module.main(flags) == 2
+    error = capsys.readouterr().err
+    advised = re.findall(r"--(?!num_cpu)[a-z_.]+=[^ ,;]+", error)
+    assert advised, error
+    assert module.main([*flags, *advised]) == 0, advised
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--devices=0,9"],
+        ["--config.mesh.devices=()"],
+        ["--config.mesh.data=9"],
+        ["--config.mesh.data=2", "--config.mesh.model=5"],
+        ["--config.mesh.data=-1", "--config.mesh.model=3"],
+        ["--config.mesh.data=-1", "--config.mesh.model=16"],
+        ["--config.mesh.data=1", "--config.mesh.model=16"],
+    ],
+)
+def test_advice_on_devices_can_be_followed(flags, capsys):
+    small = ["--config.model.hidden=8", "--config.data.placement=host", "--dry_run"]
+    follow(main, [*TINY, *small, *flags], capsys)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (main, ["--config.num_steps=60"]),
+        (main, ["--mode=eval"]),
+        (main, ["--mode=predict"]),
+        (report, []),
+        (export, ["--format=numpy"]),
+    ],
+)
+def test_advice_on_data_can_be_followed(module, flags, finished_run, tmp_path, capsys):
+    workdir = shutil.copytree(finished_run[0], tmp_path / "run")
+    flags = [f"--workdir={workdir}", *flags, "--config.data.source=bundled"]
+    follow(module, flags, capsys)
 
 
 CONFIG_FILES = [

@@ -307,7 +307,7 @@ def load_auto(name: str, directory: str | None) -> Dataset:
             raise
         warning = (
             f"{error}\n"
-            "Training on the BUNDLED SUBSET instead: 4,000 of MNIST's 60,000 training "
+            "The BUNDLED SUBSET is used instead: 4,000 of MNIST's 60,000 training "
             "images.\nIts accuracies are not those of MNIST."
         )
         return dataclasses.replace(load_bundled(name, None), warning=warning)
