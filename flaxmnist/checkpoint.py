@@ -7,7 +7,6 @@ process killed at any moment, or a power failure, leaves whole checkpoints only.
 
 import contextlib
 import functools
-import json
 import logging
 import operator
 import os
@@ -24,8 +23,8 @@ import jax
 import numpy as np
 from etils import epy
 
-from flaxmnist import distributed, durable, logs, records
-from flaxmnist.checks import UserError, kind_of
+from flaxmnist import checks, distributed, durable, logs, records, run_files
+from flaxmnist.checks import UserError, conform, kind_of
 from flaxmnist.sharding import named_leaves
 
 # A run's first steps need none of it.
@@ -38,6 +37,27 @@ _ARRAYS, _RECORD = "arrays", "record"
 # it would be a damaged checkpoint meanwhile. By this name Orbax takes it for one that
 # was not finished, and removes it at the next start.
 _DELETED = "deleted.orbax-checkpoint-tmp"
+# What Orbax's own file about a checkpoint must be: anything else ends Orbax.
+_OBJECT = checks.optional(checks.Kind("an object", lambda value: {**value}))
+_TIME = checks.optional(checks.whole(0, below=2**63))
+_METADATA: checks.Schema = {
+    "item_handlers": checks.optional(
+        checks.Kind(
+            "an object or a text",
+            lambda value: value if isinstance(value, str) else {**value},
+        )
+    ),
+    "metrics": _OBJECT,
+    "performance_metrics": _OBJECT,
+    "init_timestamp_nsecs": _TIME,
+    "commit_timestamp_nsecs": _TIME,
+    "custom_metadata": _OBJECT,
+}
+# Of an evaluation on validation; after a loss that is not finite, so may this one be.
+FIGURES: checks.Schema = {
+    "loss": checks.number,
+    "accuracy": checks.share,
+}
 
 
 def _rank(validation: dict[str, float]) -> float:
@@ -154,20 +174,19 @@ class Checkpoints:
         self._put_aside(list(self._unlistable()))
 
     def _folders(self) -> list[Path]:
-        paths = self.directory.glob("*")
-        return [path for path in paths if records.is_step(path.name)]
+        steps = run_files.saved_steps(self.directory)
+        return [self.directory / str(step) for step in steps]
 
     def _unlistable(self) -> Iterator[DamagedError]:
         """Yields what Orbax could not open the folder with, or not tell the best."""
         for folder in self._folders():
             try:
-                json.loads(
-                    (folder / "_CHECKPOINT_METADATA").read_text(encoding="utf-8")
-                )
+                run_files.check_checkpoint(folder)
+                conform(run_files.read_json(folder / "_CHECKPOINT_METADATA"), _METADATA)
                 validation = None
                 if (metrics := folder / "metrics" / "metrics").exists():
-                    validation = json.loads(metrics.read_text(encoding="utf-8"))
-                    _rank(validation)
+                    validation = run_files.read_json(metrics)
+                    conform(validation, FIGURES)
                 record = records.read(folder / _RECORD)
                 _check_step(record, int(folder.name))
                 said = record.get("validation", validation)

@@ -273,6 +273,33 @@ def _duration(value: Any) -> int | str:
 
 count = whole(1, below=MAX_STEPS)
 seed = whole(0, below=2**32)
+
+
+def by_name(kind: Kind) -> Kind:
+    """An object of any names, whose values are of a kind."""
+
+    def convert(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise TypeError
+        return {name: kind.convert(item) for name, item in value.items()}
+
+    return Kind(f"an object of values, each {kind.expected}", convert)
+
+
+def _share(value: Any) -> float:
+    if not 0 <= _number(value) <= 1:
+        raise ValueError
+    return float(value)
+
+
+def _any_number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    return float(value)
+
+
+number = Kind("a number", _any_number)
+share = Kind("a number from 0 to 1", _share)
 epochs = Kind("a number, greater than 0", _epochs)
 boolean = Kind("True or False", _boolean)
 text = Kind("a text", _text)
@@ -285,6 +312,29 @@ def to_steps(duration: int | str, steps_per_epoch: int) -> int:
     if isinstance(duration, str):
         return max(1, round(float(duration.split()[0]) * steps_per_epoch))
     return duration
+
+
+# What a value in a file may be: of a kind, or an object of such values by name.
+Schema = Kind | dict[str, "Schema"]
+
+
+def conform(value: Any, schema: Schema) -> Any:
+    """Returns `value` in the canonical form of `schema`.
+
+    A name that is missing counts as None; names that the schema lacks are kept.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            raise ValueError("expected an object")
+        parts = {name: conform(value.get(name), part) for name, part in schema.items()}
+        return value | {name: parts[name] for name in parts if name in value}
+    try:
+        return schema.convert(value)
+    except (TypeError, ValueError, OverflowError, UserError):
+        raise ValueError(f"{shown(value)}: expected {schema.expected}") from None
 
 
 def check(

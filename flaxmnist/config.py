@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxmnist import checks, models, optim, sharding, state
+from flaxmnist import checks, models, optim, run_files, sharding, state
 from flaxmnist.checks import UserError, did_you_mean
 from flaxmnist.data import sources
 from flaxmnist.data.batches import FEEDS
@@ -341,17 +341,23 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str | bytes) -> ConfigDict:
     """Returns the configuration that :func:`to_json` wrote.
 
     Raises:
       ValueError: it is no configuration.
       UserError: something in it is not possible.
     """
-    try:
-        values = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(error) from None
+    return resolved(run_files.parse_json(text))
+
+
+def resolved(values: Any) -> ConfigDict:
+    """Returns the configuration of values as a JSON file holds them.
+
+    Raises:
+      ValueError: they are no configuration.
+      UserError: something in it is not possible.
+    """
     if not isinstance(values, dict):
         raise ValueError("it holds no configuration")
     return _resolve(values)

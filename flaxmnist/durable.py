@@ -42,7 +42,8 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Writes a whole file or nothing: under another name first, then renamed."""
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as file:  # Not through a link.
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flaxmnist.checks import UserError, shown
@@ -54,10 +54,13 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 @contextlib.contextmanager
-def partial_folder(parent: Path) -> Iterator[Path]:
+def partial_folder(
+    parent: Path, recover: Callable[[Path], None] = lambda left: None
+) -> Iterator[Path]:
     """Makes a folder in `parent` for incomplete files, and deletes it afterwards.
 
-    Folders of killed processes are deleted first: their locks ended with them.
+    Folders of killed processes are deleted first: their locks ended with them. Each is
+    given to `recover` before.
 
     Raises:
       OSError: the folder cannot be made.
@@ -68,6 +71,7 @@ def partial_folder(parent: Path) -> Iterator[Path]:
             for left in parent.glob(f"{_PARTIAL}*"):
                 with locked(left, wait=False) as abandoned:
                     if abandoned:
+                        recover(left)
                         shutil.rmtree(left, ignore_errors=True)
             folder = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=parent))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)

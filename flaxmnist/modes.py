@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from flaxmnist import distributed
+from flaxmnist import distributed, run_files
 from flaxmnist.checks import UserError, check, one_of, path_of
 from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
@@ -57,7 +57,8 @@ def predict_split(
         written.
     """
     check("", {"split": split}, {"split": one_of(SPLITS)})
-    console = console or Console()
+    console, workdir = console or Console(), path_of(workdir, "workdir")
+    run_files.check_links(workdir)
     run, state, step, _ = open_run(config, workdir, step, console)
     outputs = predict(state, run.eval_feeds[split], run.everywhere)
     lines = [
@@ -71,7 +72,7 @@ def predict_split(
         )
         for index, label in enumerate(outputs["labels"])
     ]
-    path = path_of(workdir, "workdir") / f"predictions-{split}.jsonl"
+    path = workdir / f"predictions-{split}.jsonl"
     if distributed.is_first():
         try:
             write_file(path, "\n".join(lines) + "\n")

@@ -5,16 +5,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from flaxmnist import run_files
 from flaxmnist.checks import UserError
 
 # Format 1 had no number, and neither a checksum of the record itself nor the figures
 # that were measured on validation.
 FORMAT = 2
-
-
-def is_step(name: str) -> bool:
-    """Returns whether the name of a folder is that of a checkpoint, a step."""
-    return name.isdecimal() and str(int(name)) == name
 
 
 def text(record: Any) -> str:
@@ -35,7 +31,7 @@ def read(folder: Path) -> dict[str, Any]:
       UserError: it is of a format to come.
       Exception: it is not what was saved.
     """
-    record = json.loads((folder / "metadata").read_text(encoding="utf-8"))
+    record = run_files.read_json(folder / "metadata")
     checksum = record.pop("checksum", None)
     version = record.get("format", 1)
     if checksum != (None if version == 1 else zlib.crc32(text(record).encode())):

@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import base64
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,12 +19,11 @@ from typing import Any
 import jax
 import jinja2
 import numpy as np
-from ml_collections import ConfigDict
 
-from flaxmnist import analysis, cli, distributed, plots, sharding
+from flaxmnist import analysis, cli, distributed, plots, run_files, sharding
 from flaxmnist import config as configs
 from flaxmnist import workdir as workdirs
-from flaxmnist.checks import UserError, path_of
+from flaxmnist.checks import UserError, path_of, printable
 from flaxmnist.console import Console
 from flaxmnist.data import SPLITS
 from flaxmnist.durable import make_directory, write_file
@@ -75,22 +75,27 @@ class History:
         Raises:
           UserError: there is no finished run in it.
         """
+        found: list[dict[str, Any]] = []
         try:
             found = list(records(workdir / "metrics.jsonl"))
-        except OSError:
-            found = []
-        summary = summary or workdirs.saved_summary(workdir)
-        if summary is None or not found:
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
             raise UserError(
-                f"{workdir} holds no finished run: expected its summary.json and "
-                "metrics.jsonl; train it to its end"
+                f"{error.filename} cannot be read ({error.strerror})"
+            ) from None
+        summary = summary or workdirs.saved_summary(workdir)
+        if summary is None:
+            raise UserError(
+                f"{workdir} holds no finished run: its summary.json is missing or "
+                "damaged. Train it to its end"
             )
         return cls(str(workdir), summary, found)
 
     @property
     def recipe(self) -> str:
         """What runs of the same recipe and other seeds have in common."""
-        config = configs.resolve(ConfigDict(self.summary["config"], type_safe=False))
+        config = configs.resolved(self.summary["config"])
         config.seed = 0
         dataset = self.summary["dataset"]
         return repr(
@@ -241,10 +246,9 @@ def write_report(
         content = plots.png(figure)
         write_file(workdir / "plots" / f"{name}.png", content)
         pictures[name] = "data:image/png;base64," + base64.b64encode(content).decode()
-    config = ConfigDict(summary["config"], type_safe=False)
-    flags = configs.flags_of(configs.resolve(config))
+    flags = configs.flags_of(configs.resolved(summary["config"]))
     page = _template().render(
-        name=workdir.resolve().name,
+        name=printable(workdir.resolve().name),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         summary=summary,
         splits=_splits(summary, outputs),
@@ -292,8 +296,9 @@ def run(argv: Sequence[str]) -> None:
     args, overrides = parser.parse_config_args(argv)
     cli.start_jax(args)
     # Each once, and none beside itself.
-    unique = {workdir.resolve(): workdir for workdir in args.compare}
-    unique.pop(args.workdir.resolve(), None)
+    unique = {os.path.realpath(workdir): workdir for workdir in args.compare}
+    unique.pop(os.path.realpath(args.workdir), None)
+    run_files.check_links(args.workdir)
     others = [History.read(workdir) for workdir in unique.values()]
     console = Console()
     opened, state, step, last = open_saved(

@@ -11,16 +11,40 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from flaxmnist import checks, machine, models, optim, sharding
 from flaxmnist import config as configs
-from flaxmnist import machine, models, optim, sharding
 from flaxmnist import workdir as workdirs
-from flaxmnist.checkpoint import Checkpoints
+from flaxmnist.checkpoint import FIGURES, Checkpoints
 from flaxmnist.checks import UserError, path_of
 from flaxmnist.console import Console
 from flaxmnist.memory import available_memory
 from flaxmnist.metrics import Metrics
 from flaxmnist.run import Run, build
 from flaxmnist.state import TrainState, abstract_state, create_state
+
+_STEP = checks.whole(0, below=checks.MAX_STEPS)
+# What is needed of a checkpoint's record.
+_RECORD: checks.Schema = {
+    "config": checks.Kind("an object", lambda value: {**value}),
+    "dataset": {
+        "name": checks.text,
+        "source": checks.text,
+        "fingerprint": checks.text,
+        "counts": {"train": _STEP},
+    },
+    "total_steps": _STEP,
+    "best": {
+        "validation": checks.optional(
+            checks.Kind("figures", lambda value: checks.conform(value, FIGURES))
+        ),
+        "step": checks.optional(_STEP),
+        "waited": _STEP,
+    },
+    "rollbacks": checks.optional(_STEP),
+    "metrics": checks.optional(checks.by_name(checks.whole(0))),
+    "versions": checks.optional(checks.by_name(checks.text)),
+    "machine": checks.optional(checks.by_name(checks.text)),
+}
 
 
 @dataclasses.dataclass
@@ -73,6 +97,7 @@ def expected(run: Run) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]
 
 def _check_same_run(run: Run, record: dict[str, Any]) -> None:
     """Raises UserError unless a checkpoint's record is of this run."""
+    checks.conform(record, _RECORD)
     before, now = record["dataset"], run.dataset
     # Records of older versions know the training split alone.
     known = before.get("fingerprints", {"train": before["fingerprint"]})
@@ -87,7 +112,7 @@ def _check_same_run(run: Run, record: dict[str, Any]) -> None:
             f"{', '.join(other)}; give the former data with {source}, or use another "
             "--workdir"
         )
-    trained = configs.resolve(ConfigDict(record["config"], type_safe=False))
+    trained = configs.resolved(record["config"])
     workdirs.check_same(trained, run.config)
 
 

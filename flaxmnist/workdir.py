@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 import socket
 import time
@@ -15,9 +14,46 @@ from typing import Any, BinaryIO
 import jax
 from ml_collections import ConfigDict
 
+from flaxmnist import checks, distributed, durable, files, run_files
 from flaxmnist import config as configs
-from flaxmnist import distributed, durable, records
-from flaxmnist.checks import UserError
+from flaxmnist.checks import Kind, UserError
+from flaxmnist.data import SPLITS
+
+_COUNT = checks.whole(0, below=2**63)
+_STEP = checks.whole(0, below=checks.MAX_STEPS)
+_ROW: checks.Schema = {
+    "loss": checks.real(0, below=3.5e38),
+    "accuracy": checks.share,
+    "count": checks.whole(1, below=2**63),
+}
+_SECONDS = checks.by_name(checks.real(0, below=1e12))
+
+
+def _seconds(value: Any) -> dict[str, float]:
+    seconds = _SECONDS.convert(value)
+    if not seconds.get("total"):
+        raise ValueError
+    return seconds
+
+
+_SUMMARY: checks.Schema = {
+    "config": Kind("a configuration", lambda value: configs.resolved(value).to_dict()),
+    "dataset": {
+        "name": checks.text,
+        "source": checks.text,
+        "counts": dict.fromkeys(SPLITS, _COUNT),
+        "fingerprint": checks.text,
+    },
+    "total_steps": _STEP,
+    "versions": checks.by_name(checks.text),
+    "model": {"name": checks.text, "parameters": _COUNT},
+    "step": _STEP,
+    "evaluated_step": _STEP,
+    **dict.fromkeys(SPLITS, _ROW),
+    "devices": {"platform": checks.text, "kind": checks.text, "count": _COUNT},
+    "seconds": checks.optional(Kind("seconds by name, and their total", _seconds)),
+    "images_per_second": checks.optional(checks.real(0, below=1e15)),
+}
 
 
 def saved_config(workdir: Path) -> ConfigDict | None:
@@ -27,35 +63,30 @@ def saved_config(workdir: Path) -> ConfigDict | None:
       UserError: it cannot be read.
     """
     path = workdir / "config.json"
-    if not path.exists():
-        return None
     try:
-        return configs.from_json(path.read_text(encoding="utf-8"))
+        return configs.from_json(files.read_bytes(path, run_files.MAX_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError, UserError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}): use another --workdir"
+            f"{path} cannot be read ({error}). Remove it and give --config, or use "
+            "another --workdir"
         ) from None
 
 
 def saved_summary(workdir: Path, step: int | None = None) -> dict[str, Any] | None:
     """Returns ``summary.json`` if there is one, of that last step or of any."""
     try:
-        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-        whole = {"model", "dataset", "evaluated_step", "train", "validation", "test"}
-        same = step in (None, summary["step"])
-        return summary if same and whole <= summary.keys() else None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        found = run_files.read_json(workdir / "summary.json")
+        summary = checks.conform(found, _SUMMARY)
+    except (OSError, ValueError, UserError):
         return None
+    return summary if step in (None, summary["step"]) else None
 
 
 def saved_steps(workdir: Path) -> list[int]:
     """Returns the steps of the folder's checkpoints, in order."""
-    try:
-        # A glob would hide that the directory may not be read.
-        names = os.listdir(workdir / "checkpoints")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(int(name) for name in names if records.is_step(name))
+    return run_files.saved_steps(workdir / "checkpoints")
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -90,6 +121,7 @@ class Lock:
     """
 
     def __init__(self, workdir: Path):
+        run_files.check_links(workdir)
         self.workdir, self._path = workdir, workdir / ".lock"
         self._made: list[Path] = []
         self._is_new = self._kept = False
@@ -184,10 +216,7 @@ class Lock:
         for folder in ("checkpoints", "tensorboard"):
             durable.make_directory(self.workdir / folder)
         if distributed.is_first():
-            # What a killed process was writing.
-            for pattern in ("*.partial-*", "plots/*.partial-*"):
-                for path in self.workdir.glob(pattern):
-                    path.unlink(missing_ok=True)
+            run_files.remove_partial(self.workdir)
 
     def release(self) -> None:
         """Removes what was created, unless `prepare` was called, and unlocks."""
@@ -244,7 +273,7 @@ def _claim(workdir: Path, lock: BinaryIO) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        holder = lock.read().decode(errors="replace") or "another process"
+        holder = lock.read(200).decode(errors="replace") or "another process"
         raise UserError(
             f"--workdir {workdir} is in use by {holder}: wait for it, or use another"
         ) from None

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import socket
 import time
 import zlib
@@ -18,7 +19,19 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from flaxmnist import distributed, durable
+from flaxmnist import checks, distributed, durable, files, run_files
+from flaxmnist.checks import conform
+from flaxmnist.console import Console
+from flaxmnist.data import SPLITS
+
+_FIGURE = checks.real(-3.5e38, below=3.5e38)  # As in float32.
+_RECORD: checks.Schema = {
+    "step": checks.whole(0, below=checks.MAX_STEPS),
+    "split": checks.one_of((*SPLITS, "train_eval")),
+    "loss": _FIGURE,
+    "accuracy": _FIGURE,
+}
+_MAX_LINE = 1 << 16
 
 
 class EventFile:
@@ -36,8 +49,9 @@ class EventFile:
         durable.make_directory(folder)
         # TensorBoard reads the files of a folder in the order of their names, and a
         # clock may be set back.
-        names = (path.name.split(".") for path in folder.glob("events.out.tfevents.*"))
-        last = max((int(name[3]) for name in names if name[3].isdecimal()), default=0)
+        names = (path.name for path in folder.glob("events.out.tfevents.*"))
+        stamps = (re.match(r"events\.out\.tfevents\.([0-9]{1,20})\.", n) for n in names)
+        last = max((int(found[1]) for found in stamps if found), default=0)
         stamp = max(time.time_ns(), last + 1)
         maker = f"{stamp}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / f"events.out.tfevents.{maker}").open("xb")
@@ -217,10 +231,24 @@ def image(name: str, pixels: np.ndarray) -> Summary:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields what a ``metrics.jsonl`` holds."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        # The last line of a killed process may be cut.
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and "step" in record:
+    """Yields the records of a ``metrics.jsonl``; warns of lines that are damaged.
+
+    Raises:
+      OSError: the file cannot be opened.
+      UserError: it is not a regular file, or too large.
+    """
+    damaged = 0
+    with files.open_regular(path, run_files.MAX_METRICS) as file:
+        while line := file.readline(_MAX_LINE):
+            try:
+                record = run_files.parse_json(line)
+                conform(record, _RECORD)
+                for name in record.keys() - {"split"}:
+                    conform(record[name], _FIGURE)
+            except ValueError:
+                # A killed process may have written a part of its last line.
+                damaged += line.endswith(b"\n") or len(line) == _MAX_LINE
+            else:
                 yield record
+    if damaged:
+        Console().warn(f"{path}: {damaged:,} damaged lines are skipped")

@@ -1,5 +1,7 @@
 """Models taken away: what is written predicts what the checkpoint does."""
 
+import contextlib
+import itertools
 import shutil
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import jax.export
 import numpy as np
 import pytest
 
-from flaxmnist import export, models, numpy_predictor
+from flaxmnist import durable, export, files, models, numpy_predictor
 from flaxmnist.restore import load_state
 from flaxmnist.steps import predict_step
 
@@ -120,11 +122,77 @@ def test_what_differs_is_not_kept(workdir, monkeypatch, capsys):
     folder = workdir / "export" / "numpy"
     before = {path: path.read_bytes() for path in folder.iterdir()}
     logits = numpy_predictor.logits
-    monkeypatch.setattr(numpy_predictor, "logits", lambda *given: logits(*given) + 2e-4)
+    monkeypatch.setattr(numpy_predictor, "logits", lambda *given: logits(*given) + 1e-2)
     assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 1
-    assert "nothing was kept" in capsys.readouterr().err
+    assert "checkpoint is 1.0e-02; expected at most " in (
+        error := capsys.readouterr().err
+    )
+    assert "The export was not kept" in error
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["numpy"]
+
+
+def test_large_logits_may_differ_by_as_many_digits(make_state, images, tmp_path):
+    state = make_state(models.MLP(hidden=(64, 64)))
+    state = state.replace(params=jax.tree.map(lambda leaf: 30 * leaf, state.params))
+    found = export.FORMATS["numpy"](state, tmp_path)(images)
+    wanted = np.asarray(predict_step(state, images)["logits"])
+    assert abs(found - wanted).max() > export.TOLERANCE
+    export._check_parity(found, wanted)
+    for wrong in (wanted * 1.001, wanted * np.nan):
+        with pytest.raises(export.ParityError):
+            export._check_parity(wrong, wanted)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_an_export_killed_while_it_is_exchanged_leaves_a_whole_one(
+    done, workdir, monkeypatch
+):
+    folder = workdir / "export" / "numpy"
+    folder.mkdir(parents=True)
+    (folder / "which").write_text("former")
+    replace, count = durable.replace, itertools.count()
+
+    def replace_until_killed(source, target):
+        if next(count) == done:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        # A killed process cleans nothing up.
+        patch.setattr(files.shutil, "rmtree", lambda *args, **options: None)
+        with files.partial_folder(folder.parent) as partial:
+            (partial / "numpy").mkdir()
+            (partial / "numpy" / "which").write_text("new")
+            patch.setattr(durable, "replace", replace_until_killed)
+            patch.setattr(export, "_put_back", lambda partial: None)
+            export._exchange(partial / "numpy", folder)
+    assert folder.exists() == (done != 1)
+    with files.partial_folder(folder.parent, export._put_back):  # Of any format.
+        assert (folder / "which").read_text() == ("new" if done == 2 else "former")
+    assert names(folder.parent) == ["numpy"]
+
+
+def test_an_export_that_fails_leaves_the_former_one_and_two_do_not_meet(
+    workdir, monkeypatch
+):
+    folder = export.export(workdir, "numpy")
+    (folder / "which").write_text("former")
+    with files.partial_folder(folder.parent, export._put_back) as other:
+        (other / "file").touch()
+        with monkeypatch.context() as patch:
+            patch.setattr(export, "_card", lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                export.export(workdir, "numpy")
+        assert (folder / "which").exists()
+        export.export(workdir, "numpy")  # While the other is being made.
+        assert not (folder / "which").exists()
+        assert (other / "file").exists()
+    assert names(folder.parent) == ["numpy"]
 
 
 def test_a_mistake_is_told(workdir, tmp_path, monkeypatch, capsys):

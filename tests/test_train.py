@@ -465,7 +465,7 @@ def test_predict_writes_every_example_of_a_split_in_order(
     path.unlink()
     path.mkdir()
     assert main.main(flags) == 2
-    assert f"{path} cannot be written" in capsys.readouterr().err
+    assert f"{path} is not a regular file" in capsys.readouterr().err
     assert [found.name for found in workdir.glob("*partial*")] == []
 
 
