@@ -145,7 +145,7 @@ class Checkpoints:
     A context manager: on leaving, all that was given to `save` is on disk.
 
     Args:
-      directory: their folder; made if it is not there.
+      directory: their folder; it must exist before `save`.
       keep: how many of the latest are kept, beside the best.
       read_only: nothing in the folder is changed.
       warn: is told of damaged checkpoints, which are moved aside, to

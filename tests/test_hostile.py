@@ -273,6 +273,7 @@ def test_a_checkpoint_claims_no_more_than_there_is(tmp_path, mesh, claim):
     tree = {"state": {"params": {"bias": sharding.put(np.ones(8), everywhere)}}}
     abstract = sharding.abstract(lambda: tree, everywhere)
     folder = tmp_path / "checkpoints"
+    folder.mkdir()
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(1, tree, {}, None)
     store = tensorstore.KvStore.open(

@@ -148,8 +148,8 @@ def test_only_regular_files_of_plausible_size_are_read(make, run):
 # Values that are edited or damaged
 
 DEEP = json.loads("[" * 400 + "]" * 400)
-VALUES = (None, "x", "", [], [1], {}, {"a": {"b": 1}}, True, -1, 0, 1e999, DEEP)
-VALUES += (float("nan"), 10**400, 1e300, "\x1b[2J", "²")
+VALUES = (None, "x", "²", [1], {"a": {"b": 1}}, True, -1, 0, DEEP)
+VALUES += (float("nan"), 1e999, 10**400, 1e300)
 
 
 def mutated(value, path=()):
