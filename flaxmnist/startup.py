@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 
 
 def prepare() -> None:
@@ -22,6 +23,7 @@ def prepare() -> None:
             # opened would get what libraries print.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     try:
+        _check_threads()
         import jax  # noqa: F401
     # Of an environment variable, of too little memory, or of a damaged installation.
     except Exception as error:
@@ -30,9 +32,21 @@ def prepare() -> None:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         with contextlib.suppress(OSError):
             print(
-                f"flaxmnist: jax cannot be imported ({text}); check the environment "
-                "variables whose names begin with JAX_, and the memory; -v shows more",
+                f"flaxmnist: jax cannot start ({text}); check environment variables "
+                "whose names begin with JAX_, and limits of memory and threads, as "
+                "`ulimit -a` shows them; -v shows more",
                 file=sys.stderr,
                 flush=True,
             )
         sys.exit(2)
+
+
+def _check_threads() -> None:
+    """Raises RuntimeError where threads cannot be started: XLA would abort."""
+    end = threading.Event()
+    try:
+        # XLA starts about as many.
+        for _ in range(24 + 2 * (os.cpu_count() or 1)):
+            threading.Thread(target=end.wait, daemon=True).start()
+    finally:
+        end.set()

@@ -135,12 +135,12 @@ def test_every_text_file_is_utf_8_whatever_the_locale():
             )
 
 
-def started(*flags, redirect="", **environment):
+def started(*flags, before="", redirect="", **environment):
     """Runs a short training by a shell; returns the exit code and both outputs."""
     command = [*COMMANDS["flaxmnist"], "--config=softmax:smoke", *flags]
     command += ["--config.num_steps=2", "--config.report=False"]
     done = subprocess.run(
-        ["sh", "-c", f'"$@" {redirect}', "sh", *command],
+        ["sh", "-c", f'{before}"$@" {redirect}', "sh", *command],
         capture_output=True,
         env=os.environ | environment,
     )
@@ -182,8 +182,8 @@ def test_a_locale_without_utf_8(tmp_path):
     ("name", "value", "said"),
     [
         ("JAX_PLATFORMS", "nope", r"JAX_PLATFORMS='nope': jax finds no devices \("),
-        ("JAX_ENABLE_X64", "maybe", r"jax cannot be imported \(ValueError: .*X64"),
-        ("JAX_NUM_CPU_DEVICES", "x", r"jax cannot be imported \(ValueError"),
+        ("JAX_ENABLE_X64", "maybe", r"jax cannot start \(ValueError: .*X64"),
+        ("JAX_NUM_CPU_DEVICES", "x", r"jax cannot start \(ValueError"),
         ("MPLBACKEND", "nope", ""),
     ],
 )
@@ -192,3 +192,11 @@ def test_environment_variables(name, value, said, tmp_path):
     assert (code == 2) == bool(said)
     assert error.count("\n") == bool(said)
     assert re.match(f"flaxmnist: {said}" if said else "$", error), error
+
+
+@pytest.mark.slow
+def test_too_little_memory(tmp_path):
+    flags = [f"--workdir={tmp_path}/run"]
+    code, _, error = started(*flags, before="ulimit -v 900000; ")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "limits of memory and threads" in error
