@@ -750,7 +750,7 @@ def test_other_data_to_evaluate_by_is_refused(
         return dataclasses.replace(dataset, **{split: changed})
 
     monkeypatch.setattr(data, "load", other)
-    said = f"with other examples in {split}: set"
+    said = f"with other examples in {split}; give"
     with pytest.raises(UserError, match=said):
         modes.evaluate_checkpoint(tiny_config(), workdir)
     with pytest.raises(UserError, match=said):
