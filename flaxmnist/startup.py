@@ -17,6 +17,8 @@ def prepare() -> None:
         # Python would raise KeyboardInterrupt. That prints a traceback, is lost in a
         # callback, or waits for a file that is being written.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Figures are only saved, and matplotlib is not imported with an unknown backend.
+    os.environ["MPLBACKEND"] = "agg"
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             # This takes the free file descriptor. Otherwise the next file that is
