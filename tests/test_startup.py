@@ -6,12 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import flaxmnist
+from flaxmnist import startup
 
 LIGHT = """
 import signal, sys
@@ -94,6 +96,12 @@ def test_ctrl_c_during_the_start_ends_it_at_once(name, finished_run, tmp_path):
             break  # It was finished.
         assert process.returncode in (-signal.SIGINT, 130)
         assert len(error.splitlines()) <= 1, error
+
+
+def test_the_check_of_threads_leaves_none_behind():
+    before = set(threading.enumerate())
+    startup._check_threads()
+    assert not set(threading.enumerate()) - before
 
 
 def test_a_closed_standard_stream_is_no_file_of_ours(tmp_path):
