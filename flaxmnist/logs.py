@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def at_levels(**levels: int) -> Iterator[None]:
-    """Sets the levels of loggers by their names while the block runs."""
+    """Raises the levels of loggers by their names while the block runs."""
     before = {name: logging.getLogger(name).level for name in levels}
     try:
         for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+            logging.getLogger(name).setLevel(max(level, before[name]))
         yield
     finally:
         for name, level in before.items():

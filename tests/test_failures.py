@@ -1,6 +1,7 @@
 """A machine that is not as expected: one clear line, and nothing is changed."""
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import jax
 import pytest
 from conftest import tiny_config
 
-from flaxmnist import demo, export, main, predict, probe, report
+from flaxmnist import demo, export, logs, main, predict, probe, report
 from flaxmnist.failures import explain
 
 # Paths that may not be used: a path is refused if it begins with one of these.
@@ -94,6 +95,16 @@ def test_a_directory_that_may_not_be_read_is_a_clear_error(
 def test_failures_of_the_machine_are_explained_and_defects_are_not(error, said):
     text = explain(error)
     assert text is None if said is None else re.search(said, text)
+
+
+def test_a_logger_that_is_quiet_already_stays_so():
+    logger = logging.getLogger("absl")
+    before = logger.level
+    with logs.at_levels(absl=logging.CRITICAL):
+        with logs.at_levels(absl=logging.ERROR):
+            assert logger.level == logging.CRITICAL
+        assert logger.level == logging.CRITICAL
+    assert logger.level == before
 
 
 @pytest.mark.slow
