@@ -1,5 +1,6 @@
 """Data that is larger than memory: it stays on disk."""
 
+import errno
 import math
 import os
 import struct
@@ -49,6 +50,19 @@ def test_a_file_that_becomes_shorter_in_use_is_reported(tmp_path, mesh, any_size
     os.truncate(tmp_path / NAMES[0], 1_000_000)
     with pytest.raises(UserError, match=r"ubyte' became shorter while it was in use"):
         list(slabs)
+
+
+def test_a_disk_that_fails_in_use_is_reported(tmp_path, mesh, any_size, monkeypatch):
+    write_idx(tmp_path)
+    train = data.load("mnist", "idx", str(tmp_path)).train
+    feed = HostFeed(train, 5, mesh, 0)
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(UserError, match=r"ubyte' cannot be read \(Input/output error"):
+        list(feed.spans(0, 1))
 
 
 def test_a_small_file_is_not_needed_any_more(tmp_path, mesh):

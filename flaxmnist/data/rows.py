@@ -46,13 +46,19 @@ class _File:
             place = self._offset + int(rows[start]) * self._row_bytes
             left = out[start:stop].data.cast("B")
             while left:
-                count = os.preadv(self._file, [left], place)
+                try:
+                    count = os.preadv(self._file, [left], place)
+                except OSError as error:
+                    raise self._failure(f"cannot be read ({error.strerror})") from None
                 if count == 0:
-                    raise UserError(
-                        f"{shown(self._name)} became shorter while it was in use; "
-                        "restore it, and give the same command to resume"
-                    )
+                    raise self._failure("became shorter while it was in use")
                 left, place = left[count:], place + count
+
+    def _failure(self, reason: str) -> UserError:
+        return UserError(
+            f"{shown(self._name)} {reason}; restore it, and give the same command to "
+            "resume"
+        )
 
 
 def reader(array: Any, shuffled: bool) -> Read:
