@@ -22,8 +22,15 @@ from flaxmnist.metrics import Metrics
 from flaxmnist.run import Run, build
 from flaxmnist.state import TrainState, abstract_state, create_state
 
+
+def _optional(schema: checks.Schema) -> checks.Kind:
+    """An object of that schema, or None."""
+    kind = checks.Kind("an object", lambda value: checks.conform(value, schema))
+    return checks.optional(kind)
+
+
 _STEP = checks.whole(0, below=checks.MAX_STEPS)
-# What is needed of a checkpoint's record.
+# The parts of a checkpoint's record that a run reads.
 _RECORD: checks.Schema = {
     "config": checks.Kind("an object", lambda value: {**value}),
     "dataset": {
@@ -34,14 +41,12 @@ _RECORD: checks.Schema = {
     },
     "total_steps": _STEP,
     "best": {
-        "validation": checks.optional(
-            checks.Kind("figures", lambda value: checks.conform(value, FIGURES))
-        ),
+        "validation": _optional(FIGURES),
         "step": checks.optional(_STEP),
         "waited": _STEP,
     },
     "rollbacks": checks.optional(_STEP),
-    "metrics": checks.optional(checks.by_name(checks.whole(0))),
+    "metrics": _optional({"lines": checks.whole(0), "checksum": checks.whole(0)}),
     "versions": checks.optional(checks.by_name(checks.text)),
     "machine": checks.optional(checks.by_name(checks.text)),
 }

@@ -167,6 +167,10 @@ class Lock:
             except UserError:
                 self._file.close()
                 raise
+            except OSError:  # It is locked, but the disk is full.
+                self._is_new = is_new
+                self.release()
+                raise
             self._is_new = self._is_new or is_new
             if self._is_ours():
                 return

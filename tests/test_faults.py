@@ -1,5 +1,6 @@
 """What may happen to a run, at any moment: nothing that was saved is lost."""
 
+import errno
 import itertools
 import json
 import os
@@ -341,6 +342,19 @@ def test_a_lock_that_its_holder_removes_meanwhile_is_taken_anew(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(workdir, "_claim", no_space)
+    with (
+        pytest.raises(UserError, match=r"runs/a cannot be written \(No space left"),
+        workdir.locked(tmp_path / "runs" / "a"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("when", ["before a line is written", "before it is saved"])
 def test_a_run_whose_folder_another_took_meanwhile_writes_nothing_there(
     when, finished_run, tmp_path, monkeypatch
@@ -408,6 +422,18 @@ def test_a_checkpoint_of_the_first_format_is_read_and_one_to_come_is_refused(
     with pytest.raises(UserError, match=r"60 is of format 3, .* reads up to 2: use"):
         train.train_and_evaluate(tiny_config(num_steps=80), run)
     assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("written", [{}, {"lines": 3}, {"lines": "a", "checksum": 1}])
+def test_a_record_of_other_counts_of_lines_is_damage(written, finished_run, tmp_path):
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    rewrite(run, 40, lambda record: first_format(record) | {"metrics": written})
+    abstract, check = restore.expected(build(tiny_config()))
+    warnings = []
+    with Checkpoints(run / "checkpoints", warn=warnings.append) as checkpoints:
+        step, *_ = checkpoints.restore_newest(abstract, check)
+    assert step == 20
+    assert "the checkpoint of step 40 in" in warnings[0]
 
 
 # Damage
