@@ -185,7 +185,7 @@ BAD_FLAGS = [
     ([*TINY, "--config.mesh.fsdp=1"], r"mesh.fsdp=1: expected True or False"),
     ([*TINY, "--config.mesh.data=7"], r"batch_size=128 cannot .* such as 126 or 133"),
     ([*TINY, "--config.mesh.data=7", "--config.batch_size=5"], r"cannot .* such as 7"),
-    ([*TINY, "--num_processes=2"], r"--process_id: expected all three or none"),
+    ([*TINY, "--num_processes=2"], r"--process_id belong together: expected all three"),
     ([*TINY, "--coordinator=h", *NUMBERED, "0"], r"'h': expected HOST:PORT"),
     ([*TINY, "--coordinator=h:0", *NUMBERED, "0"], r"'h:0': expected HOST:PORT"),
     ([*TINY, "--coordinator=h:1", *NUMBERED, "2"], r"--process_id 2: expected 0 to 1"),
