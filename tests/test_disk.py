@@ -40,6 +40,16 @@ def test_files_that_are_not_gzipped_stay_on_disk(tmp_path, mesh, any_size):
             np.testing.assert_array_equal(one[name], other[name])
 
 
+def test_a_raw_file_that_does_not_fit_into_memory_stays_on_disk(tmp_path, monkeypatch):
+    write_idx(tmp_path / "raw")
+    write_idx(tmp_path / "packed", compress=True)
+    monkeypatch.setattr(idx, "available_memory", lambda: 100)
+    raw = data.load("mnist", "idx", str(tmp_path / "raw"))
+    assert isinstance(raw.train.images, np.memmap)
+    with pytest.raises(UserError, match=r"100 are available\. Unpack it with gunzip"):
+        data.load("mnist", "idx", str(tmp_path / "packed"))
+
+
 @pytest.mark.parametrize("seed", [None, 0])
 def test_a_file_that_becomes_shorter_in_use_is_reported(tmp_path, mesh, any_size, seed):
     write_idx(tmp_path, counts=(24_000, 12))

@@ -52,8 +52,9 @@ def find(directory: Path) -> list[Path]:
 def read(path: Path, rank: int) -> np.ndarray:
     """Returns the uint8 array in an IDX file, raw or gzipped.
 
-    A large raw file stays on disk, as an `np.memmap`: the system reads the pages that
-    are used, and drops them when memory is short.
+    A raw file that is large, or larger than the available memory, stays on disk, as an
+    `np.memmap`: the system reads the pages that are used, and drops them when memory is
+    short.
 
     Args:
       path: the file. Its content tells whether it is gzipped, not its name.
@@ -79,7 +80,7 @@ def _read_raw(path: Path, rank: int, file: BinaryIO) -> np.ndarray:
     offset, size = file.tell(), math.prod(shape)
     if (found := os.fstat(file.fileno()).st_size - offset) != size:
         raise _wrong_size(path, f"{found:,}", size)
-    if size > MAX_IN_MEMORY:
+    if size > min(MAX_IN_MEMORY, available_memory()):
         return np.memmap(file, np.uint8, "r", offset, shape)
     return _to_array(path, file, shape)
 
@@ -96,6 +97,11 @@ def _unpack(path: Path, rank: int, file: BinaryIO) -> np.ndarray:
         # Incompressible data grows by less than this. More is padding without end.
         if os.fstat(file.fileno()).st_size > size + size // 100 + (1 << 16):
             raise _wrong_size(path, "more", size)
+        if size > (free := available_memory()):
+            raise UserError(
+                f"{shown(str(path))} needs {size:,} bytes of memory; {free:,} are "
+                "available. Unpack it with gunzip: a raw file can stay on disk"
+            )
         return _to_array(path, unpacked, shape)
 
 
@@ -121,11 +127,6 @@ def _read_shape(path: Path, rank: int, file: BinaryIO) -> tuple[int, ...]:
 def _to_array(path: Path, file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
     """Reads an array, and no more than one byte beyond it."""
     size = math.prod(shape)
-    if size > (free := available_memory()):
-        raise UserError(
-            f"{shown(str(path))} needs {size:,} bytes of memory; {free:,} are "
-            "available. Unpack it with gunzip: a large raw file stays on disk"
-        )
     # Do not allocate the announced size before the data is there.
     content = bytearray()
     while block := file.read(min(size + 1 - len(content), 1 << 24)):
