@@ -37,7 +37,7 @@ _ARRAYS, _RECORD = "arrays", "record"
 # it would be a damaged checkpoint meanwhile. By this name Orbax takes it for one that
 # was not finished, and removes it at the next start.
 _DELETED = "deleted.orbax-checkpoint-tmp"
-# What Orbax's own file about a checkpoint must be: anything else ends Orbax.
+# The schema of Orbax's file ``_CHECKPOINT_METADATA``. Orbax fails on any other content.
 _OBJECT = checks.optional(checks.Kind("an object", lambda value: {**value}))
 _TIME = checks.optional(checks.whole(0, below=2**63))
 _METADATA: checks.Schema = {
@@ -53,7 +53,7 @@ _METADATA: checks.Schema = {
     "commit_timestamp_nsecs": _TIME,
     "custom_metadata": _OBJECT,
 }
-# Of an evaluation on validation; after a loss that is not finite, so may this one be.
+# The figures of an evaluation on validation. The loss may be infinite or NaN.
 FIGURES: checks.Schema = {
     "loss": checks.number,
     "accuracy": checks.share,
@@ -101,8 +101,8 @@ def _checksums(tree: Any) -> dict[str, int]:
 
 
 def _check_step(record: dict[str, Any], step: int) -> None:
-    """Raises ValueError if a record is not of the step that names its folder."""
-    # Older records have no step of their own, but the checksum of that of the state.
+    """Raises ValueError if a record belongs to another step than its folder."""
+    # Older records contain no step, only a checksum of the step in the state.
     checksum = record["checksums"].get("state/step")
     other = checksum not in (None, zlib.crc32(np.int32(step).tobytes()))
     if record.get("step", step) != step or other:
@@ -218,14 +218,14 @@ class Checkpoints:
             # In a thread, a folder that cannot be made would be waited for.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             create=not self._read_only,
-            # Orbax would do so in a thread that outlives a run that ends soon.
+            # Orbax would delete them in a thread, which may outlive a short run.
             cleanup_tmp_directories=False,
             read_only=self._read_only,
             save_interval_steps=0 if self._read_only else 1,
         )
         if not self._read_only and distributed.is_first():
             for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left)  # Of a process that was killed.
+                shutil.rmtree(left)  # A killed process left it.
         while True:
             try:
                 with logs.at_levels(absl=logging.ERROR):  # It warns of `read_only`.
@@ -450,7 +450,7 @@ class Checkpoints:
         deleted = self.directory / _DELETED
         if not self._read_only and distributed.is_first() and deleted.is_dir():
             self._check()
-            durable.sync(self.directory)  # That they were moved, before they are gone.
+            durable.sync(self.directory)  # Flush the moves before the deletion.
             shutil.rmtree(deleted, ignore_errors=True)
 
     def __enter__(self) -> "Checkpoints":

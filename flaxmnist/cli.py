@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
     def refuse(self, flag: str) -> UserError:
-        """Returns the error of a flag that there is not."""
+        """Returns the error for an unknown flag."""
         known = [name for name in self._option_string_actions if name[:2] == "--"]
         return UserError(f"unknown argument {flag!r}{did_you_mean(flag, known)}")
 
@@ -117,7 +117,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides what libraries warn of and log while the block runs."""
+    """Hides the warnings and log messages of libraries while the block runs."""
     error, nothing = logging.ERROR, logging.CRITICAL
     # Orbax logs each error that it raises, with the traceback.
     levels = logs.at_levels(
@@ -238,7 +238,7 @@ def exit_code(
 ) -> int:
     """Runs a command and returns its exit code.
 
-    Where it is the process's own, Ctrl-C ends it at once, but for what listens first.
+    If `argv` is None, Ctrl-C ends the process at once, except while a run handles it.
     The code is 2 after a user's mistake, and 130 after Ctrl-C, 143 after a termination.
 
     Args:
@@ -252,7 +252,7 @@ def exit_code(
         # What was imported stays: the tracing of programs need not look through it,
         # again and again, for what might be freed.
         gc.freeze()
-        # A name that the terminal has no letters for is no reason to stop.
+        # Escape characters that the terminal cannot encode instead of raising.
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         argv = sys.argv[1:]
     verbose = not {"-v", "--verbose"}.isdisjoint(argv)
@@ -267,7 +267,7 @@ def exit_code(
             failure = "interrupted"
             say(failure)
             code = 128 + signal.SIGINT
-        except BrokenPipeError:  # Whoever read the output has gone, as `head` does.
+        except BrokenPipeError:  # The reader has gone, as `head` does.
             code, failure = 1, "its output is not read any more"
         except Exception as error:
             if (text := explain(error)) is None:

@@ -147,7 +147,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def _resolve(changes: dict[str, Any]) -> ConfigDict:
-    # Before they are a ConfigDict's, which cannot hold every name.
+    # Check the names first: a ConfigDict cannot hold every name.
     defaults = _defaults()
     given = defaults | changes
     values = checks.check("", given, _KINDS | dict.fromkeys(_GROUPS, _GROUP))

@@ -1,4 +1,4 @@
-"""What a run says to a person, and where its time went."""
+"""The output of a run for people, and its time table."""
 
 import contextlib
 import functools
@@ -45,10 +45,10 @@ def output_errors() -> Iterator[None]:
 
 
 class Console:
-    """Speaks to a person: live bars on a terminal and in a notebook, else plain lines.
+    """Prints live bars on a terminal and in a notebook, and plain lines elsewhere.
 
-    Colours are for terminals alone; ``NO_COLOR`` takes them away there, too. Of several
-    processes, the first alone speaks.
+    Only terminals get colours, unless ``NO_COLOR`` is set. Of several processes, only
+    the first prints.
     """
 
     def __init__(self) -> None:

@@ -37,9 +37,9 @@ Opens a page to draw a digit on; needs 'flaxmnist[demo]', and no network.
   %(prog)s --workdir runs/a
   %(prog)s --workdir runs/a --host 0.0.0.0    (anyone who reaches this machine may draw)
 """
-# Sides in pixels: of the canvas, of a pixel of the network's as it is shown.
+# Sides in screen pixels: of the canvas; of each of the 28×28 pixels that are shown.
 _CANVAS, _ZOOM = 280, 8
-# A drawing takes some 20,000.
+# A drawing takes about 20,000 bytes.
 MAX_REQUEST_BYTES = 1 << 20
 # The ends of the paths at which Gradio stores what it is sent.
 _UPLOADS = ("/upload", "/process_recording")
@@ -52,7 +52,7 @@ canvas { display: block; border: 1px solid #999; background: #fff; cursor: cross
          touch-action: none; }
 button { padding: 0.2rem 0.8rem; border: 1px solid #999; border-radius: 0.3rem; }
 """
-# While a stroke is drawn, the component's value is what there is of it.
+# The component's value is the drawing so far, also in the middle of a stroke.
 _SCRIPT = """\
 const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
 const tell = () => { props.value = canvas.toDataURL("image/png"); trigger("input"); };
@@ -180,7 +180,7 @@ def build(state: TrainState) -> Any:
         path="/",
         theme=theme,
         footer_links=[],
-        # With Node on this machine, that would be another server, without the guard.
+        # Where Node is installed, it would start a second server, without the guard.
         ssr_mode=False,
     )
 

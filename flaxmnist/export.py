@@ -226,8 +226,8 @@ def _card(
 
 Images of 28×28 pixels, one channel, white on black: the digit scaled into 20×20 keeping
 its proportions, anti-aliased, and placed with its centre of mass in the middle, as
-MNIST's are. `python -m flaxmnist.predict` makes them from any picture. Other input is
-classified, too, and wrongly: there is no class for what is no digit.
+MNIST's are. `python -m flaxmnist.predict` makes them from any picture. The model has no
+class for other input, which it still labels as some class.
 
 ## Where it comes from
 

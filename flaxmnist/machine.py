@@ -1,4 +1,4 @@
-"""What decides the bits of a result beside its inputs: versions and processor."""
+"""Versions and the processor: with its inputs, they determine a result's bits."""
 
 import functools
 import importlib.metadata

@@ -29,8 +29,8 @@ Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
 def as_gray(picture: Picture) -> Gray:
     """Returns how light a picture is, float32 from 0 to 1.
 
-    The arguments and errors are those of `prepare`. What is transparent is as
-    paper to what is drawn on it: white if that is dark, black if it is light.
+    The arguments and errors are those of `prepare`. Transparent pixels become white
+    if the drawing is dark, and black if it is light.
     """
     if isinstance(picture, Image.Image):
         return _named("the image", _gray_of_image, picture)
@@ -69,7 +69,7 @@ def _named(name: Any, read: Callable[[Any], Gray], picture: Any) -> Gray:
         reason = f"is too large; expected at most {MAX_PIXELS:,} pixels"
     except UserError as error:
         reason = str(error)
-    # Readers of broken files raise whatever they trip over.
+    # Pillow raises errors of many kinds for broken files.
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         formats = ", ".join(FORMATS)

@@ -1,4 +1,4 @@
-"""A run taken up: begun, begun from another's parameters, resumed, looked at."""
+"""Starting, warm-starting, resuming and inspecting runs."""
 
 import dataclasses
 import functools

@@ -1,6 +1,6 @@
-"""Ctrl-C and termination, heard between two steps instead of in the midst of one.
+"""Ctrl-C and termination, handled between two steps instead of within one.
 
-SIGTERM is also how a cloud's or a cluster's preemption is announced to a process.
+Clouds and clusters announce a preemption to a process by SIGTERM, too.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ class Listener:
 
 @contextlib.contextmanager
 def _handled(handle: Callable[[int], None]) -> Iterator[None]:
-    """Has the first SIGINT or SIGTERM call `handle`; a second ends at once.
+    """Has the first SIGINT or SIGTERM call `handle`; a second ends the process at once.
 
-    Outside the main thread, where Python hears no signals, nothing is changed.
+    Outside the main thread, where Python handles no signals, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,9 +66,9 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Listener]:
-    """Has the first SIGINT or SIGTERM wait to be looked at; a second ends at once.
+    """Records the first SIGINT or SIGTERM; a second ends the process at once.
 
-    One that came too late to be looked at takes effect after the block.
+    A recorded signal takes effect after the block, unless the block raises an error.
     """
     listener = Listener()
     with _handled(functools.partial(setattr, listener, "number")):

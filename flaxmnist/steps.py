@@ -66,9 +66,9 @@ def loss_fn(
     Args:
       params: the parameters; those of `state`, or others to differentiate by.
       state: all the rest.
-      batch: see :func:`flaxmnist.inputs.as_batch`, which checks it. What its mask
-        hides is hidden from the loss, not from batch normalization. So is an example
-        whose label is not valid.
+      batch: see :func:`flaxmnist.inputs.as_batch`, which checks it. Examples that its
+        mask hides or whose label is not valid count in batch normalization, but not in
+        the loss.
       train: whether dropout drops, and batch statistics are the batch's own.
 
     Returns:

@@ -61,7 +61,7 @@ def train_and_evaluate(
     run = build(config)
     if run.dataset.warning:
         console.warn(run.dataset.warning)
-    # Nothing that another process may still change is looked at before it is locked.
+    # Lock the directory before reading it: another process may still change it.
     with workdirs.locked(workdir) as lock:
         workdirs.check(lock.workdir, config)
         fresh = None if workdirs.saved_steps(lock.workdir) else begin(run)

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it can be used, and what an earlier process left."""
+"""The directory of a run: its lock, and the files that earlier processes left."""
 
 import contextlib
 import itertools
@@ -112,9 +112,9 @@ def check_same(before: ConfigDict, config: ConfigDict) -> None:
 class Lock:
     """The lock of a run directory, held until the process ends or the block is left.
 
-    The lock is the kernel's: it ends with its process, however that ends. Where there
-    is none, as on some network file systems, nobody is kept out. Of several processes
-    of one run, the first alone locks.
+    The kernel releases the lock when the process ends, in any way. Some network file
+    systems have no locks, and keep no other run out. Of several processes of one run,
+    only the first locks.
 
     Attributes:
       workdir: the directory.
@@ -270,7 +270,11 @@ def locked(workdir: Path) -> Iterator[Lock]:
 
 
 def _claim(workdir: Path, lock: BinaryIO) -> None:
-    """Locks the file and writes who did, or raises UserError and says who has."""
+    """Locks the file and writes this process into it.
+
+    Raises:
+      UserError: another process has locked it.
+    """
     try:
         import fcntl
 

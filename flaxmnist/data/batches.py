@@ -27,7 +27,7 @@ PADDING = -1
 _KINDS = {"batch_size": checks.count, "seed": checks.optional(checks.seed)}
 # Bytes of images that the host path sends at once.
 SLAB_BYTES = 8 << 20
-# Of the memory that is available, for the data on the devices.
+# The share of the available memory that the data on the devices may take.
 MAX_SHARE = 0.8
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from flaxmnist.checks import UserError, shown
 
-# A disk is asked for each image alone, and answers many sooner at once.
+# Each image is a read of its own, and a disk is faster with many reads at once.
 THREADS = 16
 _threads = concurrent.futures.ThreadPoolExecutor(THREADS, "flaxmnist-read")
 Read = Callable[[np.ndarray, np.ndarray], Any]
@@ -35,12 +35,12 @@ class _File:
         self._offset = begin + array.ctypes.data - mapping.ctypes.data
         self._file = os.open(self._name, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
-        # Else thirty times as much would be read, in the hope that it is wanted next.
+        # Otherwise the system would read ahead, thirty times as much as needed.
         if shuffled and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Reads rows into `out`; rows that follow each other by one call."""
+        """Reads rows into `out`, consecutive rows by one call."""
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
         for start, stop in itertools.pairwise([*starts, len(rows)]):
             place = self._offset + int(rows[start]) * self._row_bytes
@@ -70,7 +70,7 @@ def reader(array: Any, shuffled: bool) -> Read:
 
 
 def gather(array: np.ndarray, read: Read, rows: np.ndarray) -> np.ndarray:
-    """Returns `array[rows]`, the first row for those that are padding."""
+    """Returns `array[rows]`; where `rows` is padding, row 0."""
     out = np.empty((rows.size, *array.shape[1:]), array.dtype)
     found = np.maximum(rows.ravel(), 0)
     list(_threads.map(read, *(np.array_split(each, THREADS) for each in (found, out))))

@@ -120,7 +120,7 @@ def read(folder: Path) -> list[np.ndarray]:
             record = json.dumps(_record(source, arrays))
             (partial / _RECORD).write_text(record, encoding="utf-8")
             with locked(cache.parent):
-                # Another process may have been faster, and may read what it has made.
+                # Another process may have been faster, and may be reading its files.
                 if arrays := _cached(cache, source):
                     return arrays
                 shutil.rmtree(cache, ignore_errors=True)
