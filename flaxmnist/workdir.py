@@ -260,7 +260,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
         try:
             if steps := saved_steps(workdir):
                 kept = f"step {steps[-1]} is saved, and the same command resumes there"
-        except OSError:
+        except UserError:
             kept = "nothing in it was deleted"
         raise UserError(
             f"{workdir} cannot be written any more ({reason}{where}); {kept}"

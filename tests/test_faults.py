@@ -355,6 +355,21 @@ def test_a_lock_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_can_no_longer_be_read_does_not_hide_the_error(
+    tmp_path, monkeypatch
+):
+    def unreadable(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write():
+        with monkeypatch.context() as patch, workdir.locked(tmp_path / "run"):
+            patch.setattr(os, "listdir", unreadable)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=r"any more \(No space.*nothing in it was del"):
+        write()
+
+
 @pytest.mark.parametrize("when", ["before a line is written", "before it is saved"])
 def test_a_run_whose_folder_another_took_meanwhile_writes_nothing_there(
     when, finished_run, tmp_path, monkeypatch
