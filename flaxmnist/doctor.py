@@ -91,34 +91,36 @@ def problems_with_devices(wanted: str | None) -> Iterator[str]:
         )
     if (free := shutil.disk_usage(".").free) < _LEAST_DISK:
         yield f"{_size(free)} are free on this disk: checkpoints may not fit"
-    if locate("mnist"):
-        try:
+    try:
+        if locate("mnist"):
             load("mnist")
-        except UserError as error:
-            yield str(error)
-    elif not reachable(registered("mnist")[0].url):
-        yield (
-            "there is no MNIST here and no network: runs will train on the bundled "
-            "subset of 5,000 images; set FLAXMNIST_DATA_DIR to the four files"
-        )
+        elif not reachable(registered("mnist")[0].url):
+            yield (
+                "there is no MNIST here and no network: runs will train on the bundled "
+                "subset of 5,000 images; set FLAXMNIST_DATA_DIR to the four files"
+            )
+    except UserError as error:
+        yield str(error)
 
 
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def _devices() -> Iterator[str]:
+def _devices() -> str:
     # Not every system tells which cores a process may use.
     affinity = getattr(psutil.Process(), "cpu_affinity", list)
     cores = len(affinity()) or psutil.cpu_count()
-    memory = psutil.virtual_memory().total
-    yield (
-        f"{cores} CPU cores, {_size(memory)} of memory, "
+    total = psutil.virtual_memory().total
+    lines = [
+        f"{cores} CPU cores, {_size(total)} of memory, "
         f"{_size(available_memory())} available"
-    )
+    ]
     for device in jax.devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")
-        yield f"{device}: {device.device_kind}" + (f", {_size(limit)}" if limit else "")
+        memory = f", {_size(limit)}" if limit else ""
+        lines.append(f"{device}: {device.device_kind}{memory}")
+    return "\n".join(lines)
 
 
 def _data() -> str:
@@ -135,6 +137,10 @@ def _programs() -> str:
     files = [path for path in Path(folder).glob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     return f"compiled programs: {_size(size)} in {folder}"
+
+
+def _caches() -> str:
+    return f"downloads and other caches: {cache_dir()}"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -161,15 +167,14 @@ def run(argv: Sequence[str]) -> int:
         )
     else:
         cli.start_jax(args)
-        for line in (*_devices(), _data(), _programs()):
-            console.line(line)
-        try:
-            console.line(f"downloads and other caches: {cache_dir()}")
-        except UserError as error:
-            problems.append(str(error))
+        for describe in (_devices, _data, _programs, _caches):
+            try:
+                console.line(describe())
+            except UserError as error:
+                problems.append(str(error))
         problems += problems_with_devices(args.platform)
     console.line()
-    for problem in problems:
+    for problem in dict.fromkeys(problems):
         console.line(f"problem: {problem}")
     if not problems:
         console.line("no problem found")

@@ -1,6 +1,7 @@
 """What is tried before training, and what the doctor says."""
 
 import re
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -59,6 +60,17 @@ def test_the_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
     text = capsys.readouterr().out
     for part in (f"jax {jax.__version__}", "CPU cores", str(tmp_path), "no problem"):
         assert part in text
+
+
+def test_the_doctor_lists_a_path_that_cannot_be_used_once(monkeypatch, capsys):
+    monkeypatch.setenv("FLAXMNIST_DATA_DIR", "http://host/mnist")
+    monkeypatch.setattr(doctor.cli, "start_jax", lambda args: None)
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: Mock(returncode=0))
+    assert doctor.main([]) == 1
+    text = capsys.readouterr().out
+    assert text.count("problem: FLAXMNIST_DATA_DIR='http://host/mnist' is a URL") == 1
+    assert "CPU cores" in text
+    assert "caches: " in text
 
 
 def test_the_doctor_looks_at_machines_without_their_platform(monkeypatch, capsys):
