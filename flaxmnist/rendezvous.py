@@ -123,7 +123,7 @@ def _gather(
             return peers, None
         try:
             connection = stack.enter_context(server.accept()[0])
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):  # No process came, or it left at once.
             continue
         if (message := _greet(connection)) is None:
             continue
@@ -210,7 +210,10 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 def _receive(connection: socket.socket) -> dict[str, Any]:
     """Returns a message; raises ValueError if the sender is another program."""
     with connection.makefile("rb") as stream:
-        message = json.loads(stream.readline(1_000_000))
+        line = stream.readline(1_000_000)
+    if not line:
+        raise ConnectionError("the connection was closed")
+    message = json.loads(line)
     if not isinstance(message, dict):
         raise ValueError
     return message

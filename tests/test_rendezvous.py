@@ -102,6 +102,19 @@ def test_another_program_at_the_address(answer, monkeypatch):
     assert f"cannot listen on port {port}" in hosting
 
 
+def test_a_process_0_that_ends_is_not_called_another_program():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet_and_end():
+            with server.accept()[0] as connection:
+                rendezvous._send(connection, {"greeting": rendezvous._GREETING})
+                rendezvous._receive(connection)
+
+        threading.Thread(target=greet_and_end, daemon=True).start()
+        (joining,) = meet((2, 1, {}), port=server.getsockname()[1], timeout=0)
+    assert "process 0 (the connection was closed)" in joining
+
+
 def test_a_stranger_that_connects_to_process_0_is_ignored(monkeypatch):
     monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 0.3)
     port = free_port()
