@@ -319,21 +319,23 @@ def _parse(key: str, text: str) -> Any:
 def flags_of(config: ConfigDict) -> list[str]:
     """Returns flags that give this configuration: one that is shipped, and changes."""
     wanted = _flat(config.to_dict())
+    model = ("model.name", config.model.name)
     candidates = []
     for name, path in shipped().items():
         variants = runpy.run_path(str(path)).get("VARIANTS", {})
         for spec in (name, *(f"{name}:{variant}" for variant in variants)):
-            there = _flat(load(spec).to_dict())
-            # Another model's name would bring its own defaults back.
-            if there["model.name"] != wanted["model.name"]:
-                continue
-            changes = [
-                f"--config.{key}={value}"
+            base = load(spec)
+            named = [model] if base.model.name != config.model.name else []
+            # Another model's name brings its own defaults.
+            there = _flat(override(base, named).to_dict())
+            changes = named + [
+                (key, value)
                 for key, value in wanted.items()
                 if key not in there or there[key] != value
             ]
-            candidates.append([f"--config={spec}", *changes])
-    return min(candidates, key=len)
+            candidates.append((spec, changes, bool(named)))
+    spec, changes, _ = min(candidates, key=lambda one: (one[2], len(one[1])))
+    return [f"--config={spec}", *(f"--config.{key}={value}" for key, value in changes)]
 
 
 def to_json(config: ConfigDict) -> str:

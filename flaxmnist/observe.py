@@ -58,8 +58,8 @@ def show_summaries(
     if "histograms" in wanted:
         for name, leaf in sharding.named_leaves(params):
             writer.show("train", step, histogram(name, leaf))
-    if "filters" in wanted:
-        writer.show("train", step, image("filters", filters(params)))
+    if "filters" in wanted and (tiled := filters(params)) is not None:
+        writer.show("train", step, image("filters", tiled))
     if "mistakes" in wanted:
         outputs = predict(state, run.eval_feeds["validation"], run.everywhere)
         rows = mistakes(outputs)[:DRAWN]
@@ -76,14 +76,22 @@ def show_summaries(
         )
 
 
-def filters(params: Any) -> np.ndarray:
-    """Returns the first layer's kernels side by side, uint8 `[height, width]`."""
-    first = params["Conv_0" if "Conv_0" in params else "Dense_0"]
-    kernel = first["kernel"]
-    kernel = kernel.reshape(28, 28, -1) if kernel.ndim == 2 else kernel[:, :, 0]
-    kernels = np.moveaxis(kernel, -1, 0)[:DRAWN]
-    low, high = kernels.min(), kernels.max()
-    return tile((kernels - low) / max(high - low, 1e-12) * 255)
+def filters(params: Any) -> np.ndarray | None:
+    """Returns the first layer's kernels side by side, uint8 `[height, width]`.
+
+    None where no kernel belongs to a convolution or to a dense layer of all pixels.
+    """
+    for name, kernel in sharding.named_leaves(params):
+        if name.endswith("kernel") and kernel.ndim == 4:
+            kernels = kernel[:, :, 0]
+        elif name.endswith("kernel") and kernel.shape[0] == 28 * 28:
+            kernels = kernel.reshape(28, 28, -1)
+        else:
+            continue
+        kernels = np.moveaxis(kernels, -1, 0)[:DRAWN]
+        low, high = kernels.min(), kernels.max()
+        return tile((kernels - low) / max(high - low, 1e-12) * 255)
+    return None
 
 
 def mistakes(outputs: dict[str, np.ndarray]) -> np.ndarray:

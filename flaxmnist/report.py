@@ -238,8 +238,9 @@ def write_report(
             temperature,
         ),
         "mistakes": plots.mistakes(run.dataset.test.images[wrong], captions),
-        "filters": plots.filters(filters(params)),
     }
+    if (tiled := filters(params)) is not None:
+        figures["filters"] = plots.filters(tiled)
     make_directory(workdir / "plots")
     pictures = {}
     for name, figure in figures.items():

@@ -4,11 +4,12 @@ import json
 import re
 import shutil
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from conftest import tiny_config
 
-from flaxmnist import analysis, data, modes, report, train
+from flaxmnist import analysis, data, models, modes, report, train
 from flaxmnist import config as configs
 
 
@@ -34,6 +35,28 @@ def test_a_run_ends_with_a_report_that_needs_nothing_else(reported):
     assert page.count("data:image/png;base64,") == 5
     # Nothing is fetched, by whatever attribute.
     assert not re.search(r"""(src|href|url\()\s*=?["']?\s*(https?:|//)""", page)
+
+
+class Embedding(nn.Module):
+    """A model of one's own, none of whose layers has a kernel to draw."""
+
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        rows = models.scale(images).reshape(-1, 28, 28)
+        return nn.Dense(10, name="head")(rows.mean(axis=1))
+
+
+def test_a_model_of_ones_own_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models.MODELS, "embedding", Embedding)
+    config = tiny_config(
+        num_steps=2, report=True, model={"name": "embedding"}, summaries=("filters",)
+    )
+    train.train_and_evaluate(config, tmp_path)
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "plots" / "filters.png").exists()
+    assert "--config.model.name=embedding" in (tmp_path / "report.html").read_text()
 
 
 def test_the_command_in_a_report_gives_the_configuration_again():
