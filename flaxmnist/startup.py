@@ -2,10 +2,14 @@
 
 import contextlib
 import functools
+import importlib.util
+import mmap
 import os
+import re
 import signal
 import sys
 import threading
+from pathlib import Path
 
 
 @functools.cache
@@ -28,6 +32,7 @@ def prepare() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     try:
         _check_threads()
+        _check_xla_flags()
         import jax  # noqa: F401
     # Of an environment variable, of too little memory, or of a damaged installation.
     except Exception as error:
@@ -36,9 +41,9 @@ def prepare() -> None:
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         with contextlib.suppress(OSError):
             print(
-                f"flaxmnist: jax cannot start ({text}); check environment variables "
-                "whose names begin with JAX_, and limits of memory and threads, as "
-                "`ulimit -a` shows them; -v shows more",
+                f"flaxmnist: jax cannot start ({text}); check XLA_FLAGS, environment "
+                "variables whose names begin with JAX_, and limits of memory and "
+                "threads, as `ulimit -a` shows them; -v shows more",
                 file=sys.stderr,
                 flush=True,
             )
@@ -59,3 +64,23 @@ def _check_threads() -> None:
         end.set()
         for thread in started:
             thread.join()  # Otherwise they would count against the limit with XLA's.
+
+
+def _check_xla_flags() -> None:
+    """Raises ValueError for an unknown flag in XLA_FLAGS: XLA would end the process.
+
+    XLA does not list its flags, but the library contains their names.
+    """
+    names = re.findall(r"(?:^|\s)--(\w+)", os.environ.get("XLA_FLAGS", ""))
+    spec = importlib.util.find_spec("jaxlib") if names else None
+    folders = (spec and spec.submodule_search_locations) or ()
+    for library in (Path(folder, "libjax_common.so") for folder in folders):
+        if not library.exists():
+            continue
+        with (
+            library.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            for name in names:
+                if content.find(name.removeprefix("no").encode()) < 0:
+                    raise ValueError(f"XLA_FLAGS contains an unknown flag, --{name}")

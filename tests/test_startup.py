@@ -186,6 +186,15 @@ def test_a_locale_without_utf_8_and_an_unknown_backend(tmp_path):
     assert "28×28" in card.read_text(encoding="utf-8")
 
 
+def test_unknown_flags_of_xla_are_found_before_it_ends_the_process(monkeypatch):
+    known = "--xla_force_host_platform_device_count=2 --xla_cpu_enable_fast_math=false"
+    monkeypatch.setenv("XLA_FLAGS", known)
+    startup._check_xla_flags()
+    monkeypatch.setenv("XLA_FLAGS", f"{known} --xla_cpu_enable_slow_math")
+    with pytest.raises(ValueError, match="unknown flag, --xla_cpu_enable_slow_math"):
+        startup._check_xla_flags()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "said"),
@@ -193,6 +202,7 @@ def test_a_locale_without_utf_8_and_an_unknown_backend(tmp_path):
         ("JAX_PLATFORMS", "nope", r"JAX_PLATFORMS='nope': jax finds no devices \("),
         ("JAX_ENABLE_X64", "maybe", r"jax cannot start \(ValueError: .*X64"),
         ("JAX_NUM_CPU_DEVICES", "x", r"jax cannot start \(ValueError"),
+        ("XLA_FLAGS", "--xla_nope=1", r"XLA_FLAGS contains an unknown flag, --xla_nope"),
     ],
 )
 def test_environment_variables(name, value, said, tmp_path):
