@@ -7,12 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import jax
 import pytest
 from conftest import tiny_config
 
-from flaxmnist import demo, export, logs, main, predict, probe, report
+from flaxmnist import demo, export, logs, main, predict, probe, report, train
 from flaxmnist.failures import explain
 
 # Paths that may not be used: a path is refused if it begins with one of these.
@@ -105,6 +106,20 @@ def test_a_logger_that_is_quiet_already_stays_so():
             assert logger.level == logging.CRITICAL
         assert logger.level == logging.CRITICAL
     assert logger.level == before
+
+
+def test_the_users_logging_and_warnings_are_left_as_they_were(finished_run, tmp_path):
+    def settings():
+        names = ("", "absl", "jax", "orbax", "flaxmnist")
+        levels = [logging.getLogger(name).level for name in names]
+        return levels, list(warnings.filters)
+
+    before = settings()
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    assert main.main([f"--workdir={run}"]) == 0
+    assert main.main([f"--workdir={tmp_path}/none", "--mode=eval"]) == 2
+    train.train_and_evaluate(tiny_config(num_steps=41), run)
+    assert settings() == before
 
 
 @pytest.mark.slow

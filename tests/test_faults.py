@@ -218,7 +218,18 @@ def gone(run):
     return lambda: run.with_name("moved").rename(run)
 
 
+def unreliable(run):
+    flush = os.fsync
+
+    def fail(file):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    os.fsync = fail
+    return lambda: setattr(os, "fsync", flush)
+
+
 FAULTS = [
+    (unreliable, "before it is saved", r"\(Input/output error"),
     (no_room, "before a line is written", r"\(No space left on device"),
     (no_room, "before it is saved", r"\(No space left on device: .*checkpoints"),
     (no_permission, "before it is saved", r"\((Operation not|Permission).*checkpoints"),

@@ -202,7 +202,11 @@ def test_unknown_flags_of_xla_are_found_before_it_ends_the_process(monkeypatch):
         ("JAX_PLATFORMS", "nope", r"JAX_PLATFORMS='nope': jax finds no devices \("),
         ("JAX_ENABLE_X64", "maybe", r"jax cannot start \(ValueError: .*X64"),
         ("JAX_NUM_CPU_DEVICES", "x", r"jax cannot start \(ValueError"),
-        ("XLA_FLAGS", "--xla_nope=1", r"XLA_FLAGS contains an unknown flag, --xla_nope"),
+        (
+            "XLA_FLAGS",
+            "--xla_nope=1",
+            r"XLA_FLAGS contains an unknown flag, --xla_nope",
+        ),
     ],
 )
 def test_environment_variables(name, value, said, tmp_path):
