@@ -13,11 +13,12 @@ nox.options.error_on_missing_interpreters = True
 # Pins of Google Colab's Python 3.13 runtime without an accelerator:
 # googlecolab/backend-info, commit a724079, 2026-08-19.
 COLAB = "tests/data/colab-constraints.txt"
+VERSIONS = "import jax, flax; print('jax', jax.__version__, 'flax', flax.__version__)"
 
 
 def _test(session: nox.Session, *install: str) -> None:
     session.install("-e", ".[test]", *install)
-    session.run("python", "-c", "import jax, flax, numpy; print(jax, flax, numpy)")
+    session.run("python", "-c", VERSIONS)
     session.run("pytest", "-q", "-n", "2", *session.posargs)
 
 
