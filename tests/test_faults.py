@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -460,6 +461,14 @@ def test_a_record_of_other_counts_of_lines_is_damage(written, finished_run, tmp_
         step, *_ = checkpoints.restore_newest(abstract, check)
     assert step == 20
     assert "the checkpoint of step 40 in" in warnings[0]
+
+
+def test_checkpoints_that_saved_nothing_leave_no_thread_at_exit(tmp_path):
+    """A thread that Orbax starts cannot end while the interpreter shuts down."""
+    before = set(threading.enumerate())
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.wait()
+    assert set(threading.enumerate()) == before
 
 
 # Damage
