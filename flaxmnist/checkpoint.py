@@ -288,6 +288,7 @@ class Checkpoints:
         self._check()
         if not self.directory.is_dir():  # Orbax would make it, and nothing else there.
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self.directory))
+        manager = self._manager  # The first time, this takes a second.
         record = record | {
             "step": step,
             "validation": validation,
@@ -298,8 +299,10 @@ class Checkpoints:
             _ARRAYS: ocp.args.PyTreeSave(tree),
             _RECORD: ocp.args.JsonSave(records.sealed(record)),
         }
+        # Right before Orbax, which would replace a checkpoint of another run.
+        self._check()
         with _os_errors(self.directory / str(step)):
-            self._manager.save(
+            manager.save(
                 step,
                 args=ocp.args.Composite(**items),
                 metrics=validation,

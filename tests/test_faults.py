@@ -19,7 +19,7 @@ import pytest
 from conftest import tiny_config
 from test_train import assert_identical, lines, saved, shown, timeless
 
-from flaxmnist import commit, records, restore, train, workdir, writers
+from flaxmnist import checkpoint, commit, records, restore, train, workdir, writers
 from flaxmnist import config as configs
 from flaxmnist.checkpoint import Checkpoints
 from flaxmnist.checks import UserError
@@ -382,27 +382,31 @@ def test_a_disk_that_can_no_longer_be_read_does_not_hide_the_error(
         write()
 
 
-@pytest.mark.parametrize("when", ["before a line is written", "before it is saved"])
+# What writes, its method, and the number of the call at which the folder is taken.
+WRITES = {
+    "before a line is written": (writers.MetricsWriter, "write", 5),
+    "before it is saved": (Checkpoints, "save", 2),
+    "before Orbax saves it": (checkpoint, "_checksums", 2),
+}
+
+
+@pytest.mark.parametrize("when", WRITES)
 def test_a_run_whose_folder_another_took_meanwhile_writes_nothing_there(
     when, finished_run, tmp_path, monkeypatch
 ):
     run, old = tmp_path / "run", tmp_path / "old"
+    owner, name, number = WRITES[when]
+    method, calls = getattr(owner, name), itertools.count(1)
 
-    def taken(method):
-        def call(self, step, *args):
-            if (step["step"] if isinstance(step, dict) else step) in (30, 40):
-                while workdir.saved_steps(run) != [20]:
-                    time.sleep(0.01)
-                if not old.exists():
-                    run.rename(old)
-                    shutil.copytree(finished_run[0], run)
-            return method(self, step, *args)
+    def taken(*args):
+        if next(calls) == number:
+            while workdir.saved_steps(run) != [20]:
+                time.sleep(0.01)
+            run.rename(old)
+            shutil.copytree(finished_run[0], run)
+        return method(*args)
 
-        return call
-
-    by_save = when == "before it is saved"
-    owner, name = (Checkpoints, "save") if by_save else (writers.MetricsWriter, "write")
-    monkeypatch.setattr(owner, name, taken(getattr(owner, name)))
+    monkeypatch.setattr(owner, name, taken)
     with pytest.raises(UserError, match="no longer the directory that this run locked"):
         train.train_and_evaluate(tiny_config(), run)
     there = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
