@@ -122,7 +122,7 @@ def _parse(
         raise UserError(
             f"--num_cpu_devices {args.num_cpu_devices}: expected 1 to 1,024"
         )
-    if args.workdir is not None and not args.workdir.name:
+    if args.workdir is not None and args.workdir.name in ("", ".."):
         raise UserError(
             f"--workdir {str(args.workdir)!r}: expected a folder of its own"
         )

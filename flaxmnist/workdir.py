@@ -67,7 +67,12 @@ def saved_config(workdir: Path) -> ConfigDict | None:
         return configs.from_json(files.read_bytes(path, run_files.MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, UserError) as error:
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); expected a file that this user "
+            "can read. Correct it, or use another --workdir"
+        ) from None
+    except (ValueError, UserError) as error:
         raise UserError(
             f"{path} cannot be read ({error}). Remove it and give --config, or use "
             "another --workdir"
@@ -95,8 +100,9 @@ def check(workdir: Path, config: ConfigDict) -> None:
     Raises:
       UserError: the directory holds a run that differs in what matters.
     """
+    # Read it in any case: a config.json of another program must not be replaced.
     # Without a checkpoint there is nothing that another configuration could spoil.
-    if saved_steps(workdir) and (before := saved_config(workdir)):
+    if (before := saved_config(workdir)) and saved_steps(workdir):
         check_same(before, config)
 
 

@@ -251,4 +251,4 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             else:
                 yield record
     if damaged:
-        Console().warn(f"{path}: {damaged:,} damaged lines are skipped")
+        Console().warn(f"{path}: damaged lines, which are skipped: {damaged:,}")

@@ -91,6 +91,7 @@ BAD_FLAGS = [
     (["--mode=eval", "--workdir=typo"], r"no run in typo: expected one, or --config"),
     ([*TINY, "--workdir="], r"--workdir='': expected a path"),
     ([*TINY, "--workdir=."], r"--workdir '.': expected a folder of its own"),
+    ([*TINY, "--workdir=x/.."], r"--workdir 'x/..': expected a folder of its own"),
     ([*TINY, f"--workdir={'x' * 300}"], r"is too long; expected at most 255 bytes in"),
     ([*TINY, "--config.model.name=[1]"], r"no model \[1\]"),
     ([*TINY, "--config.model.hidden=9999999"], r"whole numbers from 1 to 65,536"),
@@ -353,6 +354,21 @@ def test_a_folder_without_a_checkpoint_takes_another_configuration(capsys, tmp_p
     assert code == 2
     assert "there is no checkpoint yet" in error
     assert run(capsys, *flags, f"{rate}=1e-3")[0] == 0
+
+
+def test_files_of_another_program_are_kept(capsys, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"hidden_size": 768}')
+    code, _, error = run(capsys, *TINY, f"--workdir={tmp_path}")
+    assert code == 2
+    assert f"{path} cannot be read (no option hidden_size" in error
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.read_text() == '{"hidden_size": 768}'
+    path.unlink()
+    path.mkdir()
+    code, _, error = run(capsys, f"--workdir={tmp_path}")
+    assert code == 2
+    assert f"{path} cannot be read (Is a directory); expected a file" in error
 
 
 def test_another_configuration_in_the_same_folder(capsys, finished_run):
