@@ -30,7 +30,7 @@ from flaxmnist import (
     run_files,
 )
 from flaxmnist import workdir as workdirs
-from flaxmnist.checks import UserError, path_of
+from flaxmnist.checks import UserError, path_of, shown
 from flaxmnist.console import Console
 from flaxmnist.inputs import IMAGE_SHAPE
 from flaxmnist.restore import open_saved
@@ -52,6 +52,15 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 # digits, and sums are taken in another order. Test images that are compared.
 TOLERANCE, RELATIVE_TOLERANCE, CHECKED = 1e-4, 1e-5, 1_000
 _FORMER = "former"
+# All that an export writes. Anything else in its folder is the user's.
+_FILES = {
+    "README.md",
+    "model.onnx",
+    "model.onnx.data",
+    "model.stablehlo",
+    "predict.py",
+    "weights.npz",
+}
 Logits = Callable[[np.ndarray], np.ndarray]
 
 
@@ -322,10 +331,23 @@ def _exchange(made: Path, folder: Path) -> None:
     try:
         with files.locked(folder.parent):
             if folder.exists():
+                _check_replaceable(folder)
                 durable.replace(folder, former)
             durable.replace(made, folder)
     finally:
         _put_back(made.parent)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises UserError if a former export holds what no export wrote."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a directory; move it elsewhere")
+    names = {path.name for path in folder.iterdir()} - _FILES
+    if names:
+        raise UserError(
+            f"{folder} contains {shown(min(names))}, which export did not write; move "
+            "it elsewhere"
+        )
 
 
 def _put_back(partial: Path) -> None:

@@ -154,7 +154,7 @@ def test_an_export_killed_while_it_is_exchanged_leaves_a_whole_one(
 ):
     folder = workdir / "export" / "numpy"
     folder.mkdir(parents=True)
-    (folder / "which").write_text("former")
+    (folder / "README.md").write_text("former")
     replace, count = durable.replace, itertools.count()
 
     def replace_until_killed(source, target):
@@ -167,13 +167,13 @@ def test_an_export_killed_while_it_is_exchanged_leaves_a_whole_one(
         patch.setattr(files.shutil, "rmtree", lambda *args, **options: None)
         with files.partial_folder(folder.parent) as partial:
             (partial / "numpy").mkdir()
-            (partial / "numpy" / "which").write_text("new")
+            (partial / "numpy" / "README.md").write_text("new")
             patch.setattr(durable, "replace", replace_until_killed)
             patch.setattr(export, "_put_back", lambda partial: None)
             export._exchange(partial / "numpy", folder)
     assert folder.exists() == (done != 1)
     with files.partial_folder(folder.parent, export._put_back):  # Of any format.
-        assert (folder / "which").read_text() == ("new" if done == 2 else "former")
+        assert (folder / "README.md").read_text() == ("new" if done == 2 else "former")
     assert names(folder.parent) == ["numpy"]
 
 
@@ -181,17 +181,28 @@ def test_an_export_that_fails_leaves_the_former_one_and_two_do_not_meet(
     workdir, monkeypatch
 ):
     folder = export.export(workdir, "numpy")
-    (folder / "which").write_text("former")
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text("former")
     with files.partial_folder(folder.parent, export._put_back) as other:
         (other / "file").touch()
         with monkeypatch.context() as patch:
             patch.setattr(export, "_card", lambda *args: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 export.export(workdir, "numpy")
-        assert (folder / "which").exists()
+        assert (folder / "README.md").read_text() == "former"
         export.export(workdir, "numpy")  # While the other is being made.
-        assert not (folder / "which").exists()
+        assert (folder / "README.md").read_text() == card
         assert (other / "file").exists()
+    assert names(folder.parent) == ["numpy"]
+
+
+def test_an_export_does_not_replace_what_no_export_wrote(workdir, capsys):
+    folder = export.export(workdir, "numpy")
+    (folder / "notes.txt").write_text("of the user")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 2
+    assert "contains 'notes.txt', which export did not" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert names(folder.parent) == ["numpy"]
 
 
