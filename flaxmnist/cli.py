@@ -95,9 +95,10 @@ class Parser(argparse.ArgumentParser):
         overrides = []
         remaining = iter(rest)
         for flag in remaining:
-            if not flag.startswith("--config."):
+            name, equals, value = flag.partition("=")
+            key = name.removeprefix("--config.")
+            if not name.startswith("--config.") or not key:
                 raise self.refuse(flag)
-            key, equals, value = flag.removeprefix("--config.").partition("=")
             if not equals and (value := next(remaining, "")) == "":
                 raise UserError(f"{flag} has no value: expected {flag}=VALUE")
             overrides.append((key, value))

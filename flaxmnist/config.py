@@ -190,9 +190,8 @@ def load(spec: str) -> ConfigDict:
     if not path.is_file():
         known = path.suffix in ("", ".py") and str(path.parent) in (".", "configs")
         if path.stem not in ours or not known:
-            raise UserError(
-                f"no configuration {where!r}{did_you_mean(path.stem, ours)}"
-            )
+            kind = "configuration" if path.name == path.stem == where else "file"
+            raise UserError(f"no {kind} {where!r}{did_you_mean(path.stem, ours)}")
         path = ours[path.stem]
     path = path.absolute()
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)

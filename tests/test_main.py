@@ -87,7 +87,12 @@ BAD_FLAGS = [
     ([], r"no --config: expected a file, or one of cnn"),
     ([*TINY, "--confg=x"], r"unknown argument '--confg=x'; did you mean '--config'"),
     ([*TINY, "--mode=evaluate"], r"invalid choice: 'evaluate'"),
-    (["--config=cnn.yaml"], r"no configuration 'cnn.yaml'; did you mean 'cnn'"),
+    (["--config=cnn.yaml"], r"no file 'cnn.yaml'; did you mean 'cnn'"),
+    (["--config=x/cnn.py"], r"no file 'x/cnn.py'; did you mean 'cnn'"),
+    (
+        [*TINY, "--config.=1"],
+        r"unknown argument '--config.=1'; did you mean '--config'",
+    ),
     (["--mode=eval", "--workdir=typo"], r"no run in typo: expected one, or --config"),
     ([*TINY, "--workdir="], r"--workdir='': expected a path"),
     ([*TINY, "--workdir=."], r"--workdir '.': expected a folder of its own"),
