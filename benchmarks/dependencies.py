@@ -73,7 +73,7 @@ def _seconds(module: str) -> float:
         return time.perf_counter() - began
 
     pairs = [run(f"import {module}") - run("pass") for _ in range(IMPORTS)]
-    return statistics.median(pairs)
+    return max(0.0, statistics.median(pairs))
 
 
 def main() -> None:
