@@ -1,5 +1,6 @@
 """The meeting of processes, played by threads: who may start, and what is refused."""
 
+import functools
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,18 @@ def meet(*processes, port=None, timeout=20):
         return list(pool.map(one, processes))
 
 
-def test_processes_that_are_alike_meet():
+def test_processes_that_are_alike_meet_and_leave_the_port_to_jax(monkeypatch):
+    port, send = free_port(), rendezvous._send
+
+    def send_after_closing(connection, message):
+        if "refusal" in message:
+            socket.create_server(("127.0.0.1", port)).close()
+        send(connection, message)
+
+    monkeypatch.setattr(rendezvous, "_send", send_after_closing)
     facts = {"--num_processes": 3, "--mode": None, "shape": (1, 2)}
-    assert meet(*((3, index, facts) for index in range(3))) == [None] * 3
+    processes = ((3, index, facts) for index in range(3))
+    assert meet(*processes, port=port, timeout=5) == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -60,6 +70,18 @@ def test_a_process_that_is_missing_is_named_in_every_process():
     assert all("waiting for process 1, 3 of 4" in refusal for refusal in refusals)
 
 
+def test_a_process_that_starts_after_a_difference_was_found_is_told_of_it(monkeypatch):
+    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", 1)
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(meet, (3, 0, {"n": 3}), port=port)
+        with _patient_connection(port) as other:
+            rendezvous._receive(other)
+            rendezvous._send(other, {"process": 1, "facts": {"n": 4}})
+            refusals = meet((3, 2, {"n": 3}), port=port, timeout=5) + first.result()
+    assert all("n is 3 in process 0 and 4 in" in text for text in refusals), refusals
+
+
 def test_a_process_that_ends_before_the_others_join_can_come_again():
     port = free_port()
     with ThreadPoolExecutor() as pool:
@@ -67,8 +89,12 @@ def test_a_process_that_ends_before_the_others_join_can_come_again():
         with _patient_connection(port) as ended:
             rendezvous._receive(ended)
             rendezvous._send(ended, {"process": 1, "facts": {}})
-        others = meet((3, 1, {}), (3, 2, {}), port=port)
-        assert [*first.result(), *others] == [None] * 3
+        with _patient_connection(port) as second:
+            rendezvous._receive(second)
+            rendezvous._send(second, {"process": 2, "facts": {}})
+            assert meet((3, 1, {}), port=port, timeout=5) == [None]
+            assert rendezvous._receive(second) == {"refusal": None}
+        assert first.result() == [None]
 
 
 def _patient_connection(port):
@@ -79,8 +105,16 @@ def _patient_connection(port):
             continue
 
 
-@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-x\r\n", b"[1]\n"])
-def test_another_program_at_the_address(answer, monkeypatch):
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "no answer"),
+        (b"SSH-2.0-x\r\n", "another program listens there"),
+        (b"[1]\n", "another program listens there"),
+        (b"{}\n", "another program listens there"),
+    ],
+)
+def test_another_program_at_the_address(answer, reason, monkeypatch):
     monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -95,10 +129,11 @@ def test_another_program_at_the_address(answer, monkeypatch):
 
         threading.Thread(target=listen, daemon=True).start()
         port = server.getsockname()[1]
-        (joining,) = meet((2, 1, {}), port=port, timeout=1)
-        (hosting,) = meet((2, 0, {}), port=port, timeout=1)
+        (joining,) = meet((2, 1, {}), port=port, timeout=0)
+        (hosting,) = meet((2, 0, {}), port=port, timeout=0)
         server.shutdown(socket.SHUT_RDWR)
-    assert f"127.0.0.1:{port}: timed out after 1 s waiting for process 0" in joining
+    where = f"127.0.0.1:{port}: timed out after 0 s waiting for process 0"
+    assert f"{where} ({reason})" in joining
     assert f"cannot listen on port {port}" in hosting
 
 
@@ -120,8 +155,10 @@ def test_a_stranger_that_connects_to_process_0_is_ignored(monkeypatch):
     port = free_port()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(meet, (2, 0, {}), port=port)
-        with _patient_connection(port) as silent, _patient_connection(port) as junk:
+        connect = functools.partial(_patient_connection, port)
+        with connect() as silent, connect() as junk, connect() as other:
             junk.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            other.sendall(b"{}\n")
             second = meet((2, 1, {}), port=port)
             assert [*first.result(), *second] == [None, None]
             assert silent.fileno() >= 0  # Still connected.
