@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Compiling takes most of the tests' time, and half as long like this; set it to 0 for
 # programs as users run them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# A background job of a shell inherits an ignored SIGINT, and so would its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 from jaxtyping import install_import_hook

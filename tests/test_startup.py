@@ -80,8 +80,6 @@ def test_ctrl_c_during_the_start_ends_it_at_once(name, finished_run, tmp_path):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            # A shell's background jobs ignore it, and so would this program.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         maps = Path("/proc", str(process.pid), "maps")
         while process.poll() is None and "jaxlib" not in maps.read_text(
