@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny_config
 from test_train import assert_identical, lines, saved, stop_at, timeless
 
-from flaxmnist import train, workdir
+from flaxmnist import durable, train, workdir
 from flaxmnist.signals import StoppedError
 
 
@@ -135,6 +135,22 @@ def test_what_was_said_to_be_saved_survives_a_power_failure(
     events = [path for path in (end / "tensorboard").rglob("*") if path.is_file()]
     assert len(events) == 4
     assert all(path.stat().st_size for path in events)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_after_a_power_failure_a_moved_file_has_its_new_name_alone(
+    tmp_path, monkeypatch
+):
+    source, target = tmp_path / "disk" / "a" / "x", tmp_path / "disk" / "b" / "x"
+    for path in (source, target):
+        path.parent.mkdir(parents=True)
+    source.touch()
+    with monkeypatch.context() as patch:
+        disk = Disk(tmp_path / "disk", patch)
+        durable.replace(source, target)
+        disk.write(tmp_path / "after")
+    after = tmp_path / "after"
+    assert list(after.rglob("x")) == [after / "b" / "x"]
 
 
 @pytest.fixture(params=["ext4", "xfs"])

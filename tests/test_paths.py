@@ -5,7 +5,7 @@ import os
 import pytest
 from conftest import tiny_config
 
-from flaxmnist import cli, export, main, predict, report, restore, train
+from flaxmnist import cli, export, main, modes, predict, report, restore, train
 from flaxmnist import config as configs
 from flaxmnist.checks import UserError, path_of, printable
 from flaxmnist.console import Console
@@ -41,6 +41,7 @@ def test_a_path_that_cannot_be_used_is_refused_before_anything_is_written(path, 
         lambda: train.train_and_evaluate(tiny_config(), path),
         lambda: restore.load_state(path),
         lambda: restore.open_run(tiny_config(), path),
+        lambda: modes.predict_split(tiny_config(), path),
         lambda: export.export(path, "numpy"),
         lambda: predict.predict_images([], path),
         lambda: configs.make_config(num_steps=1, init_from=path),
@@ -68,6 +69,16 @@ def test_a_tilde_is_the_home_directory_everywhere(finished_run, tmp_path, monkey
     restore.load_state("~/run")
     config = configs.make_config(num_steps=1, init_from="~/run", data={"dir": "~"})
     assert (config.init_from, config.data.dir) == (str(run), str(run.parent))
+
+
+def test_a_current_directory_that_was_removed_is_named(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UserError, match="--workdir='run' is relative, but the current"):
+        path_of("run")
+    assert path_of("/run").is_absolute()
 
 
 def test_a_user_without_a_home_directory_trains_without_caches(monkeypatch, capsys):
