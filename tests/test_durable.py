@@ -36,6 +36,7 @@ class Disk:
         patch.setattr(os, "fsync", flush)
         for name in ("rename", "replace"):
             patch.setattr(os, name, self._renaming(getattr(os, name)))
+        patch.setattr(shutil, "rmtree", self._deleting(shutil.rmtree))
 
     def _flushed(self, path):
         number = path.stat().st_ino
@@ -53,6 +54,15 @@ class Disk:
             if Path(source).name.isdigit():
                 assert max(self.steps()) > int(Path(source).name)
             rename(source, target, **kwargs)
+
+        return call
+
+    def _deleting(self, rmtree):
+        def call(folder, **kwargs):
+            # Until its move is flushed, it still has its old name on the disk.
+            steps = set(map(str, self.steps()))
+            assert not steps & {path.name for path in folder.iterdir()}
+            rmtree(folder, **kwargs)
 
         return call
 
