@@ -1,6 +1,6 @@
 """The version matrix: `nox` runs every column, `nox -s newest` one.
 
-What follows `--` goes to pytest: `nox -s lowest -- tests/test_steps.py`.
+What follows `--` goes to pytest: `nox -s lowest -- tests/core/test_steps.py`.
 """
 
 import nox
@@ -12,7 +12,7 @@ nox.options.error_on_missing_interpreters = True
 
 # Pins of Google Colab's Python 3.13 runtime without an accelerator:
 # googlecolab/backend-info, commit a724079, 2026-08-19.
-COLAB = "tests/data/colab-constraints.txt"
+COLAB = "tests/fixtures/colab-constraints.txt"
 VERSIONS = "import jax, flax; print('jax', jax.__version__, 'flax', flax.__version__)"
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.compare import shown, summed_up
-from flaxmnist.machine import PACKAGES, versions
+from flaxmnist.runtime.machine import PACKAGES, versions
 
 NETWORKS = ("softmax", "mlp", "cnn")
 PRECISIONS = ("float32", "bfloat16")

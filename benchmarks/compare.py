@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import flaxmnist
-from flaxmnist.machine import cpu_kind, versions
+from flaxmnist.runtime.machine import cpu_kind, versions
 
 # Each trains all networks; DENSE differ where a network has no images to lay out.
 DENSE = (

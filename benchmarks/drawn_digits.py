@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy.interpolate import CubicSpline
 
-from flaxmnist.predict import predict_prepared
-from flaxmnist.preprocess import STEPS, prepare
-from flaxmnist.restore import load_state
+from flaxmnist.inference.predict import predict_prepared
+from flaxmnist.inference.preprocess import STEPS, prepare
+from flaxmnist.inference.saved_run import load_state
 
 # A digit's strokes, in a box from 0,0 to 100,100, y downwards; round ones are splines.
 ROUND, STRAIGHT = True, False

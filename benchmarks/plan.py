@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxmnist import models, sharding, steps
-from flaxmnist.state import abstract_state
+from flaxmnist.core import models, sharding, steps
+from flaxmnist.core.state import abstract_state
 
 NETWORKS = {
     "the tutorial CNN": models.CNN(),

@@ -19,7 +19,7 @@ import tensorflow
 
 import flaxmnist
 from flaxmnist import config as configs
-from flaxmnist import models, optim
+from flaxmnist.core import models, optim
 from flaxmnist.data import epoch_order
 
 tf = tensorflow.compat.v1

@@ -101,12 +101,12 @@ def first_step(library, folder):
         ones = jax.numpy.ones((100, 100))
         jax.jit(lambda ones: ones @ ones)(ones).block_until_ready()
         end()
-    from flaxmnist import main, train
+    from flaxmnist.training import loop
 
     # Called when the figures of the first step have been read back.
-    train._compile_reports = lambda *_: end()
+    loop._compile_reports = lambda *_: end()
     sys.argv[1:] = ["--config", "mlp", "--workdir", str(folder / f"run-{os.getpid()}")]
-    main.main()
+    loop.main()
 
 
 def end():

@@ -22,26 +22,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import jax
 from jaxtyping import install_import_hook
 
-try:
-    from jax import enable_x64
-except ImportError:  # JAX before 0.8.
-    from jax.experimental import enable_x64
-
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKED = ("winograd", "ops", "models", "steps")
 with install_import_hook(
-    [f"flaxmnist.{module}" for module in CHECKED], "beartype.beartype"
+    [f"flaxmnist.core.{module}" for module in CHECKED], "beartype.beartype"
 ):
-    import flaxmnist.steps
+    import flaxmnist.core.steps  # noqa: F401
 
-import numpy as np
 import optax
 import pytest
+from helpers import ROOT, tiny_config
 
-from flaxmnist import config as configs
-from flaxmnist import data, models, sharding, state, train
+from flaxmnist import data
+from flaxmnist.core import models, sharding, state
+from flaxmnist.training import loop
 
 FULL_MNIST = os.environ.get("FLAXMNIST_DATA_DIR")
 
@@ -72,27 +68,11 @@ def mesh():
     return sharding.make_mesh(1)
 
 
-def tiny_config(**changes):
-    """A run of 40 steps of a small network, 20 an epoch, on one device."""
-    options = {
-        "num_steps": 40,
-        "log_every": 10,
-        "eval_every": 20,
-        "checkpoint_every": 20,
-        "model": {"name": "cnn", "features": (2, 4), "hidden": (16,)},
-        "optimizer": {"learning_rate": 1e-2, "schedule": "exponential"},
-        "data": {"source": "synthetic"},
-        "mesh": {"data": 1},
-        "report": False,
-    }
-    return configs.make_config(**(options | changes))
-
-
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A finished run: its folder and its summary. Copy it before changing it."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, train.train_and_evaluate(tiny_config(), workdir)
+    return workdir, loop.train_and_evaluate(tiny_config(), workdir)
 
 
 @pytest.fixture
@@ -113,7 +93,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         check=True,
     )
     (path,) = folder.glob("*.whl")
@@ -143,15 +123,3 @@ def browser():
     driver = webdriver.Chrome(options, webdriver.ChromeService(paths[1]))
     yield driver
     driver.quit()
-
-
-def batch_of(split, count, start=0):
-    """A batch as a user would make it."""
-    images = split.images[start : start + count, ..., None]
-    return {
-        "image": images,
-        "label": split.labels[start : start + count].astype(np.int32),
-    }
-
-
-__all__ = ["batch_of", "enable_x64", "flaxmnist", "tiny_config"]

@@ -7,26 +7,23 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import PathDistribution
-from pathlib import Path
 from types import ModuleType
 
 import nbformat
 import pytest
-from environments import find_python, freeze, install, new_environment
+from helpers import ROOT, find_python, freeze, install, new_environment, save_idx
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_data import save_idx
 
 import flaxmnist
 from flaxmnist import data
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "colab"
 REPOSITORY = "git+https://github.com/flaxmnist/flaxmnist"
 # Versions that Colab's runtime of Python 3.13 has preinstalled.
-PINS = ROOT / "tests/data/colab-constraints.txt"
+PINS = ROOT / "tests/fixtures/colab-constraints.txt"
 # What runs a notebook; and TensorFlow, because TensorBoard, etils and Orbax import it
 # where it is installed.
 RUNTIME = ("ipykernel", "ipywidgets", "nbclient", "pip", "setuptools", "tensorflow")
@@ -199,11 +196,11 @@ def test_a_document_uses_public_names_only(document):
 
 def test_a_private_name_in_a_document_is_found():
     code = (
-        "import flaxmnist as f; from flaxmnist import data; data.load; f.restore.begin"
+        "import flaxmnist as f; from flaxmnist import data; data.load; f.training.begin"
     )
     assert {name: is_public(name) for name in own_names(code)} == {
         "flaxmnist.data": True,
         "flaxmnist.data.load": True,
-        "flaxmnist.restore": False,
-        "flaxmnist.restore.begin": False,
+        "flaxmnist.training": False,
+        "flaxmnist.training.begin": False,
     }

@@ -1,7 +1,7 @@
 """Runs that were saved with other versions of JAX, Flax and Orbax are resumed here.
 
-`python tests/test_versions.py tests/data/saved/NAME` saves such a run with the versions
-that are installed.
+`python tests/test_versions.py tests/fixtures/saved/NAME` saves such a run with the
+installed versions.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from helpers import ROOT, tiny_config
 
-from flaxmnist import restore, train
-from flaxmnist.checkpoint import Checkpoints
-from flaxmnist.run import build
-from flaxmnist.sharding import named_leaves
+from flaxmnist.core.sharding import named_leaves
+from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.training import loop, resume
+from flaxmnist.training.experiment import build
 
-RUNS = Path(__file__).parent / "data" / "saved"
+RUNS = ROOT / "tests/fixtures/saved"
 STEPS = 20
 
 
@@ -49,7 +49,7 @@ def digests(tree):
 def restored(workdir):
     """Returns the arrays of the newest checkpoint."""
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        tree, _ = checkpoints.restore(STEPS, *restore.expected(build(config())))
+        tree, _ = checkpoints.restore(STEPS, *resume.expected(build(config())))
     return tree
 
 
@@ -59,7 +59,7 @@ def test_a_run_of_other_versions_is_restored_to_the_bit_and_resumes(
 ):
     run = shutil.copytree(path, tmp_path / "run")
     assert digests(restored(run)) == json.loads((run / "sha256.json").read_text())
-    summary = train.train_and_evaluate(config(STEPS + 5), run)
+    summary = loop.train_and_evaluate(config(STEPS + 5), run)
     assert f"resumes at step {STEPS} of {STEPS + 5}" in capsys.readouterr().out
     assert summary["step"] == STEPS + 5
     assert summary["versions"]["jax"] == jax.__version__
@@ -68,7 +68,7 @@ def test_a_run_of_other_versions_is_restored_to_the_bit_and_resumes(
 
 if __name__ == "__main__":
     workdir = Path(sys.argv[1])
-    train.train_and_evaluate(config(), workdir)
+    loop.train_and_evaluate(config(), workdir)
     text = json.dumps(digests(restored(workdir)), indent=1)
     (workdir / "sha256.json").write_text(text + "\n")
     for name in ("tensorboard", ".lock"):  # Resuming needs neither.

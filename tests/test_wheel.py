@@ -4,17 +4,15 @@ import email
 import re
 import subprocess
 import zipfile
-from pathlib import Path
 
 import pytest
-from environments import install, new_environment
+from helpers import ROOT, install, new_environment
 from markdown_it import MarkdownIt
 from PIL import Image
 
 import flaxmnist
 from flaxmnist import data
 
-ROOT = Path(__file__).parents[1]
 # The path in this repository of a file on GitHub, or of a notebook in Colab.
 OWN_FILE = re.compile(r"^https://.*/flaxmnist/flaxmnist/(?:blob/)?main/([^#]*)")
 COMMANDS = (

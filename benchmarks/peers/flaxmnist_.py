@@ -11,9 +11,9 @@ import numpy as np
 
 import flaxmnist
 from benchmarks.peers import EVAL_BATCH, MODERN, RECIPES, shuffled
-from flaxmnist import models, optim, sharding
+from flaxmnist.core import models, optim, sharding
 from flaxmnist.data import DeviceFeed, Split
-from flaxmnist.evaluate import evaluate
+from flaxmnist.training.evaluate import evaluate
 
 OPTIONS = {
     "softmax": {"name": "softmax"},

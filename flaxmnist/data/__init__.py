@@ -1,7 +1,7 @@
 """Where images come from, how they are split, and in what order they are seen."""
 
-from flaxmnist.data.batches import DeviceFeed, Feed, HostFeed, epoch_order
-from flaxmnist.data.sources import SOURCES, SPLITS, Dataset, Split, load
+from flaxmnist.data.datasets import SOURCES, SPLITS, Dataset, Split, load
+from flaxmnist.data.feeds import DeviceFeed, Feed, HostFeed, epoch_order
 
 __all__ = [
     "SOURCES",

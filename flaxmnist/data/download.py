@@ -14,9 +14,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from flaxmnist.checks import UserError, path_of
 from flaxmnist.data import idx
-from flaxmnist.files import open_regular, partial_folder
+from flaxmnist.errors import DownloadError, UserError
+from flaxmnist.runtime.files import cache_dir, open_regular, partial_folder
 
 LICENCES = {
     "mnist": "CC BY-SA 3.0 (Yann LeCun and Corinna Cortes)",
@@ -50,10 +50,6 @@ class Resource(NamedTuple):
     name: str
 
 
-class DownloadError(UserError):
-    """The network or a server failed, so that another source may be tried."""
-
-
 def package_folder(name: str) -> Path:
     """Returns where a package lies, without importing it."""
     spec = importlib.util.find_spec(name)
@@ -84,26 +80,6 @@ def registered(name: str) -> list[Resource]:
             i for i, stem in enumerate(idx.STEMS) if resource.name.startswith(stem)
         ),
     )
-
-
-def cache_dir() -> Path:
-    """Returns the folder for downloads: FLAXMNIST_CACHE_DIR, or the user's cache.
-
-    Raises:
-      DownloadError: the user has no home directory, or FLAXMNIST_CACHE_DIR is no path.
-    """
-    try:
-        if path := os.environ.get("FLAXMNIST_CACHE_DIR"):
-            return path_of(path, "FLAXMNIST_CACHE_DIR")
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(base).expanduser() / "flaxmnist"
-    except UserError as error:
-        raise DownloadError(str(error)) from None
-    except RuntimeError:
-        raise DownloadError(
-            "this user has no home directory; set FLAXMNIST_CACHE_DIR to a directory "
-            "that can be written"
-        ) from None
 
 
 def sha256(path: Path) -> str:

@@ -11,9 +11,9 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from flaxmnist.checks import UserError, shown
-from flaxmnist.files import open_regular
-from flaxmnist.memory import available_memory
+from flaxmnist.errors import UserError, shown
+from flaxmnist.runtime.files import open_regular
+from flaxmnist.runtime.memory import available_memory
 
 # The parts of the original distribution, in the order that `read_all` returns them.
 STEMS = ("train-images", "train-labels", "t10k-images", "t10k-labels")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxmnist.checks import UserError, shown
+from flaxmnist.errors import UserError, shown
 
 # Each image is a read of its own, and a disk is faster with many reads at once.
 THREADS = 16

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flaxmnist.checks import UserError, did_you_mean, shown
 from flaxmnist.data import idx
-from flaxmnist.data.download import DownloadError, cache_dir, reachable, registered
-from flaxmnist.files import locked, open_regular, partial_folder, read_bytes
+from flaxmnist.data.download import cache_dir, reachable, registered
+from flaxmnist.errors import DownloadError, UserError, did_you_mean, shown
+from flaxmnist.runtime.files import locked, open_regular, partial_folder, read_bytes
 
 _RECORD = "source.json"
 # Bytes of a description in JSON.

@@ -1,0 +1,282 @@
+"""A page to draw a digit on: what the network sees, thinks, and looks at."""
+
+import base64
+import io
+import ipaddress
+import socket
+import threading
+import urllib.parse
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from flaxmnist.cli import command
+from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core.state import TrainState
+from flaxmnist.core.steps import predict_step
+from flaxmnist.errors import UserError, shown
+from flaxmnist.inference.pictures import Picture
+from flaxmnist.inference.preprocess import prepare
+from flaxmnist.inference.saved_run import load_state
+from flaxmnist.runtime import devices
+from flaxmnist.runtime.console import Console
+
+_DESCRIPTION = """\
+Opens a page to draw a digit on; needs 'flaxmnist[demo]', and no network.
+
+  %(prog)s --workdir runs/a
+  %(prog)s --workdir runs/a --host 0.0.0.0    (anyone who reaches this machine may draw)
+"""
+# Sides in screen pixels: of the canvas; of each of the 28×28 pixels that are shown.
+_CANVAS, _ZOOM = 280, 8
+# A drawing takes about 20,000 bytes.
+MAX_REQUEST_BYTES = 1 << 20
+# The ends of the paths at which Gradio stores what it is sent.
+_UPLOADS = ("/upload", "/process_recording")
+_HTML = f"""\
+<canvas width="{_CANVAS}" height="{_CANVAS}"></canvas>
+<p>Draw with a mouse, a pen or a finger. <button type="button">Clear</button></p>
+"""
+_CSS = """\
+canvas { display: block; border: 1px solid #999; background: #fff; cursor: crosshair;
+         touch-action: none; }
+button { padding: 0.2rem 0.8rem; border: 1px solid #999; border-radius: 0.3rem; }
+"""
+# The component's value is the drawing so far, also in the middle of a stroke.
+_SCRIPT = """\
+const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
+const tell = () => { props.value = canvas.toDataURL("image/png"); trigger("input"); };
+const clear = () => { pen.fillStyle = "#fff"; pen.fillRect(0, 0, 999, 999); };
+const stroke = (event) => {
+  const scale = canvas.width / canvas.getBoundingClientRect().width;
+  pen.lineTo(event.offsetX * scale, event.offsetY * scale);
+  pen.stroke();
+  tell();
+};
+pen.lineWidth = 18; pen.lineCap = pen.lineJoin = "round";
+clear();
+canvas.addEventListener("pointerdown", (event) => {
+  if (!event.isPrimary) return;  // A second finger.
+  canvas.setPointerCapture(event.pointerId);
+  pen.beginPath();
+  stroke(event); stroke(event);  // A point is drawn, too.
+});
+canvas.addEventListener("pointermove", (event) => {
+  if (canvas.hasPointerCapture(event.pointerId)) stroke(event);
+});
+element.querySelector("button").addEventListener("click", () => { clear(); tell(); });
+"""
+
+
+@jax.jit
+def saliency(
+    state: TrainState, images: Float[Array, "batch 28 28 1"]
+) -> Float[Array, "batch 28 28"]:
+    """Returns how much each pixel weighs: the size of the first choice's gradient.
+
+    Simonyan et al., 2013, "Deep Inside Convolutional Networks".
+
+    Args:
+      state: whose model looks.
+      images: in [0, 1].
+    """
+
+    def first_choice(images: Array) -> Array:
+        return predict_step(state, images)["logits"].max(axis=-1).sum()
+
+    return jnp.abs(jax.grad(first_choice)(images))[..., 0]
+
+
+def classify(
+    state: TrainState, picture: Picture
+) -> tuple[dict[str, float], Image.Image, Image.Image]:
+    """Returns probabilities, and pictures of what the network sees and looks at.
+
+    There is no probability where nothing is drawn.
+    """
+    seen = prepare(picture).image
+    if not seen.any():
+        return {}, _shown(seen), _shown(seen)
+    images = seen[None, ..., None].astype(np.float32) / 255
+    outputs = predict_step(state, images)
+    weights = np.asarray(saliency(state, images)[0])
+    looked_at = np.asarray(255 * weights / max(weights.max(), 1e-12), np.uint8)
+    shares = np.asarray(outputs["probabilities"][0])
+    probabilities = {str(digit): float(share) for digit, share in enumerate(shares)}
+    return probabilities, _shown(seen), _shown(looked_at)
+
+
+def _shown(image: UInt8[np.ndarray, "28 28"]) -> Image.Image:
+    return Image.fromarray(np.kron(image, np.ones((_ZOOM, _ZOOM), np.uint8)))
+
+
+def _data_url(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def build(state: TrainState) -> Any:
+    """Returns the page as an ASGI application."""
+    import fastapi
+    import gradio as gr
+
+    def look(picture: str) -> tuple[Any, ...]:
+        try:
+            encoded = base64.b64decode(picture.partition(",")[2], validate=True)
+            probabilities, *images = classify(state, encoded)
+        except (UserError, AttributeError, ValueError):
+            raise gr.Error("expected a PNG as a data URL", print_exception=False) from (
+                None
+            )
+        return probabilities, *map(_data_url, images)
+
+    with gr.Blocks(title="flaxmnist", analytics_enabled=False) as page:
+        gr.Markdown("# Draw a digit")
+        # Columns that do not fit beside each other stand below each other.
+        with gr.Row():
+            with gr.Column(min_width=_CANVAS + 40):
+                canvas = gr.HTML(
+                    html_template=_HTML, css_template=_CSS, js_on_load=_SCRIPT
+                )
+            with gr.Column(min_width=_CANVAS):
+                label = gr.Label(label="what it is", num_top_classes=10)
+            with gr.Column(min_width=_CANVAS):
+                pictures = [
+                    # Not gr.Image, which keeps a file of each picture on disk.
+                    gr.HTML(
+                        _data_url(_shown(np.zeros(IMAGE_SHAPE[:2], np.uint8))),
+                        label=text,
+                        html_template=f'<img alt="{text}" src="${{value}}">',
+                        css_template="img { margin: auto; }",
+                        show_label=True,
+                        container=True,
+                        js_on_load=None,
+                    )
+                    for text in ("what the network sees", "what it looks at")
+                ]
+        canvas.input(
+            look,
+            canvas,
+            [label, *pictures],
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
+    # Gradio's default themes fetch their fonts.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    return gr.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None),
+        page,
+        path="/",
+        theme=theme,
+        footer_links=[],
+        # Where Node is installed, it would start a second server, without the guard.
+        ssr_mode=False,
+    )
+
+
+def guard(app: Any, host: str) -> Any:
+    """Returns an ASGI application that passes on to `app` the requests of its own page.
+
+    Any page that the user visits can send requests to this machine, also under a name
+    of its own (DNS rebinding). A request must name this server, come from this page,
+    be small, and upload no file.
+
+    Args:
+      app: the ASGI application.
+      host: the IP address of the server. If it is a loopback address, only the names
+        of such addresses are answered.
+    """
+    from starlette.responses import PlainTextResponse
+
+    local = {"localhost", "127.0.0.1", "::1", host}
+    only_local = ipaddress.ip_address(host).is_loopback
+
+    def refusal(scope: Any) -> int | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        named, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if only_local and _host_name(named) not in local:
+            return 421  # Misdirected Request
+        foreign = origin is not None and origin.partition("//")[2] != named
+        if foreign or scope["path"].rstrip("/").endswith(_UPLOADS):
+            return 403
+        return None
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        status, body, more = refusal(scope), b"", True
+        while more and status is None:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            more = message.get("more_body", False)
+            if len(body) > MAX_REQUEST_BYTES:
+                status = 413
+        if status is not None:
+            return await PlainTextResponse("refused", status)(scope, receive, send)
+        first = [{"type": "http.request", "body": body}]
+
+        async def receive_again() -> Any:
+            return first.pop() if first else await receive()
+
+        await app(scope, receive_again, send)
+
+    return guarded
+
+
+def _host_name(host: str) -> str | None:
+    """Returns the name in a Host header, without the port."""
+    try:
+        return urllib.parse.urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def run(argv: Sequence[str]) -> None:
+    """Does what the command line says, until it is interrupted.
+
+    Raises:
+      UserError: it cannot be done.
+    """
+    parser = command.Parser("python -m flaxmnist.demo", _DESCRIPTION)
+    parser.add_run()
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    args = parser.parse_args(argv)
+    try:
+        import gradio  # noqa: F401
+        import uvicorn
+    except ImportError:
+        raise UserError(
+            "the page needs gradio: pip install 'flaxmnist[demo]'"
+        ) from None
+    devices.start_jax(args)
+    app = build(load_state(args.workdir, args.step))
+    try:
+        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+        listener = socket.create_server((args.host, args.port), family=family)
+    except (OSError, OverflowError, ValueError) as error:
+        raise UserError(
+            f"no page at {shown(args.host)}:{args.port} ({error}); give another --port "
+            "or --host"
+        ) from None
+    host, port = listener.getsockname()[:2]
+    Console().line(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    config = uvicorn.Config(guard(app, host), log_level="warning", ws="none")
+    server = uvicorn.Server(config)
+    # Outside the main thread uvicorn leaves signals alone, so that Ctrl-C ends at once.
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    thread.join()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return command.exit_code(run, argv)

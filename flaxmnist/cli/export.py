@@ -1,0 +1,43 @@
+"""`flaxmnist export`: writes a run's best model for other programs."""
+
+from collections.abc import Sequence
+
+from flaxmnist.cli import command
+from flaxmnist.errors import ParityError
+from flaxmnist.export.write import FORMATS
+from flaxmnist.inference.saved_run import export
+from flaxmnist.runtime import devices
+
+_DESCRIPTION = """\
+Takes a run's best model away, checked against the checkpoint, with a model card.
+
+  %(prog)s --workdir runs/a --format stablehlo    (jax.export, for cpu, cuda and tpu)
+  %(prog)s --workdir runs/a --format onnx         (needs 'flaxmnist[onnx]')
+  %(prog)s --workdir runs/a --format numpy        (needs neither JAX nor flaxmnist)
+
+--config.data.dir=DIR names the data of the run where they are now.
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Does what the command line says; returns 1 if the check fails.
+
+    Raises:
+      UserError: it cannot be done.
+    """
+    parser = command.Parser("python -m flaxmnist.export", _DESCRIPTION)
+    parser.add_run()
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    args, overrides = parser.parse_config_args(argv)
+    devices.start_jax(args)
+    try:
+        export(args.workdir, args.format, args.step, overrides=overrides)
+    except ParityError as error:
+        command.say(str(error))
+        return 1
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return command.exit_code(run, argv)

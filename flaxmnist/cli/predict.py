@@ -1,0 +1,157 @@
+"""`flaxmnist predict`: predicts pictures in files."""
+
+import glob
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flaxmnist.cli import command
+from flaxmnist.errors import UserError, printable
+from flaxmnist.inference.pictures import MAX_FILE_BYTES
+from flaxmnist.inference.predict import _CHUNK, Prediction, predict_prepared
+from flaxmnist.inference.preprocess import Prepared, prepare
+from flaxmnist.inference.saved_run import load_state
+from flaxmnist.options import path_of
+from flaxmnist.runtime import devices
+from flaxmnist.runtime.console import Console
+
+_DESCRIPTION = """\
+Says which digits are in pictures, by a trained run.
+
+  %(prog)s --workdir runs/a digit.png more/*.jpg
+  %(prog)s --workdir runs/a --json --top 3 'scans/**/*.png'
+  cat digit.png | %(prog)s --workdir runs/a -
+
+Any size, dark on light or light on dark. A picture that cannot be read is reported, the
+others are predicted, and the exit code is then 1.
+"""
+
+
+def _expand(patterns: Sequence[str]) -> Iterator[str]:
+    """Yields files; a pattern that the shell left as it is, is looked up here."""
+    for pattern in patterns:
+        # A file may well be called "7[1].png".
+        found = [] if os.path.exists(pattern) else _glob(os.path.expanduser(pattern))
+        yield from sorted(filter(os.path.isfile, found)) or [pattern]
+
+
+def _glob(pattern: str) -> set[str]:
+    """Returns the paths that match; ``**`` does not descend into linked directories.
+
+    A link to a directory above it would be followed again and again.
+    """
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return set(glob.glob(pattern))
+    at = parts.index("**")
+    rest = list(itertools.dropwhile("**".__eq__, parts[at:])) or ["*"]
+    found = set()
+    for base in glob.glob("/".join([*parts[:at], ""])) if at else ["./"]:
+        for place, folders, _ in os.walk(base):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = os.path.join(place, "").removeprefix("" if at else "./")
+            found |= _glob(glob.escape(inside) + "/".join(rest))
+    return found
+
+
+def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Prepared]]:
+    """Yields each file's picture; those that cannot be read are told, and `failed`."""
+    for file in files:
+        try:
+            source: Any = file
+            if file == "-":
+                source = io.BytesIO(sys.stdin.buffer.read(MAX_FILE_BYTES))
+                source.name = "standard input"
+            yield file, prepare(source)
+        except UserError as error:
+            failed.append(file)
+            command.say(str(error))
+
+
+def _line(file: str, prediction: Prediction, count: int) -> str:
+    name = printable(file)
+    text = f"{name}  –"
+    if prediction.digit is not None:
+        (digit, probability), *others = prediction.top(count)
+        text = f"{name}  {digit}  {probability:.1%}"
+        text += "".join(f"  {other} {share:.1%}" for other, share in others)
+    return text + "".join(f"  ({warning})" for warning in prediction.warnings)
+
+
+def _record(file: str, prediction: Prediction, count: int) -> dict[str, Any]:
+    return {
+        "file": file,
+        "digit": prediction.digit,
+        "top": [
+            {"digit": digit, "probability": round(probability, 6)}
+            for digit, probability in prediction.top(count)
+        ],
+        "warnings": prediction.warnings,
+    }
+
+
+def _save(folder: Path, index: int, file: str, prepared: Prepared) -> None:
+    """Writes what the model was given, under a name that no other picture has."""
+    name = f"{index:04d}-{Path(file).stem if file != '-' else 'stdin'}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(prepared.image).save(folder / name)
+    except OSError as error:
+        raise UserError(
+            f"--save_preprocessed {folder} cannot be written ({error.strerror}): "
+            "expected a folder"
+        ) from None
+
+
+def run(argv: Sequence[str]) -> int:
+    """Does what the command line says; returns 1 if a picture could not be read.
+
+    Raises:
+      UserError: it cannot be done.
+    """
+    parser = command.Parser("python -m flaxmnist.predict", _DESCRIPTION)
+    parser.add_run()
+    parser.add_argument("--json", action="store_true", help="an object a line")
+    parser.add_argument(
+        "--top", type=int, default=2, metavar="K", help="how many digits; default: 2"
+    )
+    parser.add_argument(
+        "--save_preprocessed",
+        type=lambda text: path_of(text, "--save_preprocessed"),
+        metavar="DIR",
+        help="what the model is given",
+    )
+    parser.add_argument("files", nargs="+", metavar="PICTURE", help="- is stdin")
+    args = parser.parse_args(argv)
+    if not 1 <= args.top <= 10:
+        raise UserError(f"--top {args.top}: expected 1 to 10")
+    devices.start_jax(args)
+    state = load_state(args.workdir, args.step)
+
+    console = Console()
+    failed: list[str] = []
+    ready = enumerate(_prepare(_expand(args.files), failed))
+    while chunk := list(itertools.islice(ready, _CHUNK)):
+        predictions = predict_prepared([picture for _, (_, picture) in chunk], state)
+        for (index, (file, picture)), prediction in zip(
+            chunk, predictions, strict=True
+        ):
+            if args.save_preprocessed is not None:
+                _save(args.save_preprocessed, index, file, picture)
+            if args.json:
+                console.line(json.dumps(_record(file, prediction, args.top)))
+            else:
+                console.line(_line(file, prediction, args.top))
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    return command.exit_code(run, argv)

@@ -1,0 +1,139 @@
+"""Configuration files: found, run, and described by flags."""
+
+import contextlib
+import importlib.util
+import inspect
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flaxmnist.config.schema import _flat, override, resolve
+from flaxmnist.errors import UserError, did_you_mean
+
+
+def shipped() -> dict[str, Path]:
+    """Returns the configuration files that come with the library, by short name."""
+    package = Path(__file__).parents[1]
+    # Beside the package in a checkout, inside it in an installed wheel.
+    folders = (package / "configs", package.parent / "configs")
+    folder = next(folder for folder in folders if folder.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
+def load(spec: str) -> ConfigDict:
+    """Returns the configuration of ``FILE.py``, ``NAME`` or either with ``:VARIANT``.
+
+    The file is Python and is run: load none that you do not trust.
+
+    Raises:
+      UserError: there is no such file, or it has no such variant.
+    """
+    where, _, variant = spec.partition(":")
+    path = Path(os.path.expanduser(where))
+    ours = shipped()
+    if not path.is_file():
+        known = path.suffix in ("", ".py") and str(path.parent) in (".", "configs")
+        if path.stem not in ours or not known:
+            kind = "configuration" if path.name == path.stem == where else "file"
+            raise UserError(f"no {kind} {where!r}{did_you_mean(path.stem, ours)}")
+        path = ours[path.stem]
+    path = path.absolute()
+    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(
+            f"{path} is no Python file: expected one with get_config(arg=None)"
+        )
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        with _import_path(path.parent, Path.cwd()):
+            module_spec.loader.exec_module(module)
+            _check_get_config(module)
+            config = module.get_config(variant or None)
+    except UserError:
+        raise
+    # The user's own code: anything may go wrong in it.
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"{path}, line {_line_of(error, path)}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{path}: get_config returned {config!r}: expected a ConfigDict"
+        )
+    return resolve(config)
+
+
+@contextlib.contextmanager
+def _import_path(*folders: Path) -> Iterator[None]:
+    """Has imports look in `folders` first while the block runs."""
+    added = [str(folder) for folder in folders]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:
+            with contextlib.suppress(ValueError):  # The block may change the list, too.
+                sys.path.remove(folder)
+
+
+def _check_get_config(module: ModuleType) -> None:
+    """Raises UserError unless the module has a `get_config` of one argument."""
+    expected = "expected a function get_config(arg=None)"
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UserError(f"{module.__file__} has no get_config; {expected}")
+    try:
+        inspect.signature(get_config).bind(None)
+    except TypeError as error:
+        raise UserError(f"{module.__file__}: get_config: {error}; {expected}") from None
+
+
+def _line_of(error: BaseException, path: Path) -> int:
+    """Returns the last line of a file that an error comes from, or 1."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno or 1
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return (lines and lines[-1]) or 1
+
+
+def variant(arg: str | None, variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the changes of the variant `arg`; none where it is None.
+
+    Raises:
+      UserError: there is no such variant.
+    """
+    if arg is None:
+        return {}
+    if arg not in variants:
+        raise UserError(f"no variant {arg!r}{did_you_mean(arg, variants)}")
+    return variants[arg]
+
+
+def flags_of(config: ConfigDict) -> list[str]:
+    """Returns flags that give this configuration: one that is shipped, and changes."""
+    wanted = _flat(config.to_dict())
+    model = ("model.name", config.model.name)
+    candidates = []
+    for name, path in shipped().items():
+        variants = runpy.run_path(str(path)).get("VARIANTS", {})
+        for spec in (name, *(f"{name}:{variant}" for variant in variants)):
+            base = load(spec)
+            named = [model] if base.model.name != config.model.name else []
+            # Another model's name brings its own defaults.
+            there = _flat(override(base, named).to_dict())
+            changes = named + [
+                (key, value)
+                for key, value in wanted.items()
+                if key not in there or there[key] != value
+            ]
+            candidates.append((spec, changes, bool(named)))
+    spec, changes, _ = min(candidates, key=lambda one: (one[2], len(one[1])))
+    return [f"--config={spec}", *(f"--config.{key}={value}" for key, value in changes)]

@@ -1,0 +1,146 @@
+"""What a batch may be, checked before anything compiles.
+
+A batch is a dict: ``image``; ``label``, integer `[batch]` or `[batch, 10]`, one-hot or
+any distribution; and optionally ``mask``, bool `[batch]`, False where an example is
+padding. An image is uint8 in [0, 255] or floating point in [0, 1]. Names, shapes and
+dtypes are checked while a step is traced. Values are not known then: the step counts
+the labels that are out of range in its metrics (see :func:`valid_labels`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Num, Shaped
+
+from flaxmnist.errors import UserError, did_you_mean, kind_of
+
+NUM_CLASSES = 10
+IMAGE_SHAPE = (28, 28, 1)
+_KEYS = ("image", "label", "mask")
+# Without `jax_enable_x64`, JAX converts the types on the right to those on the left.
+_WIDE = {
+    "int32": "int64",
+    "uint32": "uint64",
+    "float32": "float64",
+    "complex64": "complex128",
+}
+
+
+def as_images(
+    images: Any, name: str = "images"
+) -> Num[Array, "batch height width channels"]:
+    """Returns images as `[batch, 28, 28, 1]`.
+
+    Args:
+      images: uint8 or floating point, `[batch, 28, 28, 1]`, `[batch, 28, 28]`, or flat
+        `[batch, 784]`, as the TensorFlow tutorials feed them.
+      name: what the error calls them.
+
+    Raises:
+      UserError: they are anything else.
+    """
+    images = _array(name, images)
+    if images.shape[:1] == (0,):
+        raise UserError(f"{name} is {kind_of(images)}; expected at least one image")
+    shapes = (IMAGE_SHAPE, IMAGE_SHAPE[:2], (784,))
+    expected = "[batch, 28, 28, 1], [batch, 28, 28] or [batch, 784]"
+    _expect(name, images, images.shape[1:] in shapes, expected)
+    real = images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
+    _expect(name, images, real, "uint8 in [0, 255] or floating point in [0, 1]")
+    return jnp.asarray(images).reshape(-1, *IMAGE_SHAPE)
+
+
+def as_batch(batch: Any) -> dict[str, Array]:
+    """Returns a batch with images `[batch, 28, 28, 1]` and a mask.
+
+    Raises:
+      UserError: something of it is missing, unknown, or of another shape or dtype.
+    """
+    if not isinstance(batch, Mapping):
+        kind = type(batch).__name__
+        raise UserError(f"a batch is a {kind}: expected a dict of {', '.join(_KEYS)}")
+    for key in batch:
+        if key not in _KEYS:
+            raise UserError(f"a batch has no {key!r}{did_you_mean(key, _KEYS)}")
+    for key in ("image", "label"):
+        if key not in batch:
+            raise UserError(f"a batch without {key!r}: found {', '.join(batch)}")
+    image = as_images(batch["image"], 'batch["image"]')
+    count = len(image)
+    label = _array('batch["label"]', batch["label"])
+    mask = _array('batch["mask"]', batch.get("mask", jnp.ones(count, bool)))
+
+    integer = jnp.issubdtype(label.dtype, jnp.integer)
+    real = integer or jnp.issubdtype(label.dtype, jnp.floating) or label.dtype == bool
+    classes = integer and label.shape == (count,)
+    distributions = real and label.shape == (count, NUM_CLASSES)
+    expected = f"integers [{count}] from 0 to 9, or one-hot [{count}, {NUM_CLASSES}]"
+    _expect('batch["label"]', label, classes or distributions, expected)
+    masks = mask.shape == (count,) and mask.dtype == bool
+    _expect('batch["mask"]', mask, masks, f"bool [{count}]")
+    return {"image": image, "label": label, "mask": mask}
+
+
+def cut(batch: Any, parts: int) -> dict[str, Array]:
+    """Returns a batch in `parts`: each array as `[parts, batch / parts, …]`.
+
+    A part is every `parts`-th example: where a batch is split over devices, so is each
+    part of it, and nothing is sent.
+
+    Raises:
+      UserError: as :func:`as_batch`, or it does not divide.
+    """
+    batch = as_batch(batch)
+    if (count := len(batch["mask"])) % parts:
+        raise UserError(
+            f"a batch of {count} cannot be cut into {parts} micro-batches: expected a "
+            f"multiple of grad_accumulation, such as {-(-count // parts) * parts}"
+        )
+    return {
+        name: array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+        for name, array in batch.items()
+    }
+
+
+def valid_labels(
+    labels: Shaped[Array, " batch"] | Shaped[Array, "batch 10"],
+) -> Bool[Array, " batch"]:
+    """Returns which labels are classes from 0 to 9, or distributions over them."""
+    if labels.ndim == 1:
+        return (labels >= 0) & (labels < NUM_CLASSES)
+    total = labels.sum(axis=-1, dtype=jnp.float32)
+    # A distribution may have been rounded to half precision.
+    return (labels >= 0).all(axis=-1) & (jnp.abs(total - 1) < 0.02)
+
+
+def as_logits(logits: Any, count: int) -> Array:
+    """Returns what a model made of `count` images, in float32 at least.
+
+    Raises:
+      UserError: it is not `[count, 10]`.
+    """
+    name, expected = "the model's output", f"logits [{count}, {NUM_CLASSES}]"
+    if not hasattr(logits, "shape"):
+        raise UserError(f"{name} is a {type(logits).__name__}: expected {expected}")
+    if logits.shape != (count, NUM_CLASSES):
+        raise UserError(f"{name} is {kind_of(logits)}: expected {expected}")
+    # Half precision would round away what tells two sure classes apart.
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def _array(name: str, value: Any) -> Any:
+    if not hasattr(value, "shape"):
+        raise UserError(f"{name} is a {type(value).__name__}: expected an array")
+    return value
+
+
+def _expect(name: str, found: Any, ok: bool, expected: str) -> None:
+    if not ok:
+        kind = kind_of(found)
+        # The original dtype is unknown while tracing.
+        if isinstance(found, jax.core.Tracer) and found.dtype.name in _WIDE:
+            narrow = found.dtype.name
+            kind += f" (JAX converts {_WIDE[narrow]} to {narrow})"
+        raise UserError(f"{name} is {kind}: expected {expected}")

@@ -1,0 +1,109 @@
+"""Sums from which every figure of a report follows, exact under any batching."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from flaxmnist.core.batch import NUM_CLASSES
+from flaxmnist.errors import UserError
+
+
+@struct.dataclass
+class Metrics:
+    """Sums over examples; merging is addition, so batches may be cut anywhere.
+
+    Attributes:
+      loss_sum: float32 `[]`, sum of the examples' cross-entropies, in nats.
+      confusion: int32 `[10, 10]`, examples by label (row) and prediction (column).
+      invalid: int32 `[]`, examples left out because their label is no class and no
+        distribution.
+    """
+
+    loss_sum: Any
+    confusion: Any
+    invalid: Any = 0
+
+    @classmethod
+    def empty(cls) -> "Metrics":
+        """Returns the metrics of no example."""
+        return cls(
+            loss_sum=jnp.zeros((), jnp.float32),
+            confusion=jnp.zeros((NUM_CLASSES, NUM_CLASSES), jnp.int32),
+            invalid=jnp.zeros((), jnp.int32),
+        )
+
+    @classmethod
+    def of(
+        cls,
+        losses: Float[Array, " batch"],
+        logits: Float[Array, "batch 10"],
+        labels: Int[Array, " batch"],
+        mask: Bool[Array, " batch"],
+        valid: Bool[Array, " batch"] | bool = True,
+    ) -> "Metrics":
+        """Returns the metrics of a batch.
+
+        Args:
+          losses: cross-entropy of each example, in nats.
+          logits: outputs of the model.
+          labels: classes.
+          mask: False where an example is padding.
+          valid: False where a label is not valid; such an example is only counted.
+        """
+        predictions = jnp.argmax(logits, axis=-1)
+        invalid = (mask & jnp.logical_not(valid)).sum(dtype=jnp.int32)
+        mask = mask & valid
+        confusion = cls.empty().confusion.at[labels, predictions].add(mask)
+        return cls(jnp.where(mask, losses, 0).sum(), confusion, invalid)
+
+    def merge(self, other: "Metrics") -> "Metrics":
+        """Returns the metrics of both together."""
+        return Metrics(
+            self.loss_sum + other.loss_sum,
+            self.confusion + other.confusion,
+            self.invalid + other.invalid,
+        )
+
+    @property
+    def sums(self) -> dict[str, Any]:
+        """The arrays that a checkpoint holds; `invalid` is 0 wherever one is saved."""
+        return {"loss_sum": self.loss_sum, "confusion": self.confusion}
+
+    @property
+    def count(self) -> Any:
+        """Number of examples."""
+        return self.confusion.sum()
+
+    def compute(self) -> dict[str, Any]:
+        """Returns mean `loss`, `accuracy` and `count` as Python numbers.
+
+        Raises:
+          UserError: labels were not valid.
+        """
+        if invalid := int(self.invalid):
+            raise UserError(
+                f"invalid labels: {invalid:,}, and their examples were left out; "
+                "expected integers from 0 to 9, or distributions over ten classes. "
+                "Correct them, or set the batch's mask to False there"
+            )
+        confusion = np.asarray(self.confusion)
+        count = int(confusion.sum())
+        return {
+            "loss": float(self.loss_sum) / max(count, 1),
+            "accuracy": int(np.trace(confusion)) / max(count, 1),
+            "count": count,
+        }
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """Returns `precision`, `recall` and `f1`, float64 `[10]`; 0 where undefined."""
+        confusion = np.asarray(self.confusion, np.float64)
+        correct = np.diagonal(confusion)
+        predicted, actual = confusion.sum(axis=0), confusion.sum(axis=1)
+        return {
+            "precision": correct / np.maximum(predicted, 1),
+            "recall": correct / np.maximum(actual, 1),
+            "f1": 2 * correct / np.maximum(predicted + actual, 1),
+        }

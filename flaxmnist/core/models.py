@@ -1,0 +1,300 @@
+"""The networks: images in, ten logits out."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Shaped
+
+from flaxmnist.core import ops
+from flaxmnist.core.batch import NUM_CLASSES, as_images
+from flaxmnist.errors import UserError, did_you_mean
+from flaxmnist.options import Kind, boolean, check, one_of, optional, real, sizes
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "SoftmaxRegression",
+    "scale",
+]
+
+Images = Shaped[Array | np.ndarray, "batch ..."]
+Logits = Float[Array, "batch 10"]
+# Whole numbers, or one for all; a model keeps them as a tuple.
+Sizes = Any
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "relu": nn.relu,
+    "sigmoid": nn.sigmoid,
+    "tanh": nn.tanh,
+    "softplus": nn.softplus,
+}
+POOLS = {"max": ops.max_pool, "average": ops.average_pool}
+# XLA's own convolution and pooling are the fastest everywhere until differentiated.
+_XLA_POOLS = POOLS | {
+    "max": lambda x: nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+}
+
+
+def _truncated_normal(stddev: float | None) -> nn.initializers.Initializer:
+    """TensorFlow's: redrawn beyond two deviations, its variance not corrected for that.
+
+    Its own deviation is therefore 0.88 `stddev`; 1 / sqrt(fan_in) if that is None.
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        fan_in = math.prod(shape[:-1])
+        deviation = 1 / math.sqrt(fan_in) if stddev is None else stddev
+        return nn.initializers.truncated_normal(deviation)(key, shape, dtype)
+
+    return init
+
+
+_INITIALIZERS: dict[str, Callable[[float | None], nn.initializers.Initializer]] = {
+    "lecun_normal": lambda _: nn.initializers.lecun_normal(),
+    "glorot_uniform": lambda _: nn.initializers.glorot_uniform(),
+    "truncated_normal": _truncated_normal,
+}
+
+
+def scale(images: Images) -> Float[Array, "batch 28 28 1"]:
+    """Brings images to float32 in [0, 1]: the one place where pixels are scaled.
+
+    Args:
+      images: as :func:`flaxmnist.core.batch.as_images` takes them.
+
+    Raises:
+      UserError: they are no such images.
+    """
+    images = as_images(images)
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    return images.astype(jnp.float32)
+
+
+def _floating(dtype: Any) -> Any:
+    if dtype is None or not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise TypeError
+    return dtype
+
+
+def _canonicalize(model: nn.Module) -> None:
+    """Checks the options of a model and sets them in canonical form.
+
+    Raises:
+      UserError: a value is not possible.
+    """
+    given = {name: value for name, value in vars(model).items() if name in _KINDS}
+    for name, value in check("model", given, _KINDS).items():
+        object.__setattr__(model, name, value)  # A module refuses assignments.
+
+
+class SoftmaxRegression(nn.Module):
+    """One dense layer from zero: "MNIST for ML Beginners".
+
+    Attributes:
+      dtype: as of an `MLP`.
+
+    Raises:
+      UserError: a value is not possible.
+    """
+
+    dtype: Any = None
+
+    def __post_init__(self) -> None:
+        _canonicalize(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Returns the logits."""
+        pixels = scale(images).reshape(-1, 28 * 28)
+        return nn.Dense(
+            NUM_CLASSES,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros,
+            dot_general=ops.dot_general,
+        )(pixels)
+
+
+class MLP(nn.Module):
+    """Dense layers: "TensorFlow Mechanics 101".
+
+    Attributes:
+      hidden: width of each hidden layer; a number is one layer.
+      dropout_rate: share of each hidden layer's activations dropped in training.
+      activation: "relu", "sigmoid", "tanh" or "softplus".
+      batch_norm: whether each hidden layer is normalized before its activation.
+      kernel_init: "lecun_normal", "glorot_uniform", or TensorFlow's
+        "truncated_normal".
+      kernel_stddev: of "truncated_normal", before truncation; None: 1 / sqrt(fan_in).
+      bias_init: value of every bias.
+      dtype: what layers compute in, such as "bfloat16"; if None, what their inputs and
+        parameters are. Parameters, batch statistics and logits are float32 anyway.
+
+    Raises:
+      UserError: a value is not possible.
+    """
+
+    hidden: Sizes = (128, 32)
+    dropout_rate: float = 0.0
+    activation: str = "relu"
+    batch_norm: bool = False
+    kernel_init: str = "lecun_normal"
+    kernel_stddev: float | None = None
+    bias_init: float = 0.0
+    dtype: Any = None
+
+    def __post_init__(self) -> None:
+        _canonicalize(self)
+        if self.kernel_stddev is not None and self.kernel_init != "truncated_normal":
+            raise UserError(
+                f"model.kernel_stddev={self.kernel_stddev} has no use with "
+                f"model.kernel_init={self.kernel_init!r}: expected 'truncated_normal'"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Returns the logits."""
+        return self._classify(scale(images).reshape(-1, 28 * 28), train)
+
+    @nn.nowrap
+    def _layer(self) -> dict[str, Any]:
+        return {
+            "dtype": self.dtype,
+            "kernel_init": _INITIALIZERS[self.kernel_init](self.kernel_stddev),
+            "bias_init": nn.initializers.constant(self.bias_init),
+        }
+
+    @nn.nowrap
+    def _activate(self, x: Array, train: bool) -> Array:
+        if self.batch_norm:
+            x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+        return ACTIVATIONS[self.activation](x)
+
+    @nn.nowrap
+    def _classify(self, x: Array, train: bool) -> Array:
+        for width in self.hidden:
+            x = self._activate(nn.Dense(width, **self._layer())(x), train)
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(NUM_CLASSES, dot_general=ops.dot_general, **self._layer())(x)
+
+
+class CNN(MLP):
+    """Convolution, activation and 2×2 pooling, repeated; then the layers of an `MLP`.
+
+    The default layers are those of "A Guide to TF Layers".
+
+    Attributes:
+      features: channels of each convolution; a number is one convolution.
+      kernel_size: height and width of every kernel; a number is both.
+      strides: of every convolution; a number is both.
+      padding: "SAME" or "VALID".
+      pool: "max", "average", or None.
+
+    Raises:
+      UserError: a value is not possible, or nothing of an image is left.
+    """
+
+    hidden: Sizes = (1024,)
+    dropout_rate: float = 0.4
+    features: Sizes = (32, 64)
+    kernel_size: Sizes = (5, 5)
+    strides: Sizes = (1, 1)
+    padding: str = "SAME"
+    pool: str | None = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for axis, kernel in enumerate(self.kernel_size):
+            size = 28
+            for layer, _ in enumerate(self.features, 1):
+                room = size if self.padding == "SAME" else size - kernel + 1
+                size = -(-room // self.strides[axis]) // (2 if self.pool else 1)
+                if size < 1:
+                    raise UserError(
+                        f"model.features={self.features}: convolution {layer} leaves "
+                        "nothing of 28×28 pixels; expected fewer, padding 'SAME', "
+                        "smaller strides, or pool None"
+                    )
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Returns the logits."""
+        conv = ops.conv if train else lax.conv_general_dilated
+        pools = POOLS if train else _XLA_POOLS
+        x = scale(images)
+        for channels in self.features:
+            x = nn.Conv(
+                channels,
+                self.kernel_size,
+                self.strides,
+                self.padding,
+                conv_general_dilated=conv,
+                **self._layer(),
+            )(x)
+            x = self._activate(x, train)
+            if self.pool is not None:
+                x = pools[self.pool](x)
+        return self._classify(x.reshape(x.shape[0], -1), train)
+
+
+MODELS: dict[str, type[nn.Module]] = {
+    "softmax": SoftmaxRegression,
+    "mlp": MLP,
+    "cnn": CNN,
+}
+_KINDS = {
+    "hidden": sizes(),
+    "dropout_rate": real(0, below=1),
+    "activation": one_of(ACTIVATIONS),
+    "batch_norm": boolean,
+    "kernel_init": one_of(_INITIALIZERS),
+    "kernel_stddev": optional(real(0, above=True, below=1_000)),
+    "bias_init": real(-1_000, below=1_000),
+    "features": sizes(),
+    "kernel_size": sizes(2, most=28),
+    "strides": sizes(2, most=28),
+    "padding": one_of(("SAME", "VALID")),
+    "pool": optional(one_of(POOLS)),
+    "dtype": optional(
+        Kind("a floating-point type such as 'float32' or 'bfloat16'", _floating)
+    ),
+}
+
+
+def options(name: Any, **given: Any) -> dict[str, Any]:
+    """Returns every option of the model `name`, checked; the defaults where not given.
+
+    Raises:
+      UserError: the model or an option is unknown, or a value is not possible.
+    """
+    if not isinstance(name, str) or name not in MODELS:
+        raise UserError(f"no model {name!r}{did_you_mean(name, MODELS)}")
+    defaults = {
+        field.name: cast(Any, field.default)
+        for field in dataclasses.fields(MODELS[name])
+        if field.name in _KINDS and field.name != "dtype"
+    }
+    return defaults | check("model", given, {name: _KINDS[name] for name in defaults})
+
+
+def build(name: Any, *, dtype: Any = None, **given: Any) -> nn.Module:
+    """Returns the model `name`, which computes in `dtype`.
+
+    Raises:
+      UserError: as :func:`options` and the models themselves.
+    """
+    return MODELS[name](dtype=dtype, **options(name, **given))
+
+
+def num_parameters(params: Any) -> int:
+    """Returns how many numbers a tree of parameters holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,167 @@
+"""Optimizers and learning-rate schedules by name, all from optax."""
+
+import functools
+
+import jax
+import optax
+
+from flaxmnist.errors import UserError
+from flaxmnist.options import boolean, check, duration, one_of, optional, real
+
+__all__ = ["build", "build_schedule"]
+
+OPTIMIZERS = {
+    "sgd": (optax.sgd, ("momentum", "nesterov")),
+    "adam": (optax.adam, ()),
+    "adamw": (optax.adamw, ("weight_decay",)),
+}
+SCHEDULES = ("constant", "cosine", "exponential", "one_cycle")
+
+KINDS = {
+    "name": one_of(OPTIMIZERS),
+    "learning_rate": real(0, above=True),
+    "schedule": one_of(SCHEDULES),
+    "warmup": optional(duration),
+    "decay_rate": optional(real(0, above=True)),
+    "momentum": optional(real(0, below=1)),
+    "nesterov": optional(boolean),
+    "weight_decay": optional(real(0)),
+    "clip_norm": optional(real(0, above=True)),
+}
+
+
+def build_schedule(
+    schedule: str,
+    learning_rate: float,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_steps: int = 0,
+    decay_rate: float | None = None,
+) -> optax.Schedule:
+    """Returns the learning rate as a function of the step.
+
+    Args:
+      schedule: "constant"; "cosine", to zero at `total_steps`; "exponential", times
+        `decay_rate` (0.95) every epoch, continuously; "one_cycle", cosine up over the
+        warm-up (30 % of the steps unless given) and down to almost zero (Smith and
+        Topin, 2018, "Super-Convergence").
+      learning_rate: the largest rate.
+      total_steps: length of the run.
+      steps_per_epoch: what "exponential" decays by.
+      warmup_steps: steps of linear growth from zero.
+      decay_rate: for "exponential".
+
+    Raises:
+      UserError: the warm-up does not fit, or `decay_rate` has no use here.
+    """
+    if warmup_steps >= total_steps:
+        raise UserError(
+            f"optimizer.warmup is {warmup_steps} steps: "
+            f"expected fewer than the run's {total_steps}"
+        )
+    if decay_rate is not None and schedule != "exponential":
+        raise UserError(
+            f"optimizer.decay_rate={decay_rate} has no use with "
+            f"optimizer.schedule={schedule!r}: expected schedule 'exponential'"
+        )
+    if schedule == "one_cycle":
+        rise = warmup_steps / total_steps if warmup_steps else 0.3
+        return optax.cosine_onecycle_schedule(
+            # optax needs one whole step of rise.
+            max(total_steps, 4),
+            learning_rate,
+            pct_start=max(rise, 1 / total_steps),
+        )
+    if schedule == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
+    elif schedule == "exponential":
+        rate = 0.95 if decay_rate is None else decay_rate
+        after = optax.exponential_decay(learning_rate, steps_per_epoch, rate)
+    else:
+        after = optax.constant_schedule(learning_rate)
+    if not warmup_steps:
+        return after
+    up = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([up, after], [warmup_steps])
+
+
+# Cached, because a `TrainState` holds its optimizer as a static field: an equal
+# optimizer must be the same object, or every jitted step would compile again.
+@functools.lru_cache
+def build(
+    name: str,
+    learning_rate: float,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    decay_rate: float | None = None,
+    clip_norm: float | None = None,
+    **specific: float | bool | None,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimizer and its learning-rate schedule.
+
+    Args:
+      name: "sgd", "adam" or "adamw".
+      learning_rate: the largest learning rate.
+      total_steps: see :func:`build_schedule`, as the next four.
+      steps_per_epoch: see there.
+      schedule: see there.
+      warmup_steps: see there.
+      decay_rate: see there.
+      clip_norm: gradients are scaled down to this global norm (Pascanu et al., 2013).
+      **specific: `momentum` and `nesterov` for SGD, `weight_decay` for AdamW; None
+        is optax's own default.
+
+    Raises:
+      UserError: an option is not possible, or has no use with this optimizer or
+        schedule.
+    """
+    options = {
+        "name": name,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "decay_rate": decay_rate,
+        "clip_norm": clip_norm,
+    }
+    check("optimizer", options | specific, KINDS)
+    rate = build_schedule(
+        schedule,
+        learning_rate,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=warmup_steps,
+        decay_rate=decay_rate,
+    )
+    make, own = OPTIMIZERS[name]
+    given = {option: value for option, value in specific.items() if value is not None}
+    for option in given.keys() - set(own):
+        users = [other for other, (_, takes) in OPTIMIZERS.items() if option in takes]
+        raise UserError(
+            f"optimizer.{option}={given[option]} has no use with "
+            f"optimizer.name={name!r}: expected {' or '.join(map(repr, users))}"
+        )
+    if given.get("nesterov") and not given.get("momentum"):
+        raise UserError("optimizer.nesterov has no use without optimizer.momentum")
+    tx = make(rate, **given)
+    if clip_norm is not None:
+        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
+    return tx, rate
+
+
+@functools.lru_cache  # As of `build`.
+def scaled(
+    tx: optax.GradientTransformation, factor: float
+) -> optax.GradientTransformation:
+    """Returns `tx` with its learning rate, at every step, times `factor`.
+
+    Its state is that of `tx`, so that a run may go on with it.
+    """
+
+    def update(grads, state, params=None):
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(lambda update: factor * update, updates), state
+
+    return optax.GradientTransformation(tx.init, update)

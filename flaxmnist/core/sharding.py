@@ -1,0 +1,236 @@
+"""Where arrays live: a mesh of devices, and rules for what is split over its axes.
+
+Batches are split over the axis ``"data"``; dense layers over ``"model"``, and the whole
+state over ``"data"``, if a :class:`Layout` says so. The compiler carries the shardings
+of what a program is given through it, and puts in what has to be sent; a step says no
+more than how its state is kept.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from flaxmnist import options
+from flaxmnist.errors import UserError, kind_of
+
+__all__ = [
+    "Layout",
+    "make_mesh",
+    "placement",
+    "put_tree",
+    "replicated",
+    "split_over_data",
+]
+
+# The dimension that the axis "model" splits, by the end of a parameter's name. Dense
+# layers are taken in pairs: the first is split by its outputs, the second by its
+# inputs, which are there already, so that one sum is sent a pair (Shoeybi et al., 2019,
+# "Megatron-LM").
+MODEL_RULES = {
+    r"Dense_\d*[02468]/(kernel|bias)$": -1,
+    r"Dense_\d*[13579]/kernel$": 0,
+}
+
+KINDS = {
+    "data": options.Kind(
+        "-1 (all devices), or a whole number, 1 or more",
+        lambda value: -1 if value == -1 else options.whole(1).convert(value),
+    ),
+    "model": options.whole(1),
+    "devices": options.optional(options.wholes(0, 65_536, "(0, 2)")),
+}
+
+
+def make_mesh(
+    data: int = -1, model: int = 1, devices: Sequence[int] | None = None
+) -> Mesh:
+    """Returns a mesh with the axes ``"data"`` and ``"model"``.
+
+    Args:
+      data: in how many parts a batch is split; -1 for as many as there are devices.
+      model: in how many parts each dense layer is split.
+      devices: ids of those to choose from; all if None.
+
+    Raises:
+      UserError: there are no such devices, or not that many, or they do not divide, or
+        several processes would share fewer devices than there are.
+    """
+    given = {"data": data, "model": model, "devices": devices}
+    data, model, devices = options.check("mesh", given, KINDS).values()
+    there = {device.id: device for device in jax.devices()}
+    platform = jax.devices()[0].platform
+    chosen = list(there.values())
+    if devices is not None:
+        missing = [id for id in devices if id not in there]
+        if missing or not devices:
+            more = f", or add --num_cpu_devices={max(missing) + 1}" if missing else ""
+            raise UserError(
+                f"mesh.devices={tuple(devices)}: expected ids of devices ({platform}), "
+                f"out of {', '.join(map(str, there))}, such as --devices="
+                f"{next(iter(there))}{more if platform == 'cpu' else ''}"
+            )
+        chosen = [there[id] for id in dict.fromkeys(devices)]
+    total = len(chosen)
+    fewer = f"--config.mesh.data={max(1, total // model)}"
+    if model > total:
+        fewer += f" --config.mesh.model={total}"
+    if data == -1:
+        if total % model:
+            divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
+            raise UserError(
+                f"mesh.model={model} does not divide the {total} devices ({platform}): "
+                f"expected one of {', '.join(divisors)}, or {fewer} to use fewer"
+            )
+        data = total // model
+    count = data * model
+    if count > total:
+        raise UserError(
+            f"mesh.model={model}, mesh.data={data}: there are {total} devices "
+            f"({platform}); expected a product of at most that, such as {fewer}"
+        )
+    if jax.process_count() > 1 and count < len(there):
+        raise UserError(
+            f"the mesh is of {count} devices: expected all {len(there)} of the "
+            f"{jax.process_count()} processes"
+        )
+    return jax.make_mesh(
+        (data, model),
+        ("data", "model"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=chosen[:count],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the arrays of a state are split: by the name and the shape of each.
+
+    What an axis does not divide, it does not split. An optimizer keeps its moments of a
+    parameter under that parameter's own name and in its shape, as in
+    ``opt_state/0/mu/Dense_0/kernel``: the same rules find both.
+
+    Attributes:
+      mesh: with the axes ``"data"`` and ``"model"``, which follows `MODEL_RULES`.
+      fsdp: whether ``"data"`` splits, too, the largest dimension that it divides and
+        ``"model"`` leaves: fully sharded data parallelism (Rajbhandari et al., 2020,
+        "ZeRO").
+    """
+
+    mesh: Mesh
+    fsdp: bool = False
+
+    def spec_of(self, name: str, shape: Sequence[int]) -> PartitionSpec:
+        """Returns the axis that splits each dimension, or None; no None at the end."""
+        axes: list[str | None] = [None] * len(shape)
+
+        def fits(dim: int, axis: str) -> bool:
+            parts = self.mesh.shape[axis]
+            return parts > 1 and axes[dim] is None and shape[dim] % parts == 0
+
+        for pattern, dim in MODEL_RULES.items():
+            if shape and re.search(pattern, name) and fits(dim, "model"):
+                axes[dim] = "model"
+        fitting = [
+            dim for dim, _ in enumerate(shape) if self.fsdp and fits(dim, "data")
+        ]
+        if fitting:
+            axes[max(fitting, key=shape.__getitem__)] = "data"
+        while axes and axes[-1] is None:  # As compiled programs return them.
+            axes.pop()
+        return PartitionSpec(*axes)
+
+    def of(self, tree: Any) -> Any:
+        """Returns the sharding of each array, or of its shape, in a like tree."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: NamedSharding(
+                self.mesh, self.spec_of(_name(path), leaf.shape)
+            ),
+            tree,
+        )
+
+
+def keep(tree: Any, layout: Layout | None) -> Any:
+    """Has a compiled program leave a tree split as `layout` says."""
+    if layout is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, layout.of(tree))
+
+
+def gather(params: Any, layout: Layout | None) -> Any:
+    """Has a compiled program bring together what `fsdp` splits, for a layer to use.
+
+    Left to itself, the compiler may bring the examples of all devices together instead.
+    """
+    return keep(params, layout and Layout(layout.mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_over_data(mesh: Mesh, axis: int) -> NamedSharding:
+    """Returns the sharding of an array whose `axis` is split over ``"data"``."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def abstract(make: Callable[[], Any], sharding: Sharding | Layout | None) -> Any:
+    """Returns the tree that `make` would, as shapes and dtypes in `sharding`."""
+    shapes = jax.eval_shape(make)
+    if isinstance(sharding, Layout):
+        where = sharding.of(shapes)
+    else:
+        where = jax.tree.map(lambda leaf: sharding, shapes)
+    return jax.tree.map(
+        lambda leaf, one: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
+        shapes,
+        where,
+    )
+
+
+def put(values: np.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
+    """Places an array that every process holds whole; each sends its own part."""
+    array = np.asarray(values)
+    # A transfer that is meant: a loop under `jax.transfer_guard` may make it.
+    with jax.transfer_guard("allow"):
+        return jax.make_array_from_callback(
+            array.shape, sharding, lambda index: array[index]
+        )
+
+
+def put_tree(tree: Any, sharding: NamedSharding) -> Any:
+    """Places every array of a tree, as :func:`put`."""
+    return jax.tree.map(lambda leaf: put(leaf, sharding), tree)
+
+
+def zeros(make: Callable[[], Any], sharding: NamedSharding) -> Any:
+    """Places zeros of the shapes and dtypes of the tree that `make` would return."""
+    return jax.tree.map(
+        lambda leaf: put(np.zeros(leaf.shape, leaf.dtype), sharding),
+        jax.eval_shape(make),
+    )
+
+
+def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the leaves of a tree under names such as ``"params/Dense_0/bias"``."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield _name(path), leaf
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def placement(tree: Any) -> Iterator[str]:
+    """Yields a line for each array of a tree: name, dtype, shape, sharding, devices."""
+    for name, leaf in named_leaves(tree):
+        spec = ", ".join(map(str, leaf.sharding.spec))
+        if leaf.sharding.is_fully_replicated:
+            spec = "replicated"
+        ids = ", ".join(str(device.id) for device in leaf.sharding.mesh.devices.flat)
+        yield f"{name}: {kind_of(leaf)}, {spec}, on {ids}"

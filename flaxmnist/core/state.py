@@ -1,0 +1,182 @@
+"""The state of training, made where it will live."""
+
+import functools
+import inspect
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Sharding
+
+from flaxmnist import options
+from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core.sharding import Layout, abstract
+from flaxmnist.errors import UserError, shown
+
+KINDS = {
+    "seed": options.seed,
+    "ema_decay": options.optional(options.real(0, above=True, below=1)),
+    "grad_accumulation": options.count,
+}
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step reads and writes; a pytree, so jit, shard and save it whole.
+
+    Attributes:
+      step: int32 `[]`, updates made.
+      params: the model's parameters.
+      opt_state: the optimizer's state.
+      model_state: the model's other collections, such as ``batch_stats``.
+      key: PRNG key of the run; each step folds its number into it.
+      model: the linen module (static).
+      tx: the optimizer (static: build it once, or steps compile again).
+      layout: how a step leaves all of it split over devices (static); None leaves that
+        to the compiler.
+      ema: the average of the parameters over the updates; None without `ema_decay`.
+      ema_decay: what an update's weight in `ema` is multiplied by at the next (static).
+      grad_accumulation: micro-batches that a batch is cut into (static).
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    model_state: Any
+    key: Any
+    model: nn.Module = struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    layout: Layout | None = struct.field(pytree_node=False, default=None)
+    ema: Any = None
+    ema_decay: float | None = struct.field(pytree_node=False, default=None)
+    grad_accumulation: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate, predict and export by: `ema`, if there is one."""
+        return self.params if self.ema_decay is None else self.ema
+
+    def averaged(self, params: Any) -> Any:
+        """Returns `ema` after an update to `params`.
+
+        The weights of all updates sum to one, as Adam's do (Kingma and Ba, 2015): the
+        first update's average is its parameters, and where they began has no part.
+        """
+        if self.ema_decay is None:
+            return None
+        # (1 - decay) / (1 - decay^updates), exact also where decay is close to one.
+        forgotten = -jnp.expm1((self.step + 1) * math.log(self.ema_decay))
+        share = (1 - self.ema_decay) / forgotten
+        return optax.incremental_update(params, self.ema, share)
+
+
+def _init(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    seed: int,
+    sharding: Sharding | Layout | None,
+    ema_decay: float | None = None,
+    grad_accumulation: int = 1,
+) -> TrainState:
+    init_key, key = jax.random.split(jax.random.key(seed))
+    images = jnp.zeros((1, *IMAGE_SHAPE), jnp.uint8)
+    variables = dict(model.init(init_key, images, train=False))
+    if "params" not in variables:
+        raise UserError(
+            f"model={type(model).__name__} has no parameters; expected a module with "
+            "layers to train"
+        )
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        model_state=variables,
+        key=key,
+        model=model,
+        tx=tx,
+        layout=sharding if isinstance(sharding, Layout) else None,
+        ema=None if ema_decay is None else params,
+        ema_decay=ema_decay,
+        grad_accumulation=grad_accumulation,
+    )
+
+
+def abstract_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    sharding: Sharding | Layout | None = None,
+    **options: Any,
+) -> TrainState:
+    """Returns the state's shapes, dtypes and shardings; nothing is computed.
+
+    The options are those of :func:`create_state`.
+    """
+    init = functools.partial(_init, model, tx, 0, sharding, **options)
+    return abstract(init, sharding)
+
+
+def create_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    seed: int = 0,
+    sharding: Sharding | Layout | None = None,
+    *,
+    ema_decay: float | None = None,
+    grad_accumulation: int = 1,
+) -> TrainState:
+    """Returns the state before the first step, initialized straight into `sharding`.
+
+    Args:
+      model: maps `[batch, 28, 28, 1]` images to `[batch, 10]` logits; takes
+        `train: bool`, and a ``"dropout"`` key while training.
+      tx: any optax transformation.
+      seed: decides the parameters and every later random draw.
+      sharding: where each array lives: one for all, or a layout, which the steps keep;
+        the default device if None.
+      ema_decay: in (0, 1), to average the parameters over the updates and evaluate by
+        that average; about the last 1 / (1 - ema_decay) updates count.
+      grad_accumulation: micro-batches that each batch is cut into, to hold the
+        activations of one at a time; the update is that of the whole batch.
+
+    Raises:
+      UserError: an argument has a value or a type that is not possible.
+    """
+    _check_parts(model, tx, sharding)
+    given = {
+        "seed": seed,
+        "ema_decay": ema_decay,
+        "grad_accumulation": grad_accumulation,
+    }
+    checked = options.check("", given, KINDS)
+    init = functools.partial(_init, model, tx, sharding=sharding, **checked)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def _check_parts(model: Any, tx: Any, sharding: Any) -> None:
+    """Raises UserError unless a state can be made of a model and an optimizer."""
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model={shown(model)}: expected a flax.linen module such as CNN()"
+        )
+    parameters = inspect.signature(type(model).__call__).parameters.values()
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    if not takes_any and "train" not in [each.name for each in parameters]:
+        raise UserError(
+            f"model={type(model).__name__} does not take the argument 'train'; "
+            "expected __call__(self, images, *, train)"
+        )
+    if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
+        raise UserError(
+            f"tx={shown(tx)}: expected an optax transformation such as optax.adam(1e-3)"
+        )
+    if not isinstance(sharding, Sharding | Layout | None):
+        raise UserError(
+            f"sharding={shown(sharding)}: expected a jax.sharding.Sharding or a "
+            "flaxmnist.sharding.Layout; for a mesh, sharding.replicated(mesh)"
+        )

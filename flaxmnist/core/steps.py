@@ -1,0 +1,245 @@
+"""The pure steps. Import them, or let `flaxmnist.train` drive them.
+
+What a batch may be is told, and checked while tracing, by `flaxmnist.inputs`. Arrays
+may be sharded over devices; computation follows them.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from flaxmnist.core.batch import as_batch, as_images, as_logits, cut, valid_labels
+from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.sharding import gather, keep
+from flaxmnist.core.state import TrainState
+from flaxmnist.errors import UserError
+
+Batch = dict[str, Any]
+
+
+def _explained(step: Any) -> Any:
+    """Returns a jitted step that names the mistake if it is given donated arrays."""
+
+    @functools.wraps(step)
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            leaves = jax.tree.leaves((args, kwargs))
+            if "deleted" in str(error) and any(map(_is_deleted, leaves)):
+                raise UserError(
+                    f"{step.__name__}: an argument was donated to an earlier step and "
+                    "is deleted; use the state and the metrics that train_step or "
+                    "train_steps returned"
+                ) from None
+            raise
+
+    for name in ("lower", "trace", "eval_shape", "clear_cache", "_cache_size"):
+        setattr(explained, name, getattr(step, name))
+    return explained
+
+
+def _is_deleted(leaf: Any) -> bool:
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return concrete and leaf.is_deleted()
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """A pytree that yields batches inside a compiled program."""
+
+    def at(self, step: Int[Array, ""]) -> Batch:
+        """Returns the batch of a step."""
+
+
+def loss_fn(
+    params: Any, state: TrainState, batch: Batch, *, train: bool = True
+) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
+    """Returns the mean cross-entropy, and what was found on the way.
+
+    Args:
+      params: the parameters; those of `state`, or others to differentiate by.
+      state: all the rest.
+      batch: see :func:`flaxmnist.core.batch.as_batch`. Examples that its mask hides or
+        whose label is not valid count in batch normalization, but not in the loss.
+      train: whether dropout drops, and batch statistics are the batch's own.
+
+    Returns:
+      the loss in nats; and the metrics, with the model's new collections (none unless
+      `train`).
+
+    Raises:
+      UserError: the batch has not the names, shapes and dtypes of one, or the model
+        does not make logits of it.
+    """
+    batch = as_batch(batch)
+    logits, model_state = state.model.apply(
+        {"params": gather(params, state.layout), **state.model_state},
+        batch["image"],
+        train=train,
+        rngs={"dropout": jax.random.fold_in(state.key, state.step)},
+        mutable=list(state.model_state) if train else [],
+    )
+    labels, mask = batch["label"], batch["mask"]
+    logits = as_logits(logits, len(mask))
+    valid = valid_labels(labels)
+    if labels.ndim == 1:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        # A NaN in a label would reach the gradient, though its loss is left out.
+        labels = jnp.where(valid[:, None], labels, 0)
+        losses = optax.softmax_cross_entropy(logits, labels)
+        labels = jnp.argmax(labels, axis=-1)
+    metrics = Metrics.of(losses, logits, labels, mask, valid)
+    count = jnp.maximum((mask & valid).sum(), 1)
+    return metrics.loss_sum / count, (metrics, model_state)
+
+
+def gradient(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]:
+    """Differentiates :func:`loss_fn`, in `state.grad_accumulation` micro-batches.
+
+    Each draws a dropout of its own, and batch statistics are updated by one after the
+    other. The loss is the mean over all examples that the batch's mask shows.
+
+    Raises:
+      UserError: as :func:`loss_fn`, or the batch cannot be cut into so many.
+    """
+    differentiate = jax.grad(loss_fn, has_aux=True)
+    if state.grad_accumulation == 1:
+        return differentiate(state.params, state, batch)
+
+    def add(carry, micro_batch):
+        sums, model_state = carry
+        index, batch = micro_batch
+        key = jax.random.fold_in(state.key, index)
+        micro = dataclasses.replace(state, key=key, model_state=model_state)
+        grads, (metrics, model_state) = differentiate(state.params, micro, batch)
+        sums = jax.tree.map(lambda a, b: a + b * metrics.count, sums, grads)
+        return (sums, model_state), metrics
+
+    parts = cut(batch, state.grad_accumulation)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (sums, model_state), metrics = lax.scan(
+        add, (zeros, state.model_state), (jnp.arange(state.grad_accumulation), parts)
+    )
+    metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0), metrics)
+    count = jnp.maximum(metrics.count, 1)
+    return jax.tree.map(lambda leaf: leaf / count, sums), (metrics, model_state)
+
+
+@_explained
+@functools.partial(jax.jit, donate_argnames="state")
+def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """Makes one update; `state` is donated, so use the returned one from here on."""
+    grads, (metrics, model_state) = gradient(state, batch)
+    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        ema=state.averaged(params),
+        opt_state=opt_state,
+        model_state=model_state,
+    )
+    return keep(state, state.layout), metrics
+
+
+@_explained
+@jax.jit
+def eval_step(state: TrainState, batch: Batch) -> Metrics:
+    """Returns the metrics of one batch; nothing random, nothing changed."""
+    _, (metrics, _) = loss_fn(state.eval_params, state, batch, train=False)
+    return metrics
+
+
+@_explained
+@jax.jit
+def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch ..."]]:
+    """Returns ``classes`` `[batch]`, ``probabilities`` and ``logits`` `[batch, 10]`.
+
+    Args:
+      state: whose parameters and model state predict.
+      images: see :func:`flaxmnist.core.batch.as_images`, which checks them.
+
+    Raises:
+      UserError: they are no images.
+    """
+    images = as_images(images)
+    params = gather(state.eval_params, state.layout)
+    variables = {"params": params, **state.model_state}
+    logits = state.model.apply(variables, images, train=False)
+    logits = as_logits(logits, images.shape[0])
+    return {
+        "classes": jnp.argmax(logits, axis=-1),
+        "probabilities": jax.nn.softmax(logits),
+        "logits": logits,
+    }
+
+
+@_explained
+@functools.partial(jax.jit, donate_argnames=("state", "metrics"))
+def train_steps(
+    state: TrainState, metrics: Metrics, batches: Batches, num_steps: Int[Array, ""]
+) -> tuple[TrainState, Metrics]:
+    """Makes `num_steps` updates in one dispatch and adds up their metrics.
+
+    The number of steps is an argument of the compiled program, not a part of it: one
+    compilation serves every number, and cutting a run elsewhere changes no bit.
+    """
+
+    def body(_, carry):
+        state, metrics = carry
+        state, new = train_step(state, batches.at(state.step))
+        return state, metrics.merge(new)
+
+    return lax.fori_loop(0, num_steps, body, (state, metrics))
+
+
+@_explained
+@functools.partial(jax.jit, donate_argnames="metrics")
+def eval_steps(
+    state: TrainState,
+    metrics: Metrics,
+    batches: Batches,
+    first: Int[Array, ""],
+    num_steps: Int[Array, ""],
+) -> Metrics:
+    """Adds the metrics of the batches `first` … `first + num_steps - 1`."""
+
+    def body(step, metrics):
+        return metrics.merge(eval_step(state, batches.at(step)))
+
+    return lax.fori_loop(first, first + num_steps, body, metrics)
+
+
+@_explained
+@jax.jit
+def norms(state: TrainState, batches: Batches) -> dict[str, Float[Array, ""]]:
+    """Returns the global norms of the next update's gradient and of the parameters.
+
+    The gradient is that of the loss, before the optimizer clips it.
+    """
+    grads, _ = gradient(state, batches.at(state.step))
+    return {
+        "gradient_norm": optax.global_norm(grads),
+        "parameter_norm": optax.global_norm(state.params),
+    }
+
+
+@_explained
+@jax.jit
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Returns whether every floating-point number in a tree is finite."""
+    floats = [
+        leaf
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in floats]))

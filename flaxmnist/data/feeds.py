@@ -1,0 +1,310 @@
+"""From examples to batches on the mesh.
+
+The order of the examples is a function of (seed, epoch), and the place in it a function
+of the step: nothing about data is ever saved, and a resumed run sees what the
+undisturbed one would have seen.
+"""
+
+import concurrent.futures
+import copy
+import functools
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+
+from flaxmnist import options
+from flaxmnist.core import sharding
+from flaxmnist.data.datasets import Split
+from flaxmnist.data.rows import Read, gather, reader
+from flaxmnist.errors import UserError, shown
+from flaxmnist.runtime.memory import available_memory
+
+PADDING = -1
+_KINDS = {"batch_size": options.count, "seed": options.optional(options.seed)}
+# Bytes of images that the host path sends at once.
+SLAB_BYTES = 8 << 20
+# The share of the available memory that the data on the devices may take.
+MAX_SHARE = 0.8
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Returns the order of `count` examples in an epoch, int32 `[count]`.
+
+    From the raw stream of Philox (Salmon et al., 2011), which NumPy promises never to
+    change, unlike that of its `permutation`.
+    """
+    numbers = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+    # Their low bits are made their places: sorted several times sooner than places by
+    # numbers, and no two are equal. All in place: there may be many.
+    low = np.uint64((1 << (count - 1).bit_length()) - 1)
+    numbers &= ~low
+    numbers |= np.arange(count, dtype=np.uint64)
+    numbers.sort()
+    numbers &= low
+    return numbers.astype(np.int32)
+
+
+def _batch(images: Any, labels: Any, mask: Any) -> dict[str, Any]:
+    return {"image": images.reshape(-1, 28, 28, 1), "label": labels, "mask": mask}
+
+
+@struct.dataclass
+class DeviceBatches:
+    """A split on the devices and the order of its examples.
+
+    Images are held flat, because tiled memory would pad a last dimension of 1.
+
+    Attributes:
+      images: uint8 `[count, 784]`, whole on every device.
+      labels: int32 `[count]`, whole on every device.
+      order: int32 `[steps, batch]`, rows of `images`, split over the devices.
+    """
+
+    images: Any
+    labels: Any
+    order: Any
+
+    def at(self, step: Any) -> dict[str, Any]:
+        """Gathers the batch of a step; the gather follows the sharding of `order`."""
+        rows = self.order[step % self.order.shape[0]]
+        mask = rows != PADDING
+        rows = jnp.where(mask, rows, 0)
+        return _batch(self.images[rows], self.labels[rows], mask)
+
+
+@struct.dataclass
+class HostBatches:
+    """A slab of consecutive batches, sent by the host.
+
+    Attributes:
+      images: uint8 `[steps, batch, 784]`, batches split over the devices.
+      labels: int32 `[steps, batch]`.
+      mask: bool `[steps, batch]`.
+      first: int32 `[]`, step of the first batch.
+    """
+
+    images: Any
+    labels: Any
+    mask: Any
+    first: Any
+
+    def at(self, step: Any) -> dict[str, Any]:
+        """Returns the batch of a step that the slab holds."""
+        index = step - self.first
+        return _batch(self.images[index], self.labels[index], self.mask[index])
+
+
+class Feed(Protocol):
+    """A split, cut into batches."""
+
+    steps_per_epoch: int
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """Yields `(batches, num_steps)` that cover the steps `start` … `stop - 1`."""
+
+    def in_order(self, batch_size: int) -> "Feed":
+        """Returns a feed of the same examples for evaluation: once each, in order."""
+
+
+def _count(split: Any) -> int:
+    if not isinstance(split, Split):
+        raise UserError(
+            f"split is a {type(split).__name__}: expected a Split, such as load().train"
+        )
+    return len(split)
+
+
+class _Order:
+    """The rows of each step: shuffled full batches, or all rows once, padded."""
+
+    def __init__(self, count: int, batch_size: int, mesh: Mesh, seed: int | None):
+        given = {"batch_size": batch_size, "seed": seed}
+        batch_size, seed = options.check("", given, _KINDS).values()
+        if "data" not in getattr(mesh, "shape", ()):
+            raise UserError(f"mesh={shown(mesh)}: expected one of sharding.make_mesh()")
+        if batch_size % (parts := mesh.shape["data"]):
+            raise UserError(
+                f"batch_size={batch_size}: expected a multiple of {parts}, the size of "
+                "the mesh's axis 'data'"
+            )
+        least = 1 if seed is None else batch_size
+        if count < least:
+            raise UserError(
+                f"the split has {count:,} examples: expected at least {least:,}"
+                + ("" if seed is None else ", one batch")
+            )
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.steps_per_epoch = (
+            -(-count // batch_size) if seed is None else count // batch_size
+        )
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Returns the rows of an epoch, int32 `[steps, batch]`."""
+        size = self.steps_per_epoch * self.batch_size
+        if self.seed is not None:
+            rows = epoch_order(self.seed, epoch, self.count)[:size]
+        else:
+            rows = np.full(size, PADDING, np.int32)
+            rows[: self.count] = np.arange(self.count)
+        return rows.reshape(self.steps_per_epoch, self.batch_size)
+
+
+def _check_fits(split: Split, mesh: Mesh) -> None:
+    """Raises UserError if the devices of this process cannot hold a split each."""
+    size = 788 * len(split)
+    devices = mesh.local_devices
+    if devices[0].platform == "cpu":
+        size, free = size * len(devices), available_memory()
+    else:
+        stats = [device.memory_stats() or {} for device in devices]
+        rooms = [
+            s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s
+        ]
+        free = min(rooms, default=size * 2)
+    # The rest is for the model and for what a step computes.
+    if size > MAX_SHARE * free:
+        raise UserError(
+            f"data.placement='device': {len(split):,} images need {size / 1e9:.1f} GB "
+            f"of memory, and {free / 1e9:.1f} GB are available; set data.placement=host"
+        )
+
+
+class DeviceFeed:
+    """Keeps the split on the devices; an epoch needs its order alone.
+
+    Args:
+      split: the examples.
+      batch_size: examples a step, over all devices.
+      mesh: where they go.
+      seed: shuffles each epoch anew and drops the remainder; if None, every example
+        comes once, in order, and the last batch is padded.
+
+    Raises:
+      UserError: an argument is not possible, or the split has no full batch.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
+    ):
+        order = _Order(_count(split), batch_size, mesh, seed)
+        everywhere = sharding.replicated(mesh)
+        self._mesh = mesh
+        _check_fits(split, mesh)
+        self._images = sharding.put(split.images.reshape(-1, 784), everywhere)
+        self._labels = sharding.put(split.labels.astype(np.int32), everywhere)
+        self._start(order)
+
+    def _start(self, order: _Order) -> None:
+        self._order = order
+        self.steps_per_epoch = order.steps_per_epoch
+        # The epoch at hand: one is enough, and it goes with its feed.
+        self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
+
+    def _make_epoch(self, epoch: int) -> DeviceBatches:
+        order = sharding.put(
+            self._order.epoch(epoch), sharding.split_over_data(self._mesh, axis=1)
+        )
+        return DeviceBatches(self._images, self._labels, order)
+
+    def in_order(self, batch_size: int) -> "DeviceFeed":
+        """See :class:`Feed`."""
+        feed = copy.copy(self)
+        feed._start(_Order(self._order.count, batch_size, self._mesh, None))
+        return feed
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[DeviceBatches, int]]:
+        """See :class:`Feed`."""
+        while start < stop:
+            epoch, offset = divmod(start, self.steps_per_epoch)
+            end = min(stop, start - offset + self.steps_per_epoch)
+            yield self._epoch(epoch), end - start
+            start = end
+
+
+class HostFeed:
+    """Keeps the split in host memory, or on disk, and sends slabs, one ahead.
+
+    Yields the batches of :class:`DeviceFeed`; takes the same arguments. Of a split on
+    disk, what is in memory are the slabs and the order, 16 bytes an example while it is
+    drawn, 4 from then on.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
+    ):
+        self._order = _Order(_count(split), batch_size, mesh, seed)
+        self._split, self._mesh = split, mesh
+        self._images, self._labels = (
+            (array, reader(array, shuffled=seed is not None))
+            for array in (split.images.reshape(-1, 784), split.labels)
+        )
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self._slab_steps = max(
+            1, min(SLAB_BYTES // (784 * self._order.batch_size), self.steps_per_epoch)
+        )
+        self._rows = functools.lru_cache(maxsize=2)(self._order.epoch)
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, "flaxmnist-prefetch")
+        self._slabs: dict[tuple[int, int], concurrent.futures.Future[HostBatches]] = {}
+
+    def in_order(self, batch_size: int) -> "HostFeed":
+        """See :class:`Feed`."""
+        return HostFeed(self._split, batch_size, self._mesh)
+
+    def _load(self, epoch: int, index: int) -> HostBatches:
+        begin = index * self._slab_steps
+        rows = self._rows(epoch)[begin : begin + self._slab_steps]
+        short = self._slab_steps - len(rows)
+        rows = np.pad(rows, ((0, short), (0, 0)), constant_values=PADDING)
+        over_data = sharding.split_over_data(self._mesh, axis=1)
+
+        def send(array: np.ndarray, read: Read, dtype: Any) -> jax.Array:
+            # Each device's part is gathered alone: a process reads what it sends.
+            return jax.make_array_from_callback(
+                rows.shape + array.shape[1:],
+                over_data,
+                lambda part: gather(array, read, rows[cast(Any, part)[:2]]).astype(
+                    dtype, copy=False
+                ),
+            )
+
+        first = np.int32(epoch * self.steps_per_epoch + begin)
+        return HostBatches(
+            images=send(*self._images, np.uint8),
+            labels=send(*self._labels, np.int32),
+            mask=sharding.put(rows != PADDING, over_data),
+            first=sharding.put(first, sharding.replicated(self._mesh)),
+        )
+
+    def _slab(self, epoch: int, index: int) -> HostBatches:
+        following = (epoch, index + 1)
+        if (index + 1) * self._slab_steps >= self.steps_per_epoch:
+            # In order, each pass begins where the last one did.
+            following = (epoch if self._order.seed is None else epoch + 1, 0)
+        wanted = ((epoch, index), following)
+        for key in wanted:
+            if key not in self._slabs:
+                self._slabs[key] = self._executor.submit(self._load, *key)
+        self._slabs = {key: self._slabs[key] for key in wanted}
+        return self._slabs[epoch, index].result()
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[HostBatches, int]]:
+        """See :class:`Feed`."""
+        while start < stop:
+            epoch, offset = divmod(start, self.steps_per_epoch)
+            index, within = divmod(offset, self._slab_steps)
+            steps = min(
+                stop - start, self._slab_steps - within, self.steps_per_epoch - offset
+            )
+            yield self._slab(epoch, index), steps
+            start += steps
+
+
+FEEDS: dict[str, type[DeviceFeed] | type[HostFeed]] = {
+    "device": DeviceFeed,
+    "host": HostFeed,
+}

@@ -1,0 +1,92 @@
+"""The errors of flaxmnist, and the parts of their messages."""
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class UserError(Exception):
+    """A mistake of the user's: what was found, what was expected, what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'adam'? There are: adam, adamw, sgd"``."""
+    known = sorted(known)
+    if not known:
+        return ". There is none"
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    # Hundreds of names help nobody.
+    return f"{hint} There are: {', '.join(known)}" if len(known) < 30 else hint
+
+
+def shown(value: Any) -> str:
+    """Returns `repr(value)`, cut where it is long."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Returns `text` with what is not printable escaped, except `keep`.
+
+    A file name may hold line breaks, and sequences that a terminal obeys.
+    """
+
+    def shown(char: str) -> bool:
+        return char.isprintable() or char in keep or unicodedata.category(char) == "Zs"
+
+    return "".join(
+        char if shown(char) else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def kind_of(array: Any) -> str:
+    """Returns dtype and shape, such as ``"float32 [100, 10]"``."""
+    return f"{array.dtype} [{', '.join(map(str, array.shape))}]"
+
+
+class StoppedError(KeyboardInterrupt):
+    """A run was stopped by a signal, of `number`, after it was saved.
+
+    Of several processes, all stop together, unless only this one is `alone`.
+
+    Like Ctrl-C itself it is no `Exception`: a loop over runs does not go on with the
+    next one.
+    """
+
+    def __init__(self, number: int, message: str, alone: bool = False):
+        super().__init__(message)
+        self.number, self.alone = number, alone
+
+
+class DownloadError(UserError):
+    """The network or a server failed, so that another source may be tried."""
+
+
+class DamagedError(UserError):
+    """A checkpoint is not what was saved."""
+
+    def __init__(self, directory: Path, step: int, error: Exception):
+        self.step = step
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        super().__init__(
+            f"the checkpoint of step {step} in {directory} is damaged ({reason[:160]})"
+        )
+
+
+class NotFiniteError(Exception):
+    """The loss is not finite any more, or the state that was made of it."""
+
+    def __init__(self, first: int, last: int):
+        super().__init__(
+            f"the loss is not finite any more, between the steps {first} and {last}"
+        )
+
+
+class ParityError(Exception):
+    """What was exported does not predict what the checkpoint does."""

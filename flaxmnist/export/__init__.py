@@ -1,0 +1,1 @@
+"""A trained model for other programs: a module per format, a card, a parity check."""

@@ -1,0 +1,79 @@
+"""Weights, and a script that needs NumPy alone."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from flaxmnist.core import models, ops
+from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core.state import TrainState
+from flaxmnist.export import numpy_predictor
+from flaxmnist.export.parity import Logits
+
+
+def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Returns the layers of one of our models as `numpy_predictor` reads them."""
+    model: Any = state.model
+    params, stats = state.eval_params, state.model_state.get("batch_stats", {})
+    arrays: dict[str, np.ndarray] = {}
+    layers: list[dict[str, Any]] = []
+
+    def add(kind: str, name: str, given: Any, **options: Any) -> None:
+        held = {key: np.asarray(array) for key, array in given.items()}
+        arrays.update({f"{name}.{key}": array for key, array in held.items()})
+        names = {key: f"@{name}.{key}" for key in held}
+        layers.append({"kind": kind, **options, **names})
+
+    def activate(index: int) -> None:
+        name = f"BatchNorm_{index}"
+        if name in params:
+            own, seen = params[name], stats[name]
+            scale = own["scale"] / np.sqrt(seen["var"] + nn.BatchNorm.epsilon)
+            shift = own["bias"] - seen["mean"] * scale
+            add("affine", name, {"scale": scale, "shift": shift})
+        layers.append({"kind": "activation", "name": model.activation})
+
+    activations = 0
+    side: Sequence[int] = IMAGE_SHAPE[:2]
+    for index, _ in enumerate(model.features if isinstance(model, models.CNN) else ()):
+        pads = ops.explicit_padding(
+            side, model.kernel_size, model.strides, model.padding
+        )
+        name = f"Conv_{index}"
+        add("conv", name, params[name], strides=model.strides, padding=pads)
+        side = tuple(
+            (length + sum(pad) - kernel) // stride + 1
+            for length, pad, kernel, stride in zip(
+                side, pads, model.kernel_size, model.strides, strict=True
+            )
+        )
+        activate(activations)
+        activations += 1
+        if model.pool is not None:
+            layers.append({"kind": "pool", "name": model.pool})
+            side = tuple(length // 2 for length in side)
+    layers.append({"kind": "flatten"})
+    hidden = getattr(model, "hidden", ())
+    for index in range(len(hidden) + 1):
+        name = f"Dense_{index}"
+        add("dense", name, params[name])
+        if index < len(hidden):
+            activate(activations)
+            activations += 1
+    return layers, arrays
+
+
+def write(state: TrainState, folder: Path) -> Logits:
+    """Writes weights and a script that needs NumPy alone."""
+    layers, arrays = _layers(state)
+    path = folder / "weights.npz"
+    arrays["layers"] = np.array(json.dumps(layers))
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    shutil.copyfile(numpy_predictor.__file__, folder / "predict.py")
+    read = numpy_predictor.load(path)
+    return lambda images: numpy_predictor.logits(read, images)

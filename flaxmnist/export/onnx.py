@@ -1,0 +1,45 @@
+"""An ONNX graph."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core.state import TrainState
+from flaxmnist.errors import UserError
+from flaxmnist.export.parity import Logits
+
+
+def write(state: TrainState, folder: Path) -> Logits:
+    """Writes an ONNX graph and runs it with onnxruntime."""
+    try:
+        import onnxruntime
+        from jax2onnx import to_onnx
+    except ImportError:
+        raise UserError(
+            "--format onnx needs jax2onnx and onnxruntime: "
+            "pip install 'flaxmnist[onnx]'"
+        ) from None
+    path = folder / "model.onnx"
+    variables = {"params": state.eval_params, **state.model_state}
+
+    def logits(images):
+        return state.model.apply(variables, images, train=False)
+
+    to_onnx(
+        logits,
+        inputs=[jax.ShapeDtypeStruct(("batch", *IMAGE_SHAPE), np.float32)],
+        return_mode="file",
+        output_path=str(path),
+    )
+    for file in folder.iterdir():
+        file.chmod(0o644)  # The converter keeps one to its owner.
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(images: np.ndarray) -> np.ndarray:
+        scaled = images[..., None].astype(np.float32) / 255
+        return session.run(None, {name: scaled})[0]
+
+    return run

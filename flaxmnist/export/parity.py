@@ -1,0 +1,25 @@
+"""Whether an export predicts as the checkpoint does."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from flaxmnist.errors import ParityError
+
+Logits = Callable[[np.ndarray], np.ndarray]
+
+# A logit may differ by so much, plus so much of the largest logit: float32 has seven
+# digits, and sums are taken in another order. Test images that are compared.
+TOLERANCE, RELATIVE_TOLERANCE, CHECKED = 1e-4, 1e-5, 1_000
+
+
+def check_parity(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Returns the largest difference of a logit; raises ParityError if it is large."""
+    difference = float(abs(found - wanted).max())
+    limit = TOLERANCE + RELATIVE_TOLERANCE * float(abs(wanted).max())
+    if not difference <= limit:
+        raise ParityError(
+            f"the largest difference of a logit to the checkpoint is {difference:.1e}; "
+            f"expected at most {limit:.1e}. The export was not kept"
+        )
+    return difference

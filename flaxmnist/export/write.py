@@ -1,0 +1,103 @@
+"""Exports a state into a directory of its own, checked and then put into place."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from flaxmnist.core.state import TrainState
+from flaxmnist.core.steps import predict_step
+from flaxmnist.errors import UserError, shown
+from flaxmnist.export import numpy as numpy_format
+from flaxmnist.export import onnx, stablehlo
+from flaxmnist.export.parity import check_parity
+from flaxmnist.runtime import durable, files
+
+_FORMER = "former"
+# All that an export writes. Anything else in its folder is the user's.
+_FILES = {
+    "README.md",
+    "model.onnx",
+    "model.onnx.data",
+    "model.stablehlo",
+    "predict.py",
+    "weights.npz",
+}
+FORMATS = {
+    "stablehlo": stablehlo.write,
+    "onnx": onnx.write,
+    "numpy": numpy_format.write,
+}
+
+
+def write_export(
+    state: TrainState,
+    name: str,
+    folder: Path,
+    images: np.ndarray,
+    card: Callable[[float], str],
+) -> float:
+    """Writes a model into `folder`, and its card; nothing is replaced before a check.
+
+    Args:
+      state: the model, on one device.
+      name: one of `FORMATS`.
+      folder: is replaced if an export wrote it.
+      images: uint8 `[count, 28, 28]`, predicted by the export and by `state`.
+      card: returns the model card, given the largest difference of a logit.
+
+    Returns:
+      the largest difference of a logit.
+
+    Raises:
+      UserError: what the format needs is not installed, or the folder cannot be
+        written.
+      ParityError: what was written does not predict what `state` does; it is not kept.
+    """
+    wanted = np.asarray(predict_step(state, images)["logits"])
+    try:
+        durable.make_directory(folder.parent)
+        with files.partial_folder(folder.parent, _put_back) as partial:
+            made = partial / name
+            made.mkdir()
+            difference = check_parity(FORMATS[name](state, made)(images), wanted)
+            (made / "README.md").write_text(card(difference), encoding="utf-8")
+            _exchange(made, folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror})") from None
+    return difference
+
+
+def _exchange(made: Path, folder: Path) -> None:
+    """Renames `made` to `folder`; a former one of that name is kept until then."""
+    former = made.parent / _FORMER / folder.name
+    former.parent.mkdir()
+    durable.sync_tree(made)
+    try:
+        with files.locked(folder.parent):
+            if folder.exists():
+                _check_replaceable(folder)
+                durable.replace(folder, former)
+            durable.replace(made, folder)
+    finally:
+        _put_back(made.parent)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises UserError if a former export holds what no export wrote."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a directory; move it elsewhere")
+    names = {path.name for path in folder.iterdir()} - _FILES
+    if names:
+        raise UserError(
+            f"{folder} contains {shown(min(names))}, which export did not write; move "
+            "it elsewhere"
+        )
+
+
+def _put_back(partial: Path) -> None:
+    """Puts a former export back into its place if no new one is there."""
+    for former in partial.glob(f"{_FORMER}/*"):
+        with contextlib.suppress(OSError):  # The new one is there.
+            former.rename(partial.parent / former.name)

@@ -1,0 +1,1 @@
+"""A saved run, and its predictions for pictures."""

@@ -1,0 +1,112 @@
+"""What a trained run says of pictures: files, or arrays in memory."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core.state import TrainState
+from flaxmnist.core.steps import predict_step
+from flaxmnist.errors import UserError
+from flaxmnist.inference.pictures import Picture
+from flaxmnist.inference.preprocess import Prepared, prepare
+from flaxmnist.inference.saved_run import load_state
+
+# Below this probability of the first choice, a prediction is marked.
+SURE = 0.8
+# Pictures that are predicted at once.
+_CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model says of a picture.
+
+    Attributes:
+      prepared: what it was given, and what makes that doubtful.
+      probabilities: of the ten digits.
+    """
+
+    prepared: Prepared
+    probabilities: Float[np.ndarray, "10"]
+
+    @property
+    def digit(self) -> int | None:
+        """The most probable digit; None where nothing is drawn."""
+        return self.top(1)[0][0] if self.top(1) else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why the prediction is doubtful; empty if it is not."""
+        sure = self.digit is None or self.probabilities.max() >= SURE
+        return self.prepared.warnings + (() if sure else ("low confidence",))
+
+    def top(self, count: int) -> list[tuple[int, float]]:
+        """Returns the `count` most probable digits and their probabilities."""
+        if not self.prepared.image.any():
+            return []
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(int(digit), float(self.probabilities[digit])) for digit in order]
+
+
+def predict_images(
+    pictures: Iterable[Picture] | Picture, run: TrainState | str | Path
+) -> list[Prediction]:
+    """Returns a trained model's predictions of pictures.
+
+    Args:
+      pictures: each a path, an open file, the bytes of a file, a Pillow image, or an
+        array; see :func:`flaxmnist.inference.preprocess.prepare`. Or an array of
+        several, `[count, height, width]` or `[count, height, width, 1 to 4]`. Or one
+        picture.
+      run: the folder of a run, of which the best checkpoint on validation is taken, or
+        a state.
+
+    Raises:
+      UserError: the run does not exist, or one of the pictures is not a picture.
+    """
+    state = run if isinstance(run, TrainState) else load_state(run)
+    prepared = [prepare(picture) for picture in _several(pictures)]
+    return predict_prepared(prepared, state)
+
+
+def _several(pictures: Any) -> Iterable[Picture]:
+    """Returns pictures one by one; a single one is the only one."""
+    single = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
+    if isinstance(pictures, single) or hasattr(pictures, "read"):
+        return [pictures]
+    if hasattr(pictures, "__array__"):
+        array = np.asarray(pictures)
+        if array.ndim == 2 and array.shape[1] == 784 != array.shape[0]:
+            raise UserError(
+                f"array of shape {list(array.shape)}; expected [count, height, width]. "
+                "For flat images, use array.reshape(-1, 28, 28)"
+            )
+        several = array.ndim > 3 or (array.ndim == 3 and array.shape[2] > 4)
+        return array if several else [array]
+    if not isinstance(pictures, Iterable):
+        return [pictures]  # Which is refused as a picture.
+    return pictures
+
+
+def predict_prepared(
+    prepared: Sequence[Prepared], state: TrainState
+) -> list[Prediction]:
+    """Returns what a model says of pictures that are ready."""
+    found: list[Prediction] = []
+    for start in range(0, len(prepared), _CHUNK):
+        chunk = prepared[start : start + _CHUNK]
+        # One program serves any number of pictures.
+        images = np.zeros((_CHUNK, *IMAGE_SHAPE[:2]), np.uint8)
+        images[: len(chunk)] = [picture.image for picture in chunk]
+        probabilities = jax.device_get(predict_step(state, images)["probabilities"])
+        # The rest is padding.
+        found += map(Prediction, chunk, probabilities[: len(chunk)])
+    return found

@@ -1,0 +1,1 @@
+"""Figures, and a page of them; knows nothing of training."""

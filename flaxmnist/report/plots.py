@@ -1,0 +1,177 @@
+"""The pictures of a report, drawn without a screen."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from matplotlib.figure import Figure
+
+from flaxmnist.errors import printable
+
+_INK, _GRID = "#1f2933", "#d9dee3"
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    return file.getvalue()
+
+
+def _tidy(axis: Any, title: str, x: str, y: str) -> None:
+    axis.set_title(title, size=10, color=_INK, loc="left")
+    axis.set_xlabel(x, size=9)
+    axis.set_ylabel(y, size=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(color=_GRID, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
+    """Draws loss and accuracy over the steps.
+
+    Args:
+      groups: by name, the records of runs that differ in their seed alone; of several,
+        the mean is drawn, and one standard deviation around it.
+    """
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for index, (name, runs) in enumerate(groups.items()):
+        for split, style in (("train", "-"), ("validation", "o--")):
+            for axis, figure_name in ((loss, "loss"), (accuracy, "accuracy")):
+                steps, values = _aligned(runs, split, figure_name)
+                if not len(steps):
+                    continue
+                mean = values.mean(axis=0)
+                many = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+                axis.plot(
+                    steps,
+                    mean,
+                    style,
+                    color=f"C{index}",
+                    alpha=0.55 if split == "train" else 1,
+                    linewidth=1.1,
+                    markersize=3.5,
+                    label=f"{split}: {printable(name)}{many}",
+                )
+                if len(runs) > 1:
+                    spread = values.std(axis=0, ddof=1)
+                    axis.fill_between(
+                        steps,
+                        mean - spread,
+                        mean + spread,
+                        color=f"C{index}",
+                        alpha=0.15,
+                        linewidth=0,
+                    )
+    loss.set_yscale("log")
+    _tidy(loss, "Loss", "step", "cross-entropy, nats")
+    _tidy(accuracy, "Accuracy", "step", "share recognised")
+    if accuracy.lines:
+        legend = accuracy.legend(fontsize=7, frameon=False, loc="lower right")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # A name may hold dollar signs.
+    return figure
+
+
+def _aligned(
+    runs: Sequence[Sequence[dict[str, Any]]], split: str, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps that all runs have of a split, and `[runs, steps]` figures."""
+    found = [
+        {record["step"]: record[name] for record in records if record["split"] == split}
+        for records in runs
+    ]
+    steps = sorted(set.intersection(*(set(one) for one in found)))
+    return np.array(steps), np.array([[one[step] for step in steps] for one in found])
+
+
+def confusion(matrix: Int[np.ndarray, "10 10"]) -> Figure:
+    """Draws which label (row) is taken for what (column); the right ones are pale."""
+    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+    axis = figure.subplots()
+    wrong = matrix * ~np.eye(len(matrix), dtype=bool)
+    axis.imshow(wrong, cmap="Oranges", vmax=max(wrong.max(), 1))
+    for label, row in enumerate(matrix):
+        for prediction, count in enumerate(row):
+            if not count:
+                continue
+            dark = label != prediction and count > 0.6 * wrong.max()
+            color = "white" if dark else "0.6" if label == prediction else _INK
+            axis.text(
+                prediction,
+                label,
+                f"{count}",
+                ha="center",
+                va="center",
+                size=7,
+                color=color,
+            )
+    _tidy(axis, "Confusion: what is taken for what", "prediction", "label")
+    axis.grid(False)
+    axis.set_xticks(range(len(matrix)))
+    axis.set_yticks(range(len(matrix)))
+    return figure
+
+
+def mistakes(
+    images: UInt8[np.ndarray, "count 28 28"], captions: Sequence[str], columns: int = 9
+) -> Figure:
+    """Draws images with a caption each."""
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(9.5, 1.32 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, image, caption in zip(axes, images, captions, strict=False):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(caption, size=8, color=_INK, pad=2)
+    return figure
+
+
+def reliability(
+    before: Mapping[str, Any], after: Mapping[str, Any], temperature: float
+) -> Figure:
+    """Draws :func:`reliability` of `statistics`, with and without a temperature."""
+    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    upper.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for found, label, color in (
+        (before, f"as trained, ECE {before['ece']:.2%}", "C0"),
+        (after, f"temperature {temperature:.2f}, ECE {after['ece']:.2%}", "C1"),
+    ):
+        some = found["count"] > 0
+        upper.plot(
+            found["confidence"][some],
+            found["accuracy"][some],
+            "o-",
+            markersize=3.5,
+            linewidth=1,
+            color=color,
+            label=label,
+        )
+    upper.legend(fontsize=8, frameon=False)
+    lower.bar(
+        before["edges"][:-1],
+        before["count"],
+        width=np.diff(before["edges"]),
+        align="edge",
+        color="C0",
+        alpha=0.5,
+    )
+    lower.set_yscale("symlog")
+    _tidy(upper, "Calibration: how often the sure are right", "", "accuracy")
+    _tidy(lower, "", "probability of the prediction", "examples")
+    return figure
+
+
+def filters(tiled: UInt8[np.ndarray, "height width"]) -> Figure:
+    """Draws the first layer's kernels, as `observe.filters` lays them out."""
+    height, width = tiled.shape
+    figure = Figure(figsize=(4.6, max(0.6, 4.6 * height / width)))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.imshow(tiled, cmap="gray")
+    axis.axis("off")
+    return figure

@@ -1,0 +1,332 @@
+"""The directory of a run: its lock, and the files that earlier processes left."""
+
+import contextlib
+import itertools
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from errno import ENOENT
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+from ml_collections import ConfigDict
+
+from flaxmnist import config as configs
+from flaxmnist import options
+from flaxmnist.data import SPLITS
+from flaxmnist.errors import UserError
+from flaxmnist.options import Kind
+from flaxmnist.rundir import integrity
+from flaxmnist.runtime import durable, files, processes
+
+_COUNT = options.whole(0, below=2**63)
+_STEP = options.whole(0, below=options.MAX_STEPS)
+_ROW: options.Schema = {
+    "loss": options.real(0, below=3.5e38),
+    "accuracy": options.share,
+    "count": options.whole(1, below=2**63),
+}
+_SECONDS = options.by_name(options.real(0, below=1e12))
+
+
+def _seconds(value: Any) -> dict[str, float]:
+    seconds = _SECONDS.convert(value)
+    if not seconds.get("total"):
+        raise ValueError
+    return seconds
+
+
+_SUMMARY: options.Schema = {
+    "config": Kind("a configuration", lambda value: configs.resolved(value).to_dict()),
+    "dataset": {
+        "name": options.text,
+        "source": options.text,
+        "counts": dict.fromkeys(SPLITS, _COUNT),
+        "fingerprint": options.text,
+    },
+    "total_steps": _STEP,
+    "versions": options.by_name(options.text),
+    "model": {"name": options.text, "parameters": _COUNT},
+    "step": _STEP,
+    "evaluated_step": _STEP,
+    **dict.fromkeys(SPLITS, _ROW),
+    "devices": {"platform": options.text, "kind": options.text, "count": _COUNT},
+    "seconds": options.optional(Kind("seconds by name, and their total", _seconds)),
+    "images_per_second": options.optional(options.real(0, below=1e15)),
+}
+
+
+def saved_config(workdir: Path) -> ConfigDict | None:
+    """Returns the configuration of the run in `workdir`, if there is one.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    path = workdir / "config.json"
+    try:
+        return configs.from_json(files.read_bytes(path, files.MAX_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); expected a file that this user "
+            "can read. Correct it, or use another --workdir"
+        ) from None
+    except (ValueError, UserError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). Remove it and give --config, or use "
+            "another --workdir"
+        ) from None
+
+
+def saved_summary(workdir: Path, step: int | None = None) -> dict[str, Any] | None:
+    """Returns ``summary.json`` if there is one, of that last step or of any."""
+    try:
+        found = files.read_json(workdir / "summary.json")
+        summary = options.conform(found, _SUMMARY)
+    except (OSError, ValueError, UserError):
+        return None
+    return summary if step in (None, summary["step"]) else None
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """Returns the steps of the folder's checkpoints, in order."""
+    return integrity.saved_steps(workdir / "checkpoints")
+
+
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Compares the run in the directory with a configuration; writes nothing.
+
+    Raises:
+      UserError: the directory holds a run that differs in what matters.
+    """
+    # Read it in any case: a config.json of another program must not be replaced.
+    # Without a checkpoint there is nothing that another configuration could spoil.
+    if (before := saved_config(workdir)) and saved_steps(workdir):
+        check_same(before, config)
+
+
+def check_same(before: ConfigDict, config: ConfigDict) -> None:
+    """Raises UserError if a run's configuration differs in what matters."""
+    if changed := configs.differences(before, config):
+        raise UserError(
+            "--workdir holds a run of another configuration: use another, or its "
+            f"options\n{'; '.join(changed)}"
+        )
+
+
+class Lock:
+    """The lock of a run directory, held until the process ends or the block is left.
+
+    The kernel releases the lock when the process ends, in any way. Some network file
+    systems have no locks, and keep no other run out. Of several processes of one run,
+    only the first locks.
+
+    Attributes:
+      workdir: the directory.
+    """
+
+    def __init__(self, workdir: Path):
+        integrity.check_links(workdir)
+        self.workdir, self._path = workdir, workdir / ".lock"
+        self._made: list[Path] = []
+        self._is_new = self._kept = False
+        holder = ""
+        if processes.is_first():
+            self._acquire()
+            holder = self._path.read_text(encoding="utf-8")
+        holder = processes.broadcast(holder)
+        visible = processes.is_first() or self._open(holder)
+        if process := processes.all_processes_max(
+            0 if visible else jax.process_index()
+        ):
+            if processes.is_first():
+                self.release()
+            raise UserError(
+                f"--workdir {workdir} is not the same directory for all processes: "
+                f"process {process} cannot read the .lock of process 0 in it; expected "
+                "a directory that all of them can read and write"
+            )
+
+    def _open(self, holder: str) -> bool:
+        """Opens the lock file of process 0; returns False if it is not visible."""
+        until = time.monotonic() + processes.SHARED_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                self._file = self._path.open("rb", buffering=0)
+                if self._file.read().decode() == holder:
+                    return True
+                self._file.close()
+            time.sleep(0.2)
+        return False
+
+    def _acquire(self) -> None:
+        for _ in range(100):
+            self._made += durable.make_directory(self.workdir)
+            is_new = not self._path.exists()
+            try:
+                self._file = self._path.open("a+b", buffering=0)
+            except FileNotFoundError:  # Its last holder removed the directory.
+                continue
+            try:
+                _claim(self.workdir, self._file)
+            except UserError:
+                self._file.close()
+                raise
+            except OSError:  # It is locked, but the disk is full.
+                self._is_new = is_new
+                self.release()
+                raise
+            self._is_new = self._is_new or is_new
+            if self._is_ours():
+                return
+            self._file.close()  # Its last holder removed the file.
+        raise UserError(f"--workdir {self.workdir} cannot be locked: try again")
+
+    def _is_ours(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            there = self._path.stat()
+            return os.path.samestat(os.fstat(self._file.fileno()), there)
+        return False
+
+    def check(self) -> None:
+        """Raises UserError if the path no longer leads to the locked directory.
+
+        Call it before each write: after a pause, the directory may have been moved
+        and another run may have begun under its name.
+        """
+        if not self.workdir.is_dir():
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self.workdir))
+        if not self._is_ours():
+            raise UserError(
+                f"{self.workdir} is no longer the directory that this run locked: it "
+                "was moved or replaced, or its .lock was deleted. This run stops and "
+                "writes nothing more; to resume it, give its directory as --workdir"
+            )
+
+    def write(self, name: str, content: str) -> None:
+        """Writes a file of the directory; of several processes, the first alone does.
+
+        Raises:
+          UserError: see `check`.
+        """
+        self.check()
+        if processes.is_first():
+            durable.write_file(self.workdir / name, content)
+
+    def remove(self, name: str) -> None:
+        """Removes a file of the directory, if it exists, as `write` writes one."""
+        self.check()
+        if processes.is_first():
+            (self.workdir / name).unlink(missing_ok=True)
+
+    def prepare(self) -> None:
+        """Creates what a run needs; until then, `release` leaves no trace."""
+        self._kept = True
+        for folder in ("checkpoints", "tensorboard"):
+            durable.make_directory(self.workdir / folder)
+        if processes.is_first():
+            integrity.remove_partial(self.workdir)
+
+    def release(self) -> None:
+        """Removes what was created, unless `prepare` was called, and unlocks."""
+        if not self._kept and processes.is_first():
+            with contextlib.suppress(OSError):  # A directory may not be empty.
+                if self._is_new:
+                    self._path.unlink()
+                for folder in reversed(self._made):
+                    folder.rmdir()
+        self._file.close()
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[Lock]:
+    """Keeps other runs out of a directory while the block runs; creates it if missing.
+
+    Raises:
+      UserError: the directory cannot be created or written, when the block begins or
+        later, or another run is in it.
+    """
+    try:
+        lock = Lock(workdir)
+    except FileExistsError:
+        raise UserError(f"--workdir {workdir} is a file: expected a folder") from None
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} cannot be written ({error.strerror}): use another"
+        ) from None
+    try:
+        yield lock
+    except BrokenPipeError:  # Of the standard output.
+        raise
+    except OSError as error:
+        reason = f"{error.strerror or error}"
+        where = f": {error.filename}" if error.filename else ""
+        kept = "there is no checkpoint in it"
+        try:
+            if steps := saved_steps(workdir):
+                kept = f"step {steps[-1]} is saved, and the same command resumes there"
+        except UserError:
+            kept = "nothing in it was deleted"
+        raise UserError(
+            f"{workdir} cannot be written any more ({reason}{where}); {kept}"
+        ) from error
+    finally:
+        lock.release()
+
+
+def _claim(workdir: Path, lock: BinaryIO) -> None:
+    """Locks the file and writes this process into it.
+
+    Raises:
+      UserError: another process has locked it.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read(200).decode(errors="replace") or "another process"
+        raise UserError(
+            f"--workdir {workdir} is in use by {holder}: wait for it, or use another"
+        ) from None
+    except (ImportError, OSError):  # Not on Windows, nor on every file system.
+        pass
+    lock.truncate(0)
+    since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+    lock.write(holder.encode())
+    os.fsync(lock.fileno())  # Other hosts see it from now on.
+
+
+@contextlib.contextmanager
+def created(parent: Path, name: str) -> Iterator[Path]:
+    """Creates a directory that did not exist: `name`, or with a suffix -2, -3, ….
+
+    It is removed after the block if it is still empty.
+
+    Raises:
+      UserError: it cannot be created.
+    """
+    try:
+        made = durable.make_directory(parent)
+        for number in itertools.count(1):
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                durable.sync(parent)
+                break
+    except OSError as error:
+        raise UserError(
+            f"{parent} cannot be written ({error.strerror}): expected --workdir DIR"
+        ) from None
+    try:
+        yield path
+    finally:
+        for folder in (path, *reversed(made)):
+            with contextlib.suppress(OSError):  # It is not empty.
+                folder.rmdir()

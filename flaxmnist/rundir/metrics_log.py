@@ -1,0 +1,172 @@
+"""What a run writes: ``metrics.jsonl`` and TensorBoard's event files."""
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from errno import ENOENT
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from flaxmnist import options
+from flaxmnist.data import SPLITS
+from flaxmnist.options import conform
+from flaxmnist.rundir import integrity
+from flaxmnist.rundir.tensorboard import EventFile, _summary
+from flaxmnist.runtime import durable, files, processes
+from flaxmnist.runtime.console import Console
+
+_FIGURE = options.real(-3.5e38, below=3.5e38)  # As in float32.
+_RECORD: options.Schema = {
+    "step": options.whole(0, below=options.MAX_STEPS),
+    "split": options.one_of((*SPLITS, "train_eval")),
+    "loss": _FIGURE,
+    "accuracy": _FIGURE,
+}
+_MAX_LINE = 1 << 16
+
+
+class MetricsWriter:
+    """Appends records to ``metrics.jsonl`` and to TensorBoard's event files.
+
+    A context manager. Of several processes, the first alone writes.
+
+    Args:
+      workdir: folder of the run.
+      step: where the run resumes; records of later steps are removed, because they
+        will be written again.
+      eval_splits: those that are evaluated while training.
+      written: what `sync` returned at `step`, if it is known.
+      warn: is told if ``metrics.jsonl`` is not as `written` says.
+      check: called before each write; raises if nothing may be written any more.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        eval_splits: Iterable[str],
+        written: dict[str, int] | None = None,
+        warn: Callable[[str], None] = print,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._stack, self._check = contextlib.ExitStack(), check
+        if not processes.is_first():
+            return
+        check()
+        self._path = workdir / "metrics.jsonl"
+        there = records(self._path) if self._path.exists() else ()
+        kept = [_line(record) for record in there if record["step"] <= step]
+        self._written = {"lines": 0, "checksum": 0}
+        for line in kept:
+            self._count(line)
+        if written is not None and written != self._written:
+            warn(_lost(self._path, step, written["lines"], len(kept)))
+        durable.write_file(self._path, "".join(kept))
+        self._file = self._stack.enter_context(self._path.open("a", encoding="utf-8"))
+        self._events = {}
+        # Those of an earlier process, too, whose later steps are taken back.
+        before = (path.name for path in workdir.glob("tensorboard/*/"))
+        for split in {"train", *map(eval_name, eval_splits), *before}:
+            events = EventFile(workdir / "tensorboard" / split, step)
+            self._events[split] = self._stack.enter_context(contextlib.closing(events))
+
+    def _count(self, line: str) -> None:
+        self._written["lines"] += 1
+        self._written["checksum"] = zlib.crc32(line.encode(), self._written["checksum"])
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes a record, which holds ``step``, ``split`` and figures."""
+        if not processes.is_first():
+            return
+        self._check()
+        # What is written into a file that was removed is lost without an error.
+        if not os.path.samefile(self._file.fileno(), self._path):
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self._path))
+        line = _line(record)
+        self._file.write(line)
+        self._file.flush()
+        self._count(line)
+        self._events[record["split"]].write(
+            record["step"],
+            *(
+                _summary(name, simple_value=value)
+                for name, value in record.items()
+                if name not in ("step", "split")
+            ),
+        )
+
+    def show(self, split: str, step: int, *summaries: Summary) -> None:
+        """Writes :func:`histogram`, :func:`image` and :func:`text` for TensorBoard."""
+        if processes.is_first():
+            self._events[split].write(step, *summaries)
+
+    def sync(self) -> dict[str, int] | None:
+        """Flushes all that was written to the disk.
+
+        Returns:
+          the number of `lines` in ``metrics.jsonl`` and their CRC-32, `checksum`; None
+          in other processes than the first.
+        """
+        if not processes.is_first():
+            return None
+        os.fsync(self._file.fileno())
+        for events in self._events.values():
+            events.sync()
+        return dict(self._written)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+
+def eval_name(split: str) -> str:
+    """Returns what the figures of a split's evaluation are written under.
+
+    "train" are those of training itself, of parameters that move and with dropout.
+    """
+    return "train_eval" if split == "train" else split
+
+
+def _lost(path: Path, step: int, written: int, left: int) -> str:
+    """Returns the warning about lines that were removed or changed."""
+    what = f"{written - left:,} of {written:,} lines are missing"
+    if left >= written:
+        what = f"its {left:,} lines differ from the {written:,} that were written"
+    return (
+        f"{path} was changed since step {step} was saved: up to that step, {what}.\n"
+        "Training is not affected; the curves in the report are."
+    )
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the records of a ``metrics.jsonl``; warns of lines that are damaged.
+
+    Raises:
+      OSError: the file cannot be opened.
+      UserError: it is not a regular file, or too large.
+    """
+    damaged = 0
+    with files.open_regular(path, integrity.MAX_METRICS) as file:
+        while line := file.readline(_MAX_LINE):
+            try:
+                record = files.parse_json(line)
+                conform(record, _RECORD)
+                for name in record.keys() - {"split"}:
+                    conform(record[name], _FIGURE)
+            except ValueError:
+                # A killed process may have written a part of its last line.
+                damaged += line.endswith(b"\n") or len(line) == _MAX_LINE
+            else:
+                yield record
+    if damaged:
+        Console().warn(f"{path}: damaged lines, which are skipped: {damaged:,}")

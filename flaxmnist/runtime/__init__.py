@@ -1,0 +1,1 @@
+"""This process: its devices, peer processes, interrupts, files and terminal."""

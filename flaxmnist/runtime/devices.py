@@ -1,0 +1,130 @@
+"""Which devices JAX uses, and where it keeps compiled programs."""
+
+import argparse
+import contextlib
+import os
+import warnings
+from typing import Any
+
+import jax
+
+from flaxmnist.errors import UserError
+from flaxmnist.runtime import machine, processes
+from flaxmnist.runtime.files import cache_dir
+
+# What JAX calls each, in the order in which they are tried.
+PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda,cpu", "rocm,cpu"), "tpu": ("tpu,cpu",)}
+
+
+# JAX's warning of a compiled program that it cannot read.
+_DAMAGED_PROGRAM = "Error reading persistent compilation cache entry"
+
+
+# Flags that may differ between the processes of one run.
+_OWN_FLAGS = {
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "config",
+    "workdir",
+    "verbose",
+    "no_cache",
+}
+
+
+def _keep_programs() -> None:
+    """Has JAX keep what it compiles, for the next run; damaged files are deleted."""
+    # Programs are of one kind of processor, and a home may be shared by several.
+    try:
+        folder = cache_dir() / "programs" / machine.cpu_kind()[1]
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, UserError):  # A cache that cannot be kept is no reason not to run.
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    show = warnings.showwarning
+
+    def delete_or_show(message: Warning | str, *details: Any, **options: Any) -> None:
+        if not str(message).startswith(_DAMAGED_PROGRAM):
+            return show(message, *details, **options)
+        # JAX compiles anew, but never replaces a file, and does not say which it is.
+        for path in folder.glob("*-cache"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    warnings.showwarning = delete_or_show
+    warnings.filterwarnings("always", _DAMAGED_PROGRAM)
+
+
+def start_jax(
+    args: argparse.Namespace,
+    num_cpu_devices: int | None = None,
+    deterministic: bool = False,
+    peers: tuple[str | None, int | None, int | None] | None = None,
+) -> None:
+    """Chooses devices; JAX reads all of it when it first looks for them.
+
+    Args:
+      args: of a :class:`Parser`.
+      num_cpu_devices: how many devices the CPU stands for.
+      deterministic: the same bits again on GPU, where that is slower.
+      peers: the arguments of :func:`flaxmnist.runtime.processes.start`; None where a
+        command is for one process.
+
+    Raises:
+      UserError: there is no such platform, or there are no such processes.
+    """
+    # Others may be on the same GPU; a user who sets the variable decides.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # So does one who keeps programs elsewhere.
+    if not args.no_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        _keep_programs()
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    if num_cpu_devices is not None:
+        jax.config.update("jax_num_cpu_devices", num_cpu_devices)
+    if peers is not None:
+        shared = vars(args).keys() - _OWN_FLAGS
+        processes.start(*peers, {f"--{k}": getattr(args, k) for k in shared})
+    wanted = "cpu" if num_cpu_devices is not None else args.platform
+    if wanted is not None:
+        _choose_platform(wanted)
+    else:
+        _check_devices()
+    if peers is not None:
+        processes.check_devices()
+
+
+def _check_devices() -> None:
+    """Raises UserError if JAX does not find the devices that it is told to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["not built into this jaxlib"])[0]
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX_PLATFORMS={wanted!r}: jax finds no devices ({reason}); unset it, or "
+            "install the jax build for them"
+        ) from error
+
+
+def _choose_platform(wanted: str) -> None:
+    """Has JAX use the devices of a platform alone; raises UserError if it has none."""
+    reason = ""
+    # "gpu" would fail in JAX where only one of the two kinds is installed.
+    for name in PLATFORMS[wanted]:
+        jax.config.update("jax_platforms", name)
+        try:
+            if jax.devices()[0].platform == wanted:
+                return
+        except RuntimeError as error:
+            reason = f" ({str(error).splitlines()[0]})"
+        except AssertionError:  # JAX's, where it was built without that platform.
+            pass
+        jax.config.update("jax_platforms", None)
+    there = ", ".join(sorted({device.platform for device in jax.devices()}))
+    raise UserError(
+        f"--platform {wanted}: there is none here, only {there}; for GPU and TPU, "
+        f"install the jax build for them{reason}"
+    )

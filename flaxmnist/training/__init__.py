@@ -1,0 +1,1 @@
+"""An experiment: built, resumed, trained, summarized."""

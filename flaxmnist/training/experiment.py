@@ -1,0 +1,155 @@
+"""What a configuration describes, built: data, model, optimizer, mesh."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from flaxmnist import config as configs
+from flaxmnist import data
+from flaxmnist.core import models, optim, sharding
+from flaxmnist.core.metrics import Metrics
+from flaxmnist.data.feeds import FEEDS, Feed
+from flaxmnist.errors import UserError
+from flaxmnist.options import MAX_STEPS, to_steps
+from flaxmnist.runtime import processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run; nothing is on disk yet."""
+
+    config: ConfigDict
+    dataset: data.Dataset
+    feed: Feed
+    eval_feeds: dict[str, Feed]
+    model: nn.Module
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    total_steps: int
+    every: dict[str, int]
+    everywhere: NamedSharding
+    layout: sharding.Layout
+    state_options: dict[str, Any]
+
+    def put(self, number: int) -> jax.Array:
+        """Returns a number as every device's int32."""
+        return sharding.put(np.int32(number), self.everywhere)
+
+    def no_metrics(self) -> Metrics:
+        """Returns the metrics of no example, on every device."""
+        return sharding.zeros(Metrics.empty, self.everywhere)
+
+    def due(self, event: str, step: int) -> bool:
+        """Returns whether `event`, one of `every`, falls on `step`."""
+        every = self.every.get(event)
+        return every is not None and (step % every == 0 or step == self.total_steps)
+
+    def next_stop(self, step: int, most: int) -> int:
+        """Returns the step of the next event after `step`, at most `most` ahead."""
+        events = [(step // every + 1) * every for every in self.every.values()]
+        return min(step + most, self.total_steps, *events)
+
+
+def build(config: ConfigDict) -> Run:
+    """Builds what `config` describes.
+
+    Raises:
+      UserError: something in it is not possible; nothing was written.
+    """
+    config = configs.resolve(config)
+    model = models.build(dtype=config.precision, **config.model)
+    options = config.mesh.to_dict()
+    fsdp = options.pop("fsdp")
+    mesh = sharding.make_mesh(**options)
+    data_parts = mesh.shape["data"]
+    parts = data_parts * config.grad_accumulation
+    if config.batch_size % parts:
+        below, above = (config.batch_size // parts + n for n in (0, 1))
+        sizes = " or ".join(str(n * parts) for n in (below, above) if n)
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be split over {data_parts} devices "
+            f"(mesh.data) times {config.grad_accumulation} (grad_accumulation): "
+            f"expected a multiple of {parts}, such as {sizes}"
+        )
+    dataset = data.load(config.data.name, config.data.source, config.data.dir)
+    if jax.process_count() > 1:
+        facts = flatten_dict(config.to_dict(), sep=".")
+        del facts["data.dir"]  # Each process may have its own.
+        for split, count in dataset.counts.items():
+            facts[f"the {split} data"] = (
+                f"{dataset.name} ({dataset.source}, {count:,} examples, CRC-32 "
+                f"{dataset.fingerprints[split]})"
+            )
+        if found := processes.find_difference(facts):
+            raise UserError(
+                f"{found}; start every process with the same options and data"
+            )
+    for split, count in dataset.counts.items():
+        if count == 0:
+            raise UserError(f"the {split} split of {dataset.name} is empty")
+    if config.batch_size > len(dataset.train):
+        raise UserError(
+            f"batch_size={config.batch_size}: expected at most {len(dataset.train):,}, "
+            f"the training examples of {dataset.name} ({dataset.source})"
+        )
+    steps_per_epoch = len(dataset.train) // config.batch_size
+    total_steps = config.num_steps or to_steps(
+        f"{config.num_epochs} epochs", steps_per_epoch
+    )
+    if total_steps >= MAX_STEPS:
+        raise UserError(
+            f"num_epochs={config.num_epochs} are {total_steps:,} steps: expected fewer "
+            f"than {MAX_STEPS:,}"
+        )
+    optimizer = config.optimizer.to_dict()
+    warmup = optimizer.pop("warmup")
+    tx, schedule = optim.build(
+        **optimizer,
+        warmup_steps=to_steps(warmup, steps_per_epoch) if warmup else 0,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+    )
+    # Reads the data in order; where they are on disk, feeds do so at random.
+    _ = dataset.fingerprints
+    make_feed = FEEDS[config.data.placement]
+    feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
+    largest = max(dataset.counts.values())
+    eval_batch = -(-min(config.eval_batch_size, largest) // data_parts) * data_parts
+    events = {
+        "log": "log_every",
+        "eval": "eval_every",
+        "checkpoint": "checkpoint_every",
+    }
+    if config.log_tensors:
+        events["tensors"] = "every_n_steps"
+    return Run(
+        config=config,
+        dataset=dataset,
+        feed=feed,
+        eval_feeds={
+            "train": feed.in_order(eval_batch),
+            "validation": make_feed(dataset.validation, eval_batch, mesh),
+            "test": make_feed(dataset.test, eval_batch, mesh),
+        },
+        model=model,
+        tx=tx,
+        schedule=jax.jit(schedule),
+        total_steps=total_steps,
+        every={
+            event: to_steps(config[option], steps_per_epoch)
+            for event, option in events.items()
+        },
+        everywhere=sharding.replicated(mesh),
+        layout=sharding.Layout(mesh, fsdp),
+        state_options={
+            "ema_decay": config.ema,
+            "grad_accumulation": config.grad_accumulation,
+        },
+    )

@@ -1,0 +1,58 @@
+"""What a report shows of a run, gathered from its devices."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxmnist.core import sharding
+from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core.state import TrainState
+from flaxmnist.core.steps import predict_step
+from flaxmnist.report.html import Results
+from flaxmnist.training.evaluate import predict
+from flaxmnist.training.experiment import Run
+
+
+def collect(run: Run, state: TrainState, summary: dict[str, Any]) -> Results:
+    """Returns what :func:`flaxmnist.report.html.write_report` shows of a run.
+
+    Args:
+      run: the parts of the run.
+      state: the state that `summary` is of.
+      summary: as :func:`flaxmnist.training.summary.summarize` returns it.
+    """
+    outputs = {
+        split: predict(state, run.eval_feeds[split], run.everywhere)
+        for split in ("validation", "test")
+    }
+    return Results(
+        summary=summary,
+        outputs=outputs,
+        test_images=run.dataset.test.images,
+        params=jax.device_get(jax.device_put(state.eval_params, run.everywhere)),
+        costs=_costs(run, state),
+    )
+
+
+def _costs(run: Run, state: TrainState) -> dict[str, Any]:
+    """Returns the parameters one by one, and what the model takes."""
+    leaves = [
+        {"name": name, "shape": "×".join(map(str, leaf.shape)), "count": leaf.size}
+        for name, leaf in sharding.named_leaves(state.params)
+    ]
+    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.uint8)
+    lowered = predict_step.lower(sharding.abstract(lambda: state, None), image)
+    # Before compilation, not every backend can tell.
+    costs = lowered.cost_analysis() or lowered.compile().cost_analysis() or {}
+
+    def megabytes(tree: Any) -> float:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6
+
+    return {
+        "leaves": leaves,
+        "flop": costs.get("flops"),
+        "parameters_mb": megabytes(state.params),
+        "optimizer_mb": megabytes(state.opt_state),
+        "images_mb": run.dataset.train.images.nbytes / 1e6,
+    }

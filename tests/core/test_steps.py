@@ -1,0 +1,497 @@
+"""What somebody relies on who imports the steps into a loop of their own."""
+
+import inspect
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import ROOT, batch_of, enable_x64
+
+from flaxmnist.core import models, optim, sharding, steps
+from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.state import abstract_state, create_state
+from flaxmnist.data import DeviceFeed, HostFeed
+from flaxmnist.errors import UserError
+from flaxmnist.training.evaluate import evaluate
+
+
+class NormalizedMLP(nn.Module):
+    """A model with state beside its parameters."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = models.scale(images).reshape(-1, 784)
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
+        return nn.Dense(10)(x)
+
+
+def test_the_readmes_ten_lines_run(monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    monkeypatch.setattr("flaxmnist.data.download.reachable", lambda url: False)
+    exec(lines.replace("range(200)", "range(2)"), {})
+    assert "'accuracy'" in capsys.readouterr().out
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_loop_of_ones_own_learns(make_state, synthetic):
+    state = make_state()
+    before = steps.eval_step(state, batch_of(synthetic.test, 500)).compute()
+    for start in range(0, 2000, 50):
+        state, _ = steps.train_step(state, batch_of(synthetic.train, 50, start))
+    after = steps.eval_step(state, batch_of(synthetic.test, 500)).compute()
+    assert int(state.step) == 40
+    assert before["accuracy"] < 0.3 < 0.8 < after["accuracy"]
+
+
+def test_the_first_loss_of_softmax_regression_is_ln_10(make_state, synthetic):
+    state = make_state(models.SoftmaxRegression())
+    metrics = steps.eval_step(state, batch_of(synthetic.test, 100)).compute()
+    assert metrics["loss"] == pytest.approx(np.log(10), rel=1e-6)
+
+
+def test_the_cross_entropy_stays_finite_where_probabilities_vanish(make_state):
+    state = make_state(models.SoftmaxRegression(), tx=optax.sgd(0.1))
+    state.params["Dense_0"]["bias"] = jnp.arange(10) * 1e4
+    batch = {"image": np.zeros((4, 28, 28, 1), np.uint8), "label": np.arange(4)}
+    state, metrics = steps.train_step(state, batch)
+    assert metrics.compute()["loss"] == pytest.approx(7.5e4)
+    assert steps.all_finite(state)
+    assert not steps.all_finite(jax.tree.map(lambda x: x / 0, {"a": jnp.ones(2)}))
+
+
+def test_the_naive_cross_entropy_breaks_where_ours_does_not(make_state):
+    """The tutorials' warning about ``-sum(y * log(softmax(logits)))``."""
+    state = make_state(models.SoftmaxRegression())
+    bias = jnp.zeros(10).at[0].set(200.0)
+    params = {"Dense_0": {"kernel": jnp.zeros((784, 10)), "bias": bias}}
+    images, labels = np.zeros((4, 784), np.uint8), np.array([1, 2, 3, 0])
+
+    def naive(params):
+        logits = state.model.apply({"params": params}, images)
+        return -jnp.mean(
+            jnp.sum(jax.nn.one_hot(labels, 10) * jnp.log(nn.softmax(logits)), axis=-1)
+        )
+
+    def ours(params, label):
+        return steps.loss_fn(params, state, {"image": images, "label": label})[0]
+
+    assert not jnp.isfinite(naive(params))
+    assert not steps.all_finite(jax.grad(naive)(params))
+    for label in (labels, np.eye(10)[labels]):
+        loss, grads = jax.value_and_grad(ours)(params, label)
+        assert float(loss) == pytest.approx(150)
+        assert steps.all_finite(grads)
+        expected = jnp.zeros(10).at[0].set(0.75).at[1:4].set(-0.25)
+        np.testing.assert_allclose(grads["Dense_0"]["bias"], expected, atol=1e-6)
+
+
+def test_norms_are_of_the_parameters_and_the_next_gradient(make_state, synthetic, mesh):
+    feed = DeviceFeed(synthetic.train, 100, mesh, seed=0)
+    batches, _ = next(feed.spans(0, 4))
+    state = make_state(models.MLP(hidden=(8,), dropout_rate=0.5), tx=optax.sgd(1.0))
+    found = jax.device_get(steps.norms(state, batches))
+    before = jax.device_get(state.params)
+    state, _ = steps.train_step(state, jax.jit(lambda b: b.at(0))(batches))
+    change = jax.tree.map(lambda a, b: a - b, before, jax.device_get(state.params))
+    assert found["gradient_norm"] == pytest.approx(float(optax.global_norm(change)))
+    assert found["parameter_norm"] == pytest.approx(float(optax.global_norm(before)))
+
+
+def test_uint8_and_scaled_floats_are_the_same_images(make_state, synthetic):
+    state, batch = make_state(), batch_of(synthetic.test, 8)
+    scaled = (batch["image"] / 255).astype(np.float32)
+    outputs = steps.predict_step(state, batch["image"])
+    np.testing.assert_allclose(
+        outputs["logits"], steps.predict_step(state, scaled)["logits"], atol=1e-6
+    )
+    np.testing.assert_allclose(outputs["probabilities"].sum(-1), np.ones(8), rtol=1e-6)
+    assert_equal(outputs["classes"], outputs["probabilities"].argmax(-1))
+
+
+def test_dropout_draws_anew_each_step_and_only_in_training(make_state, synthetic):
+    still = optax.sgd(0.0)
+    model = models.MLP(hidden=(64,), dropout_rate=0.5)
+    state, batch = make_state(model, tx=still), batch_of(synthetic.train, 50)
+    whole = models.MLP(hidden=(64,)).apply(
+        {"params": state.params}, jnp.asarray(batch["image"])
+    )
+    evaluated = steps.predict_step(state, batch["image"])["logits"]
+    np.testing.assert_allclose(evaluated, whole, rtol=1e-5, atol=1e-6)
+    losses = []
+    for _ in range(2):
+        state, metrics = steps.train_step(state, batch)
+        losses.append(metrics.compute()["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_padding_changes_no_update(make_state, synthetic):
+    batch = batch_of(synthetic.train, 50)
+    mask = np.arange(50) < 30
+    whole = jax.tree.map(lambda x: x[:30], batch)
+    model = models.MLP(hidden=(16,))
+    padded, _ = steps.train_step(make_state(model), batch | {"mask": mask})
+    plain, _ = steps.train_step(make_state(model), whole)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        padded.params,
+        plain.params,
+    )
+
+
+def test_batch_statistics_are_kept_and_used(make_state, synthetic):
+    state, batch = make_state(NormalizedMLP()), batch_of(synthetic.train, 100)
+    fresh = jax.device_get(state.model_state)
+    state, _ = steps.train_step(state, batch)
+    moved = jax.device_get(state.model_state)
+    mean = moved["batch_stats"]["BatchNorm_0"]["mean"]
+    assert not np.array_equal(mean, fresh["batch_stats"]["BatchNorm_0"]["mean"])
+    assert_equal(jax.device_get(state.model_state), moved)
+    steps.eval_step(state, batch)
+    assert_equal(jax.device_get(state.model_state), moved)
+
+
+@pytest.mark.parametrize("placement", [DeviceFeed, HostFeed])
+def test_many_steps_in_one_dispatch_are_those_steps(
+    placement, make_state, synthetic, mesh
+):
+    feed = placement(synthetic.train, 100, mesh, seed=3)
+    one_by_one, total = make_state(), Metrics.empty()
+    many, window = make_state(), Metrics.empty()
+    for batches, count in feed.spans(0, 24):  # Across the end of an epoch of 20.
+        for step in range(int(one_by_one.step), int(one_by_one.step) + count):
+            batch = jax.jit(lambda b, s: b.at(s))(batches, step)
+            one_by_one, metrics = steps.train_step(one_by_one, batch)
+            total = total.merge(metrics)
+        many, window = steps.train_steps(many, window, batches, jnp.int32(count))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        many.params,
+        one_by_one.params,
+    )
+    assert_equal(window.confusion.sum(), total.confusion.sum())
+
+
+def test_the_hot_loop_moves_nothing_and_traces_once(make_state, synthetic, mesh):
+    feed = DeviceFeed(synthetic.train, 100, mesh, seed=0)
+    everywhere = sharding.replicated(mesh)
+    state = make_state()
+    window = sharding.put_tree(Metrics.empty(), everywhere)
+    counts = [sharding.put(np.int32(count), everywhere) for count in (0, 1, 3, 7)]
+    batches, _ = next(feed.spans(0, 11))
+    state, window = steps.train_steps(state, window, batches, counts[0])
+    traced = steps.train_steps._cache_size()
+    with jax.transfer_guard("disallow_explicit"):
+        for count in counts:
+            state, window = steps.train_steps(state, window, batches, count)
+    assert steps.train_steps._cache_size() == traced
+    assert int(state.step) == 11
+
+
+def test_the_training_program_holds_no_convolution_on_cpu(make_state, synthetic, mesh):
+    """XLA's CPU backend runs its gradient in a loop ten times slower."""
+    feed = DeviceFeed(synthetic.train, 100, mesh, seed=0)
+    batches, _ = next(feed.spans(0, 1))
+    window = sharding.put_tree(Metrics.empty(), sharding.replicated(mesh))
+    state = make_state(models.CNN(features=(8, 4), hidden=(16,)))
+    lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
+    program = lowered.compile().as_text()
+    assert re.findall(r"\b(?:convolution|select-and-scatter)\(", program) == []
+    assert not re.search(r"custom_call_target=\"[^\"]*conv", program)
+
+
+# Small meshes are tested in `test_sharding`, too.
+@pytest.mark.slow
+# Of Winograd's rounding, ties of max-pooling are made and broken: equal for a while.
+@pytest.mark.parametrize(
+    ("features", "updates"),
+    [((2, 4), 20), ((8, 4), 5)],
+)
+def test_eight_devices_make_the_parameters_of_one(
+    features, updates, make_state, synthetic
+):
+    states, totals = [], []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(devices)
+        feed = DeviceFeed(synthetic.train, 80, mesh, seed=1)
+        everywhere = sharding.replicated(mesh)
+        model = models.CNN(features=features, hidden=(16,))
+        state = make_state(model, mesh=mesh, tx=optax.sgd(0.05, momentum=0.9))
+        window = sharding.put_tree(Metrics.empty(), everywhere)
+        if devices > 1:  # Each has a part of the batch, so gradients are summed.
+            batches, _ = next(feed.spans(0, 1))
+            lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
+            assert "all-reduce" in lowered.compile().as_text()
+        for batches, count in feed.spans(0, updates):
+            count = sharding.put(np.int32(count), everywhere)
+            state, window = steps.train_steps(state, window, batches, count)
+        kernel = state.params["Dense_0"]["kernel"]
+        assert kernel.sharding.is_fully_replicated
+        assert len(kernel.sharding.device_set) == devices
+        states.append(jax.device_get(state.params))
+        # 64 divides neither the 500 examples nor does 8 divide the last batch.
+        evaluation = DeviceFeed(synthetic.test, 64, mesh)
+        totals.append(evaluate(state, evaluation, everywhere).compute())
+    # Sums over devices are in another order: float32 rounding, and steps of it.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states
+    )
+    assert totals[0]["count"] == totals[1]["count"] == 500
+    assert totals[0] == pytest.approx(totals[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 500, 1000])
+def test_evaluation_counts_every_example_once(batch_size, make_state, synthetic, mesh):
+    state = make_state(models.SoftmaxRegression())
+    for placement in (DeviceFeed, HostFeed):
+        feed = placement(synthetic.test, batch_size, mesh)
+        metrics = evaluate(state, feed, sharding.replicated(mesh))
+        assert_equal(metrics.confusion.sum(axis=1), np.bincount(synthetic.test.labels))
+
+
+def test_a_step_of_the_cnn_computes_less_than_direct_convolution(monkeypatch):
+    """Of XLA's own count of one step: what takes time may not creep back."""
+    tx = optim.build("adam", 1e-4, total_steps=1, steps_per_epoch=1)[0]
+    state = abstract_state(models.CNN(features=(32, 32), hidden=(64,)), tx)
+    batch = {
+        "image": jax.ShapeDtypeStruct((8, 28, 28, 1), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((8,), jnp.int32),
+    }
+
+    def cost():
+        # A function of its own each time, or it would not be traced again.
+        step = inspect.unwrap(steps.train_step)
+        compiled = jax.jit(lambda *args: step(*args)).lower(state, batch).compile()
+        fusions = len(re.findall(r" fusion\(", compiled.as_text()))
+        return compiled.cost_analysis() | {"fusions": fusions}
+
+    ours = cost()
+    monkeypatch.setattr(models.ops, "conv", jax.lax.conv_general_dilated)
+    direct = cost()
+    assert ours["flops"] < 0.5 * direct["flops"]
+    # JAX before 0.8 fuses less, in both.
+    bound = 2.5 if jax.__version_info__ >= (0, 8) else 2.75
+    assert ours["bytes accessed"] < bound * direct["bytes accessed"]
+    assert ours["fusions"] < 2 * direct["fusions"]
+
+
+def test_micro_batches_make_the_update_of_the_whole_batch(synthetic):
+    """The mean over all valid examples, however unevenly the mask leaves them."""
+    batch = batch_of(synthetic.train, 48) | {"mask": np.arange(48) % 4 < 2}
+    batch["mask"][:20] = False
+
+    def train(parts):
+        state = create_state(
+            models.MLP(hidden=(8,)), optax.adam(1e-2), grad_accumulation=parts
+        )
+        wide = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float64)),
+            (state.params, state.opt_state),
+        )
+        state = state.replace(params=wide[0], opt_state=wide[1])
+        for _ in range(3):
+            state, metrics = steps.train_step(state, batch)
+        return jax.device_get((state.params, metrics))
+
+    with enable_x64(True):
+        (whole, seen), *others = (train(1), train(4))
+    assert seen.count == 14
+    for params, metrics in others:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12),
+            (params, metrics),
+            (whole, seen),
+        )
+
+
+def test_micro_batches_draw_anew_and_update_statistics_in_turn(make_state, synthetic):
+    model = models.MLP(hidden=(32,), dropout_rate=0.5, batch_norm=True)
+    state = make_state(model).replace(grad_accumulation=2)
+    half = batch_of(synthetic.train, 20)
+    twice = jax.tree.map(lambda array: np.repeat(array, 2, axis=0), half)
+    found, (metrics, model_state) = jax.jit(steps.gradient)(state, twice)
+
+    differentiate = jax.jit(jax.grad(steps.loss_fn, has_aux=True))
+    grads, by_hand = [], state
+    for index in range(2):
+        one = by_hand.replace(key=jax.random.fold_in(state.key, index))
+        new, (_, left) = differentiate(state.params, one, half)
+        grads.append(new)
+        by_hand = by_hand.replace(model_state=left)
+    kernels = [new["Dense_1"]["kernel"] for new in grads]
+    assert not np.allclose(*kernels, atol=1e-3)
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a, (b + c) / 2, atol=1e-6),
+        found,
+        *grads,
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        model_state,
+        by_hand.model_state,
+    )
+    assert metrics.count == 40
+
+
+def test_a_micro_batch_is_split_over_devices_where_it_is(make_state, synthetic):
+    mesh = sharding.make_mesh(8)
+    feed = DeviceFeed(synthetic.train, 80, mesh, seed=1)
+    window = sharding.put_tree(Metrics.empty(), sharding.replicated(mesh))
+    state = make_state(models.MLP(hidden=(8,)), mesh=mesh).replace(grad_accumulation=5)
+    batches, _ = next(feed.spans(0, 1))
+    lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
+    program = lowered.compile().as_text()
+    assert "all-reduce" in program
+    # No image is sent to another device.
+    assert not re.search(r"(all-gather|all-to-all|collective-permute)\(", program)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(make_state, synthetic):
+    state = make_state(models.MLP(hidden=(8,))).replace(grad_accumulation=3)
+    with pytest.raises(UserError, match=r"of 50 cannot be cut into 3 .* such as 51"):
+        steps.train_step(state, batch_of(synthetic.train, 50))
+
+
+@pytest.mark.parametrize("decay", [0.6, 0.9999])
+def test_the_average_of_the_parameters_is_what_evaluation_reads(decay, synthetic):
+    state = create_state(models.SoftmaxRegression(), optax.sgd(0.5), ema_decay=decay)
+    batch = batch_of(synthetic.test, 100)
+    assert_equal(state.eval_params, state.params)
+    seen = []
+    for start in range(0, 250, 50):
+        state, _ = steps.train_step(state, batch_of(synthetic.train, 50, start))
+        seen.append(jax.device_get(state.params))
+        weights = decay ** np.arange(len(seen))[::-1]
+        jax.tree.map(
+            lambda found, *each, weights=weights: np.testing.assert_allclose(
+                found, np.average(each, axis=0, weights=weights), atol=1e-6
+            ),
+            state.eval_params,
+            *seen,
+        )
+    plain = state.replace(ema=None, ema_decay=None)
+    averaged = plain.replace(params=state.ema)
+    for step, given in (
+        (steps.eval_step, batch),
+        (steps.predict_step, batch["image"]),
+    ):
+        found = step(state, given)
+        assert_equal(found, step(averaged, given))
+        assert not all(
+            np.array_equal(a, b)
+            for a, b in zip(
+                jax.tree.leaves(found), jax.tree.leaves(step(plain, given)), strict=True
+            )
+        )
+
+
+HALF = [
+    models.SoftmaxRegression(dtype="bfloat16"),
+    models.MLP(hidden=(32,), dropout_rate=0.2, batch_norm=True, dtype="bfloat16"),
+    models.CNN(hidden=(16,), features=(8, 8), batch_norm=True, dtype="bfloat16"),
+]
+
+
+@pytest.mark.parametrize("model", HALF, ids=lambda model: type(model).__name__)
+def test_bfloat16_computes_what_float32_keeps(model, synthetic):
+    state, batch = abstract_state(model, optax.adam(1e-2)), batch_of(synthetic.test, 4)
+
+    def activations(state):
+        return model.apply(
+            {"params": state.params, **state.model_state},
+            batch["image"],
+            train=True,
+            rngs={"dropout": state.key},
+            mutable=True,
+            capture_intermediates=True,
+        )[1]["intermediates"]
+
+    seen = jax.eval_shape(activations, state)
+    assert jax.tree.leaves(seen.pop("__call__"))[0].dtype == jnp.float32
+    last = max(name for name in seen if name.startswith("Dense"))
+    assert jax.tree.leaves(seen.pop(last))[0].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(seen)} <= {jnp.dtype("bfloat16")}
+    assert bool(seen) == (last != "Dense_0")
+    state, metrics = jax.eval_shape(steps.train_step, state, batch)
+    kept = (state.params, state.opt_state, state.model_state, metrics.loss_sum)
+    floats = {leaf.dtype for leaf in jax.tree.leaves(kept)} - {np.dtype(np.int32)}
+    assert floats == {np.dtype(np.float32)}
+    outputs = jax.eval_shape(steps.predict_step, state, batch["image"])
+    assert outputs["logits"].dtype == outputs["probabilities"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.MLP(hidden=(32,), dropout_rate=0.2, dtype="bfloat16"),
+        models.CNN(features=(2, 4), hidden=(16,), dtype="bfloat16"),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_bfloat16_learns_as_float32_does(model, make_state, synthetic):
+    state = make_state(model)
+    for start in range(0, 2000, 50):
+        state, _ = steps.train_step(state, batch_of(synthetic.train, 50, start))
+    found = steps.eval_step(state, batch_of(synthetic.test, 500)).compute()
+    assert found["accuracy"] > 0.8
+
+
+def test_a_donated_state_is_named(make_state, synthetic):
+    state, batch = make_state(models.SoftmaxRegression()), batch_of(synthetic.test, 5)
+    kept, _ = steps.train_step(state, batch)
+    for step, given in (
+        (steps.train_step, batch),
+        (steps.eval_step, batch),
+        (steps.predict_step, batch["image"]),
+    ):
+        with pytest.raises(UserError, match=r"donated to an earlier step .* returned"):
+            step(state, given)
+    state, _ = steps.train_step(kept, batch)
+    assert int(state.step) == 2
+
+
+class NoTrain(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(10)(models.scale(images).reshape(-1, 784))
+
+
+class NoParameters(nn.Module):
+    def __call__(self, images, *, train=False):
+        return jnp.zeros((len(images), 10))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"ema_decay": 1.0},
+            r"ema_decay=1.0: expected a number, greater than 0",
+        ),
+        ({"ema_decay": 2.0}, r"ema_decay=2.0: expected"),
+        ({"grad_accumulation": 0}, r"grad_accumulation=0: expected a whole number, 1"),
+        ({"grad_accumulation": 1.5}, r"grad_accumulation=1.5: expected a whole number"),
+        ({"seed": -1}, r"seed=-1: expected a whole number, 0 or more"),
+        ({"seed": "zero"}, r"seed='zero': expected a whole number"),
+        ({"model": models.MLP}, r"model=<class.*: expected a flax.linen module"),
+        ({"model": NoTrain()}, r"model=NoTrain does not take the argument 'train'"),
+        ({"model": NoParameters()}, r"model=NoParameters has no parameters"),
+        ({"tx": optax.adam}, r"tx=<function adam.*: expected an optax transformation"),
+        ({"tx": 1e-3}, r"tx=0.001: expected an optax transformation"),
+        (
+            {"sharding": "cpu"},
+            r"sharding='cpu': expected .* sharding.replicated",
+        ),
+    ],
+)
+def test_a_state_of_nonsense_is_refused_by_name(wrong, said):
+    given = {"model": models.SoftmaxRegression(), "tx": optax.sgd(0.1)} | wrong
+    with pytest.raises(UserError, match=said):
+        create_state(**given)

@@ -1,0 +1,226 @@
+"""Models taken away: what is written predicts what the checkpoint does."""
+
+import contextlib
+import itertools
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+
+from flaxmnist.cli import export
+from flaxmnist.core import models
+from flaxmnist.core.steps import predict_step
+from flaxmnist.errors import ParityError
+from flaxmnist.export import card as cards
+from flaxmnist.export import numpy_predictor, parity, write
+from flaxmnist.inference import saved_run
+from flaxmnist.inference.saved_run import load_state
+from flaxmnist.rundir import folder as workdirs
+from flaxmnist.runtime import durable, files
+
+
+@pytest.fixture
+def workdir(finished_run, tmp_path):
+    """A copy of a finished run."""
+    return shutil.copytree(finished_run[0], tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def images(synthetic):
+    return synthetic.test.images[:7]
+
+
+def test_stablehlo_takes_any_batch_on_every_platform(workdir, images, capsys):
+    assert export.main([f"--workdir={workdir}", "--format=stablehlo"]) == 0
+    assert "over 500 test images" in capsys.readouterr().out
+    folder = workdir / "export" / "stablehlo"
+    model = jax.export.deserialize((folder / "model.stablehlo").read_bytes())
+    assert set(model.platforms) == {"cpu", "cuda", "tpu"}
+    wanted = predict_step(load_state(workdir), images)
+    for count in (1, 7):
+        found = jax.jit(model.call)(images[:count, ..., None])
+        np.testing.assert_allclose(found["logits"], wanted["logits"][:count], atol=1e-5)
+
+
+def test_numpy_alone_predicts_the_same(workdir, images, tmp_path):
+    assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 0
+    np.save(tmp_path / "images.npy", images)
+    # Any package but NumPy ends it.
+    script = "import runpy, sys\n"
+    script += (
+        "for name in ('jax', 'flax', 'flaxmnist', 'scipy'): sys.modules[name] = None\n"
+    )
+    script += (
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    path = workdir / "export" / "numpy" / "predict.py"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script, str(path), str(tmp_path / "images.npy")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    classes = predict_step(load_state(workdir), images)["classes"]
+    assert [int(line.split()[0]) for line in done.stdout.splitlines()] == [*classes]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.SoftmaxRegression(),
+        models.MLP(hidden=(9, 5), activation="softplus"),
+        models.MLP(hidden=(9,), activation="sigmoid", batch_norm=True),
+        models.CNN(features=(3, 4), hidden=(), activation="tanh", pool="average"),
+        models.CNN(features=(3, 4), hidden=(6,), padding="VALID", batch_norm=True),
+        models.CNN(features=(3,), hidden=(6,), strides=(2, 3), kernel_size=(4, 5)),
+        models.CNN(features=(3, 2), hidden=(6,), strides=(2, 2), pool=None),
+    ],
+    ids=str,
+)
+def test_every_layer_is_known_to_numpy(model, make_state, images, tmp_path):
+    state = make_state(model, seed=1)
+    # Statistics and biases as training might leave them.
+    noise = jax.tree.map(
+        lambda leaf: leaf + 0.1 * np.random.default_rng(0).random(leaf.shape),
+        {"params": state.params, "model_state": state.model_state},
+    )
+    state = state.replace(**noise)
+    found = write.FORMATS["numpy"](state, tmp_path)(images)
+    wanted = predict_step(state, images)["logits"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_onnx_predicts_the_same(workdir, images, capsys):
+    pytest.importorskip("jax2onnx", reason="needs 'flaxmnist[onnx]'")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    # The converter's own code is not as strict as these tests.
+    with jax.numpy_rank_promotion("allow"):
+        assert export.main([f"--workdir={workdir}", "--format=onnx"]) == 0
+    path = workdir / "export" / "onnx" / "model.onnx"
+    session = onnxruntime.InferenceSession(path)
+    name = session.get_inputs()[0].name
+    wanted = predict_step(load_state(workdir), images)["logits"]
+    for count in (1, 7):
+        given = images[:count, ..., None].astype(np.float32) / 255
+        (found,) = session.run(None, {name: given})
+        np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
+
+
+def test_the_card_says_what_the_model_is(workdir):
+    folder = saved_run.export(workdir, "numpy")
+    card = (folder / "README.md").read_text()
+    summary = workdirs.saved_summary(workdir)
+    assert f"{summary['test']['accuracy']:.2%}" in card
+    assert f"{summary['model']['parameters']:,} parameters" in card
+    for part in ("28×28", "centre of mass", "licence", "fingerprint", "flaxmnist 0."):
+        assert part in card
+    assert "The licence of the images is that of flaxmnist" in card
+    card = cards.render("numpy", summary, None, "the best", 0, 7)
+    assert "trained on data named synthetic" in card
+    assert "The licence of the images is not known" in card
+
+
+def test_what_differs_is_not_kept(workdir, monkeypatch, capsys):
+    assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 0
+    folder = workdir / "export" / "numpy"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    logits = numpy_predictor.logits
+    monkeypatch.setattr(numpy_predictor, "logits", lambda *given: logits(*given) + 1e-2)
+    assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 1
+    assert "checkpoint is 1.0e-02; expected at most " in (
+        error := capsys.readouterr().err
+    )
+    assert "The export was not kept" in error
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["numpy"]
+
+
+def test_large_logits_may_differ_by_as_many_digits(make_state, images, tmp_path):
+    state = make_state(models.MLP(hidden=(64, 64)))
+    state = state.replace(params=jax.tree.map(lambda leaf: 30 * leaf, state.params))
+    found = write.FORMATS["numpy"](state, tmp_path)(images)
+    wanted = np.asarray(predict_step(state, images)["logits"])
+    assert abs(found - wanted).max() > parity.TOLERANCE
+    parity.check_parity(found, wanted)
+    for wrong in (wanted * 1.001, wanted * np.nan):
+        with pytest.raises(ParityError):
+            parity.check_parity(wrong, wanted)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_an_export_killed_while_it_is_exchanged_leaves_a_whole_one(
+    done, workdir, monkeypatch
+):
+    folder = workdir / "export" / "numpy"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("former")
+    replace, count = durable.replace, itertools.count()
+
+    def replace_until_killed(source, target):
+        if next(count) == done:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        # A killed process cleans nothing up.
+        patch.setattr(files.shutil, "rmtree", lambda *args, **options: None)
+        with files.partial_folder(folder.parent) as partial:
+            (partial / "numpy").mkdir()
+            (partial / "numpy" / "README.md").write_text("new")
+            patch.setattr(durable, "replace", replace_until_killed)
+            patch.setattr(write, "_put_back", lambda partial: None)
+            write._exchange(partial / "numpy", folder)
+    assert folder.exists() == (done != 1)
+    with files.partial_folder(folder.parent, write._put_back):  # Of any format.
+        assert (folder / "README.md").read_text() == ("new" if done == 2 else "former")
+    assert names(folder.parent) == ["numpy"]
+
+
+def test_an_export_that_fails_leaves_the_former_one_and_two_do_not_meet(
+    workdir, monkeypatch
+):
+    folder = saved_run.export(workdir, "numpy")
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text("former")
+    with files.partial_folder(folder.parent, write._put_back) as other:
+        (other / "file").touch()
+        with monkeypatch.context() as patch:
+            patch.setattr(cards, "render", lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                saved_run.export(workdir, "numpy")
+        assert (folder / "README.md").read_text() == "former"
+        saved_run.export(workdir, "numpy")  # While the other is being made.
+        assert (folder / "README.md").read_text() == card
+        assert (other / "file").exists()
+    assert names(folder.parent) == ["numpy"]
+
+
+def test_an_export_does_not_replace_what_no_export_wrote(workdir, capsys):
+    folder = saved_run.export(workdir, "numpy")
+    (folder / "notes.txt").write_text("of the user")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 2
+    assert "contains 'notes.txt', which export did not" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert names(folder.parent) == ["numpy"]
+
+
+def test_a_mistake_is_told(workdir, tmp_path, monkeypatch, capsys):
+    for flags, message in (
+        ([f"--workdir={tmp_path / 'no'}", "--format=numpy"], "no run in"),
+        ([f"--workdir={workdir}", "--format=onx"], "invalid choice: 'onx'"),
+        ([f"--workdir={workdir}", "--format=numpy", "--step=3"], "no checkpoint of"),
+    ):
+        assert export.main(flags) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    assert export.main([f"--workdir={workdir}", "--format=onnx"]) == 2
+    assert "pip install 'flaxmnist[onnx]'" in capsys.readouterr().err

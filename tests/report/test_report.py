@@ -1,0 +1,219 @@
+"""The report of a run, what it is computed by, and how a browser shows it."""
+
+import json
+import re
+import shutil
+
+import flax.linen as nn
+import numpy as np
+import pytest
+from helpers import tiny_config
+
+from flaxmnist import config as configs
+from flaxmnist import data
+from flaxmnist.cli import report
+from flaxmnist.core import models
+from flaxmnist.inference import saved_run
+from flaxmnist.report import html, statistics
+from flaxmnist.training import loop
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """Two finished runs that differ in their seed, with reports."""
+    folder = tmp_path_factory.mktemp("reported")
+    for seed in (0, 1):
+        config = tiny_config(report=True, seed=seed)
+        loop.train_and_evaluate(config, folder / f"seed{seed}")
+    return folder
+
+
+def test_a_run_ends_with_a_report_that_needs_nothing_else(reported):
+    workdir = reported / "seed0"
+    page = (workdir / "report.html").read_text()
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert f"{summary['test']['accuracy']:.2%}" in page
+    assert f"{summary['model']['parameters']:,}" in page
+    assert summary["dataset"]["fingerprint"] in page
+    for name in ("curves", "confusion", "calibration", "mistakes", "filters"):
+        assert (workdir / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert page.count("data:image/png;base64,") == 5
+    # Nothing is fetched, by whatever attribute.
+    assert not re.search(r"""(src|href|url\()\s*=?["']?\s*(https?:|//)""", page)
+
+
+class Embedding(nn.Module):
+    """A model of one's own, none of whose layers has a kernel to draw."""
+
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        rows = models.scale(images).reshape(-1, 28, 28)
+        return nn.Dense(10, name="head")(rows.mean(axis=1))
+
+
+def test_a_model_of_ones_own_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models.MODELS, "embedding", Embedding)
+    config = tiny_config(
+        num_steps=2, report=True, model={"name": "embedding"}, summaries=("filters",)
+    )
+    loop.train_and_evaluate(config, tmp_path)
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "plots" / "filters.png").exists()
+    assert "--config.model.name=embedding" in (tmp_path / "report.html").read_text()
+
+
+def test_the_command_in_a_report_gives_the_configuration_again():
+    for spec in ("softmax", "mlp:mechanics", "cnn:deep"):
+        config = configs.load(spec)
+        assert configs.flags_of(config) == [f"--config={spec}"]
+    # The rate of `cnn`, of which another model's name would make the default.
+    other = configs.override(
+        configs.load("cnn"), [("model.name", "mlp"), ("model.dropout_rate", "0.4")]
+    )
+    for config in (tiny_config(seed=3), other):
+        first, *changes = configs.flags_of(config)
+        pairs = [flag.removeprefix("--config.").split("=", 1) for flag in changes]
+        base = configs.load(first.removeprefix("--config="))
+        assert configs.override(base, pairs).to_dict() == config.to_dict()
+
+
+def test_runs_that_differ_in_their_seed_are_one_row(reported, capsys):
+    first, second = reported / "seed0", reported / "seed1"
+    assert report.main([f"--workdir={first}", "--compare", str(second)]) == 0
+    assert capsys.readouterr().out.strip() == str(first / "report.html")
+    page = (first / "report.html").read_text()
+    accuracies = [
+        json.loads((workdir / "summary.json").read_text())["test"]["accuracy"]
+        for workdir in (first, second)
+    ]
+    row = f"<td>{first}, {second}</td><td>synthetic (synthetic)</td><td>500</td>"
+    row += f"<td>2</td><td>{np.mean(accuracies):.2%}</td>"
+    assert row in page
+    assert f"<td>{np.std(accuracies, ddof=1):.2%}</td>" in page
+
+
+def test_runs_are_compared_once_each_and_recipes_apart(reported, tmp_path):
+    first, second = reported / "seed0", reported / "seed1"
+    other = tmp_path / "seed1"
+    loop.train_and_evaluate(tiny_config(num_steps=20, seed=1), other)
+    flags = [f"--workdir={first}", "--compare", *map(str, (first, second, other))]
+    assert report.main(flags) == 0
+    page = (first / "report.html").read_text()
+    where = "<td>synthetic (synthetic)</td><td>500</td>"
+    assert f"<td>{first}, {second}</td>{where}<td>2</td>" in page
+    assert f"<td>{other}</td>{where}<td>1</td>" in page
+
+
+def test_a_report_shows_the_test_split(reported, monkeypatch):
+    workdir, given = reported / "seed0", {}
+    for name in ("mistakes", "confusion"):
+        draw = getattr(html.plots, name)
+
+        def record(*arguments, name=name, draw=draw):
+            given[name] = arguments
+            return draw(*arguments)
+
+        monkeypatch.setattr(html.plots, name, record)
+    assert report.main([f"--workdir={workdir}"]) == 0
+    config = configs.from_json((workdir / "config.json").read_text())
+    path = saved_run.predict_split(config, workdir, "test")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    wrong = [row for row in rows if row["label"] != row["classes"]]
+    wrong.sort(key=lambda row: -max(row["probabilities"]))
+    images = data.load("synthetic", "synthetic").test.images
+    np.testing.assert_array_equal(
+        given["mistakes"][0], images[[row["index"] for row in wrong[:36]]]
+    )
+    matrix = np.zeros((10, 10), int)
+    for row in rows:
+        matrix[row["label"], row["classes"]] += 1
+    np.testing.assert_array_equal(given["confusion"][0], matrix)
+    page = (workdir / "report.html").read_text()
+    precision = matrix[3, 3] / matrix[:, 3].sum()
+    recall = matrix[3, 3] / matrix[3].sum()
+    row = f"<td>3</td><td>{matrix[3].sum()}</td><td>{precision:.2%}</td>\n"
+    assert f"{row}<td>{recall:.2%}</td>" in page
+    assert "million floating-point operations" in page
+
+
+def test_a_run_of_devices_that_are_not_here_is_reported(reported, tmp_path):
+    workdir = shutil.copytree(reported / "seed0", tmp_path / "run")
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace('"data": 1', '"data": 64'))
+    assert report.main([f"--workdir={workdir}"]) == 0
+
+
+def test_a_folder_without_a_finished_run_is_told(reported, tmp_path, capsys):
+    workdir = reported / "seed0"
+    for flags in (
+        [f"--workdir={tmp_path}"],
+        [f"--workdir={workdir}", "--compare", str(tmp_path)],
+    ):
+        assert report.main(flags) == 2
+        error = capsys.readouterr().err
+        assert str(tmp_path) in error
+        assert len(error.splitlines()) <= 2
+
+
+def test_a_killed_run_is_reported_by_its_checkpoint(reported, tmp_path):
+    workdir = shutil.copytree(reported / "seed0", tmp_path / "killed")
+    (workdir / "summary.json").unlink()
+    (workdir / "report.html").unlink()
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "spl')
+    assert report.main([f"--workdir={workdir}"]) == 0
+    assert "test accuracy" in (workdir / "report.html").read_text()
+
+
+def test_a_report_that_was_not_drawn_is_when_the_run_is_asked_for_again(
+    reported, tmp_path
+):
+    workdir = shutil.copytree(reported / "seed0", tmp_path / "run")
+    (workdir / "report.html").unlink()
+    (workdir / "summary.json").unlink()  # It is written after the report.
+    loop.train_and_evaluate(tiny_config(report=True), workdir)
+    assert (workdir / "report.html").exists()
+
+
+def test_intervals_are_those_of_the_textbook():
+    # Newcombe, 1998, "Two-sided confidence intervals for the single proportion".
+    np.testing.assert_allclose(
+        statistics.interval(81, 263), (0.2553, 0.3662), atol=1e-4
+    )
+    np.testing.assert_allclose(statistics.interval(0, 20), (0, 0.1611), atol=1e-4)
+    values = np.arange(101.0)
+    low, high = statistics.mean_interval(values)
+    np.testing.assert_allclose((low + high) / 2, 50)
+    np.testing.assert_allclose(high - low, 2 * 1.96 * values.std() / np.sqrt(101))
+
+
+def test_temperature_and_calibration_of_known_probabilities():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 10))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (rng.random((20_000, 1)) < probabilities.cumsum(axis=1)).argmax(axis=1)
+    # Labels drawn from the probabilities are what calibration means.
+    assert statistics.reliability(logits, labels)["ece"] < 0.01
+    np.testing.assert_allclose(statistics.fit_temperature(logits, labels), 1, atol=0.03)
+    np.testing.assert_allclose(
+        statistics.fit_temperature(3 * logits, labels), 3, rtol=0.03
+    )
+    found = statistics.reliability(3 * logits, labels)
+    assert found["ece"] > 0.1
+    assert found["count"].sum() == 20_000
+    sure = found["count"] > 100
+    assert (found["confidence"] > found["accuracy"])[sure].all()
+
+
+@pytest.mark.parametrize("width", [1280, 380])
+def test_a_browser_shows_the_report(reported, browser, width):
+    browser.set_window_size(width, 900)
+    browser.get((reported / "seed0" / "report.html").as_uri())
+    loaded = "return [...document.images].every(i => i.complete && i.naturalWidth)"
+    assert browser.execute_script(loaded)
+    # Wide tables scroll by themselves; the page does not.
+    overflow = "return document.documentElement.scrollWidth - window.innerWidth"
+    assert browser.execute_script(overflow) <= 0
+    assert browser.get_log("browser") == []

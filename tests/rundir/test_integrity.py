@@ -1,0 +1,295 @@
+"""Run directories that others have changed: read, or refused, and nothing else."""
+
+import collections
+import contextlib
+import json
+import os
+import random
+import shutil
+
+import pytest
+from helpers import SEED, tiny_config
+
+from flaxmnist import config as configs
+from flaxmnist.cli import export, report, train
+from flaxmnist.errors import DamagedError, UserError
+from flaxmnist.export import card as cards
+from flaxmnist.inference import saved_run
+from flaxmnist.inference.saved_run import load_state
+from flaxmnist.report import html
+from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir import integrity, metrics_log, tensorboard
+from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.training import loop
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    return shutil.copytree(finished_run[0], tmp_path / "run")
+
+
+# Links: nothing is written, changed or deleted outside the directory
+
+
+LINKS = [
+    *integrity.FILES,
+    *integrity.FOLDERS,
+    "checkpoints/60",
+    "checkpoints/deleted.orbax-checkpoint-tmp",
+    "damaged-checkpoints/40",
+    "export/numpy",
+    "export/.partial-1",
+    "plots/curves.png",
+    "tensorboard/train",
+]
+
+
+def content(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_nothing_is_written_through_a_link(name, run, tmp_path):
+    outside = tmp_path / "outside"
+    (outside / "folder" / "numpy.partial-1").mkdir(parents=True)
+    (outside / "file").write_text("mine")
+    place = run / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.parent.mkdir(exist_ok=True)
+    before = content(outside)
+    for target in ("file", "folder", "missing"):
+        place.unlink(missing_ok=True)
+        place.symlink_to(outside / target)
+        inside = content(run)
+        for call in (
+            lambda: loop.train_and_evaluate(tiny_config(), run),
+            lambda: saved_run.predict_split(tiny_config(), run),
+            lambda: saved_run.export(run, "numpy"),
+            lambda: report.run([f"--workdir={run}"]),
+        ):
+            with pytest.raises(UserError, match=f"{place} is a link, and a run writes"):
+                call()
+        assert content(outside) == before
+        assert content(run) == inside
+
+
+def test_a_lock_with_another_name_is_not_overwritten(run, tmp_path):
+    startup = tmp_path / "bashrc"
+    startup.write_text("mine")
+    (run / ".lock").unlink()
+    os.link(startup, run / ".lock")
+    with pytest.raises(UserError, match=r"\.lock is a link"):
+        loop.train_and_evaluate(tiny_config(), run)
+    assert startup.read_text() == "mine"
+
+
+def test_only_our_own_partial_files_are_deleted(run):
+    (run / "plots").mkdir()
+    ours = [run / "config.json.partial-12", run / "plots" / "curves.png.partial-3"]
+    theirs = [run / "notes.partial-1", run / "plots" / "curves.png.partial-old"]
+    for path in (*ours, *theirs):
+        path.touch()
+    (run / "summary.json.partial-1").mkdir()
+    integrity.remove_partial(run)
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in theirs)
+    assert (run / "summary.json.partial-1").is_dir()
+
+
+def test_a_run_directory_may_be_a_link(run, tmp_path):
+    (tmp_path / "link").symlink_to(run)
+    summary = loop.train_and_evaluate(tiny_config(), tmp_path / "link")
+    assert summary["step"] == 40
+
+
+# Pipes, devices, and files without an end, in the place of files
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def giant(path):
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+def read_everything(run):
+    """What a resume, a report and an export read of a run, without JAX's work."""
+    workdirs.check(run, tiny_config())
+    workdirs.saved_summary(run)
+    list(metrics_log.records(run / "metrics.jsonl"))
+    load_state(run)
+
+
+@pytest.mark.parametrize("make", [pipe, giant, device])
+def test_only_regular_files_of_plausible_size_are_read(make, run):
+    checked = 0
+    for path in sorted([*run.glob("*"), *(run / "checkpoints" / "40").rglob("*")]):
+        in_parts = path.parent.name == "d" and make is giant
+        if path.is_dir() or in_parts or path.name in (".lock", "commit_success.txt"):
+            continue
+        saved = path.read_bytes()
+        path.unlink()
+        make(path)
+        if path.name == "summary.json":
+            assert workdirs.saved_summary(run) is None
+        else:
+            with pytest.raises(UserError):
+                read_everything(run)
+        path.unlink()
+        path.write_bytes(saved)
+        checked += 1
+    assert checked >= 10
+    read_everything(run)
+
+
+# Values that are edited or damaged
+
+DEEP = json.loads("[" * 400 + "]" * 400)
+VALUES = (None, "x", "²", [1], {"a": {"b": 1}}, True, -1, 0, DEEP)
+VALUES += (float("nan"), 1e999, 10**400, 1e300)
+
+
+def mutated(value, path=()):
+    """Yields where and how each part of a JSON value is changed, and the result."""
+    # A configuration has a test of its own.
+    if not isinstance(value, dict) or path == ("config",):
+        return
+    for name, part in value.items():
+        for new in VALUES:
+            yield (*path, name, repr(new)[:20]), value | {name: new}
+        yield (*path, name, "missing"), {k: v for k, v in value.items() if k != name}
+        for where, changed in mutated(part, (*path, name)):
+            yield where, value | {name: changed}
+
+
+def test_a_summary_is_read_as_it_was_written_or_not_at_all(run, finished_run):
+    path = run / "summary.json"
+    summary = json.loads(path.read_text())
+    found = workdirs.saved_summary(run)
+    assert (
+        json.loads(json.dumps(found))
+        == summary
+        == json.loads(json.dumps(finished_run[1]))
+    )
+    refused = 0
+    for where, changed in mutated(summary):
+        path.write_text(json.dumps(changed))
+        found = workdirs.saved_summary(run)
+        refused += found is None
+        if found is not None:  # All that a report, an export and a table take of it.
+            html.History("run", found, []).recipe  # noqa: B018
+            (
+                html._splits(found, {}),
+                html._comparison({"run": [html.History("run", found, [])]}),
+            )
+            cards.render("numpy", found, None, "", 0.0, 1), where
+    assert refused > 300
+
+
+def test_a_configuration_is_read_or_refused(run):
+    path = run / "config.json"
+    for where, changed in mutated(json.loads(path.read_text())):
+        path.write_text(json.dumps(changed))
+        with contextlib.suppress(UserError):
+            config = workdirs.saved_config(run)
+            assert configs.resolve(config).to_dict() == config.to_dict(), where
+
+
+def test_damaged_lines_of_metrics_are_skipped_with_a_warning(run, capsys):
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    whole = list(metrics_log.records(path))
+    assert [json.dumps(record) for record in whole] == lines
+    bad = [json.dumps(line) for _, line in mutated(json.loads(lines[0]))]
+    bad += ["[" * 60_000, "null", "\0" * 200_000, "\udcff", "{}", "x"]
+    text = "\n".join([lines[0], *bad, *lines[1:], '{"step": 4'])
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    found = list(metrics_log.records(path))
+    assert [record for record in found if record in whole] == whole
+    for record in found:  # What is left is numbers.
+        assert all(
+            isinstance(value, int | float) and abs(value) < 1e39
+            for name, value in record.items()
+            if name != "split"
+        )
+    assert f"! {path}: " in capsys.readouterr().err
+    # And of these, curves can be drawn.
+    figure = html.plots.curves({"run": [found]})
+    assert html.plots.png(figure)[:4] == b"\x89PNG"
+
+
+def test_what_orbax_says_of_a_checkpoint_is_read_or_the_checkpoint_is_damaged(run):
+    folder = run / "checkpoints"
+    path = folder / "40" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(path.read_text())
+    damaged = 0
+    for where, changed in mutated(metadata):
+        path.write_text(json.dumps(changed))
+        try:
+            with Checkpoints(folder, read_only=True) as checkpoints:
+                assert checkpoints.steps == [20, 40], where
+        except DamagedError:
+            damaged += 1
+    assert damaged > 30
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "007", "-1", "2147483648", "9" * 200])
+def test_names_that_are_no_steps_are_in_nobodys_way(name, run):
+    shutil.copytree(run / "checkpoints" / "40", run / "checkpoints" / name)
+    for warnings in ([], []):
+        with Checkpoints(run / "checkpoints", warn=warnings.append) as checkpoints:
+            assert checkpoints.steps == [20, 40]
+    assert workdirs.saved_steps(run) == [20, 40]
+    (run / "tensorboard" / "train" / "events.out.tfevents.².x").touch()
+    tensorboard.EventFile(run / "tensorboard" / "train", 0).close()
+
+
+CHANGED = {
+    "config.json": "config.json",
+    "summary.json": "summary.json",
+    "metrics.jsonl": "metrics.jsonl",
+    "Orbax's": "checkpoints/40/_CHECKPOINT_METADATA",
+    "record": "checkpoints/40/record/metadata",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_run_with_damaged_values_is_reported_exported_and_resumed_or_refused(
+    name, finished_run, tmp_path, capsys
+):
+    draw = random.Random(SEED)
+    codes = collections.Counter()
+    for _ in range(5):
+        run = shutil.copytree(finished_run[0], tmp_path / "run")
+        path = run / CHANGED[name]
+        text, rest = path.read_text(), ""
+        if name == "metrics.jsonl":
+            text, rest = text.split("\n", 1)
+        whole = json.loads(text)
+        if name == "record":  # Of the first format, which had no checksum.
+            del whole["checksum"], whole["format"]
+        where, changed = draw.choice(list(mutated(whole)))
+        path.write_text(f"{json.dumps(changed)}\n{rest}")
+        for command, flags in (
+            (report, []),
+            (export, ["--format=numpy"]),
+            (train, ["--config.num_steps=60"]),
+            (report, []),
+        ):
+            code = command.main([f"--workdir={run}", *flags])
+            codes[command.__name__, code] += 1
+            error = capsys.readouterr().err
+            assert code == 0 or (code == 2 and "flaxmnist: " in error), where
+            # Only what says which run it is can be in the way of a run.
+            known = name in ("config.json", "record")
+            assert code == 0 or known or command is not train, where
+        shutil.rmtree(run)
+    print(codes)
