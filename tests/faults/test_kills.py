@@ -277,6 +277,15 @@ def test_a_folder_that_fails_is_a_clear_error_and_the_run_goes_on_after_it(
     assert_same_run(tiny_config(), run, finished_run[0])
 
 
+def test_a_file_of_metrics_that_was_replaced_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with metrics_log.MetricsWriter(tmp_path, 0, ()) as writer:
+        path.unlink()
+        path.touch()
+        with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
+            writer.write({"step": 1, "split": "train", "loss": 1.0})
+
+
 # One run a folder
 
 
@@ -387,7 +396,7 @@ def test_a_disk_that_can_no_longer_be_read_does_not_hide_the_error(
 # What writes, its method, and the number of the call at which the folder is taken.
 WRITES = {
     "before a line is written": (metrics_log.MetricsWriter, "write", 5),
-    "before it is saved": (Checkpoints, "save", 2),
+    "before it is saved": (Checkpoints, "save", 1),
     "before Orbax saves it": (checkpoints_module, "_checksums", 2),
 }
 
@@ -399,13 +408,16 @@ def test_a_run_whose_folder_another_took_meanwhile_writes_nothing_there(
     run, old = tmp_path / "run", tmp_path / "old"
     owner, name, number = WRITES[when]
     method, calls = getattr(owner, name), itertools.count(1)
+    steps = [20] if number > 1 else []
+    unfinished = run / "checkpoints" / "60.orbax-checkpoint-tmp"
 
     def taken(*args):
         if next(calls) == number:
-            while folder.saved_steps(run) != [20]:
+            while folder.saved_steps(run) != steps:
                 time.sleep(0.01)
             run.rename(old)
             shutil.copytree(finished_run[0], run)
+            unfinished.mkdir()
         return method(*args)
 
     monkeypatch.setattr(owner, name, taken)
@@ -415,7 +427,8 @@ def test_a_run_whose_folder_another_took_meanwhile_writes_nothing_there(
     assert len(there) == sum(path.is_file() for path in finished_run[0].rglob("*"))
     for path in there:
         assert (run / path).read_bytes() == (finished_run[0] / path).read_bytes()
-    assert folder.saved_steps(old) == [20]
+    assert unfinished.is_dir()
+    assert folder.saved_steps(old) == steps
 
 
 # Formats
