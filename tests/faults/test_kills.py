@@ -286,6 +286,15 @@ def test_a_file_of_metrics_that_was_replaced_is_an_error(tmp_path):
             writer.write({"step": 1, "split": "train", "loss": 1.0})
 
 
+def test_a_folder_of_checkpoints_that_is_gone_is_not_made_anew(tmp_path):
+    with (
+        Checkpoints(tmp_path / "gone") as checkpoints,
+        pytest.raises(FileNotFoundError, match="gone"),
+    ):
+        checkpoints.save(1, {}, {}, None)
+    assert list(tmp_path.iterdir()) == []
+
+
 # One run a folder
 
 
