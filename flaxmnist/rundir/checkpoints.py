@@ -29,6 +29,7 @@ from flaxmnist.errors import DamagedError, UserError, kind_of
 from flaxmnist.options import conform
 from flaxmnist.rundir import integrity, manifest
 from flaxmnist.runtime import durable, files, logs, processes
+from flaxmnist.runtime.failures import explain
 
 # A run's first steps need none of it.
 with epy.lazy_imports():
@@ -121,11 +122,13 @@ def _os_errors(path: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def _is_damage(error: Exception) -> bool:
-    """Returns whether an error of reading a checkpoint is due to its content."""
-    if isinstance(error, OSError):
-        return error.errno not in (EACCES, EPERM, EMFILE, ENFILE, ENOMEM)
-    return not isinstance(error, UserError | MemoryError)
+def _raise_unless_damage(error: Exception) -> None:
+    """Raises an error of reading a checkpoint, unless its content is the cause."""
+    limits = (EACCES, EPERM, EMFILE, ENFILE, ENOMEM)
+    if isinstance(error, OSError) and error.errno in limits:
+        raise UserError(explain(error)) from error
+    if isinstance(error, UserError | MemoryError):
+        raise error
 
 
 class Checkpoints:
@@ -182,8 +185,7 @@ class Checkpoints:
                 if manifest.text(said) != manifest.text(validation):
                     raise ValueError("its figures on validation differ")
             except Exception as error:  # Whatever JSON may hold.
-                if not _is_damage(error):
-                    raise
+                _raise_unless_damage(error)
                 if folder.exists():  # A run that goes on may have deleted it.
                     yield DamagedError(self.directory, int(folder.name), error)
 
@@ -348,8 +350,7 @@ class Checkpoints:
             with _os_errors(self.directory / str(step)):
                 yield
         except Exception as error:  # Orbax and TensorStore raise many kinds.
-            if not _is_damage(error):
-                raise
+            _raise_unless_damage(error)
             if not (self.directory / str(step)).exists():
                 raise UserError(
                     f"the checkpoint of step {step} in {self.directory} was deleted "

@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from errno import EACCES
 from pathlib import Path
 
 from flaxmnist.errors import UserError
@@ -98,11 +99,19 @@ def check_checkpoint(folder: Path) -> None:
     """Raises ValueError unless a checkpoint consists of regular files of sane sizes.
 
     TensorStore waits for a pipe, and aborts where a file does not fit into memory.
+
+    Raises:
+      ValueError: see above.
+      OSError: this user may not read all of it.
     """
     if folder.is_symlink() or not 0 <= int(folder.name) < MAX_STEPS:
         raise ValueError("it is a link, or its name is not a step")
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     count = 0
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=refuse):
         count += len(names)
         for name in (*folders, *names):
             path = Path(place, name)
@@ -112,6 +121,9 @@ def check_checkpoint(folder: Path) -> None:
             in_parts = path.parent.name == "d"
             if not is_file and not stat.S_ISDIR(status.st_mode):
                 raise ValueError(f"{path.name} is not a regular file")
+            # Orbax would name the checkpoint, not the file.
+            if not os.access(path, os.R_OK):
+                raise PermissionError(EACCES, os.strerror(EACCES), str(path))
             if is_file and not in_parts and status.st_size > MAX_BYTES:
                 raise ValueError(f"{path.name} has {status.st_size:,} bytes")
         if count > MAX_FILES:

@@ -78,6 +78,24 @@ def test_a_directory_that_may_not_be_read_is_a_clear_error(
     assert content(run) == before
 
 
+@pytest.mark.parametrize("name", ["arrays/d", "record/metadata"])
+def test_a_file_of_a_checkpoint_that_may_not_be_read_is_named(
+    name, finished_run, tmp_path, capsys, forbid, monkeypatch
+):
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    path, before = run / "checkpoints" / "40" / name, content(run)
+    flags = [f"--workdir={run}", "--config.num_steps=60"]
+    forbid(path)
+    assert train.main(flags) == 2
+    FORBIDDEN.clear()
+    # As for a user who may list the directory, but not open the file.
+    monkeypatch.setattr(os, "access", lambda tried, mode: not tried.match(str(path)))
+    assert train.main(flags) == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert f"{path} cannot be read or written (Permission denied)" in line
+    assert content(run) == before
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
