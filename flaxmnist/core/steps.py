@@ -6,6 +6,7 @@ may be sharded over devices; computation follows them.
 
 import dataclasses
 import functools
+import inspect
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -24,13 +25,24 @@ Batch = dict[str, Any]
 
 
 def _explained(step: Any) -> Any:
-    """Returns a jitted step that names the mistake if it is given donated arrays."""
+    """Returns a jitted step that names a mistake in its arguments.
+
+    They are looked at after an error only: checks would cost time at each call.
+    """
+    parameters = [*inspect.signature(step).parameters]
 
     @functools.wraps(step)
     def explained(*args: Any, **kwargs: Any) -> Any:
         try:
             return step(*args, **kwargs)
-        except (RuntimeError, ValueError) as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            given = dict(zip(parameters, args, strict=False)) | kwargs
+            state = given.get("state")
+            if "state" in given and not isinstance(state, TrainState):
+                raise UserError(
+                    f"{step.__name__}: state is a {type(state).__name__}; expected a "
+                    f"TrainState, as in {step.__name__}({', '.join(parameters)})"
+                ) from None
             leaves = jax.tree.leaves((args, kwargs))
             if "deleted" in str(error) and any(map(_is_deleted, leaves)):
                 raise UserError(

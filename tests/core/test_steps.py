@@ -457,6 +457,19 @@ def test_a_donated_state_is_named(make_state, synthetic):
     assert int(state.step) == 2
 
 
+def test_swapped_arguments_are_named(make_state, synthetic):
+    state, batch = make_state(models.SoftmaxRegression()), batch_of(synthetic.test, 5)
+    for step in (steps.train_step, steps.eval_step):
+        said = rf"state is a dict; expected a TrainState, as in {step.__name__}\(state"
+        for given in ((batch, state), (state.params, batch)):
+            with pytest.raises(UserError, match=said):
+                step(*given)
+        with pytest.raises(UserError, match=said):
+            step(batch=state, state=batch)
+    state, _ = steps.train_step(state, batch)  # It was not donated before.
+    assert int(state.step) == 1
+
+
 class NoTrain(nn.Module):
     @nn.compact
     def __call__(self, images):
