@@ -252,8 +252,15 @@ def locked(workdir: Path) -> Iterator[Lock]:
     """
     try:
         lock = Lock(workdir)
-    except FileExistsError:
-        raise UserError(f"--workdir {workdir} is a file: expected a folder") from None
+    except FileExistsError as error:
+        path, problem = Path(error.filename), "is a file: expected a folder"
+        if path.is_symlink():
+            problem = (
+                f"cannot be created: {path} is a link whose target "
+                f"{os.readlink(path)} does not exist. Create that directory, or remove "
+                "the link"
+            )
+        raise UserError(f"--workdir {workdir} {problem}") from None
     except OSError as error:
         raise UserError(
             f"--workdir {workdir} cannot be written ({error.strerror}): use another"

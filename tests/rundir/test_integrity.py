@@ -103,6 +103,16 @@ def test_a_run_directory_may_be_a_link(run, tmp_path):
     assert summary["step"] == 40
 
 
+@pytest.mark.parametrize("inside", ["", "run"])
+def test_a_run_directory_that_is_a_dangling_link_is_refused(inside, tmp_path):
+    link, target = tmp_path / "link", tmp_path / "missing"
+    link.symlink_to(target)
+    said = f"^--workdir {link / inside} .*{link} is a link whose target {target} does"
+    with pytest.raises(UserError, match=said):
+        loop.train_and_evaluate(tiny_config(), link / inside)
+    assert list(tmp_path.iterdir()) == [link]
+
+
 # Pipes, devices, and files without an end, in the place of files
 
 
