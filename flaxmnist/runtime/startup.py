@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import os
 import re
 import signal
@@ -23,6 +24,9 @@ def prepare() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Figures are only saved, and matplotlib is not imported with an unknown backend.
     os.environ["MPLBACKEND"] = "agg"
+    verbose = not {"-v", "--verbose"}.isdisjoint(sys.argv)
+    if not verbose:  # It warns if the home directory cannot be written.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             # This takes the free file descriptor. Otherwise the next file that is
@@ -34,7 +38,7 @@ def prepare() -> None:
         import jax  # noqa: F401
     # Of an environment variable, of too little memory, or of a damaged installation.
     except Exception as error:
-        if not {"-v", "--verbose"}.isdisjoint(sys.argv):
+        if verbose:
             raise
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         with contextlib.suppress(OSError):

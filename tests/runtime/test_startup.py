@@ -118,6 +118,22 @@ def test_a_closed_standard_stream_is_no_file_of_ours(tmp_path):
     assert said.read_bytes() == b""
 
 
+def test_a_home_that_cannot_be_written_is_not_reported_by_matplotlib(tmp_path):
+    script = (
+        "from flaxmnist.runtime import startup; startup.prepare(); "
+        "import matplotlib; print(matplotlib.get_configdir())"
+    )
+    environment = os.environ | {"HOME": "/dev/null", "TMPDIR": str(tmp_path)}
+    environment = {
+        k: v for k, v in environment.items() if k[:4] not in ("XDG_", "MPLC")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.startswith(str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def names_no_encoding(call):
     """Returns whether a call opens a text file in the encoding of the locale."""
     name = getattr(call.func, "attr", getattr(call.func, "id", None))
