@@ -1,6 +1,7 @@
 """The errors of flaxmnist, and the parts of their messages."""
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,11 +24,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Returns `repr(value)`, cut where it is long."""
+    """Returns `repr(value)` on one line, cut where it is long."""
     try:
         text = repr(value)
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
+    text = re.sub(r"\s*\n\s*", " ", text)  # Of an array.
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 

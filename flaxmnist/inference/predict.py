@@ -72,6 +72,11 @@ def predict_images(
     Raises:
       UserError: the run does not exist, or one of the pictures is not a picture.
     """
+    if not isinstance(run, TrainState | str | os.PathLike):
+        raise UserError(
+            f"run is a {type(run).__name__}; expected a TrainState or the path of a "
+            "run directory"
+        )
     state = run if isinstance(run, TrainState) else load_state(run)
     prepared = [prepare(picture) for picture in _several(pictures)]
     return predict_prepared(prepared, state)

@@ -240,6 +240,8 @@ def test_predict_images_takes_a_single_picture_and_an_array_of_several(
     ):
         with pytest.raises(UserError, match=said):
             flaxmnist.predict_images(wrong, state)
+    with pytest.raises(UserError, match=r"^run is a dict; expected a TrainState"):
+        flaxmnist.predict_images(several, state.params)
 
 
 def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeypatch):
