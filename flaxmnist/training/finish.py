@@ -62,8 +62,7 @@ def finish(
             trained / clock.seconds["train"] if trained else None
         )
         print_table(console, summary)
-        if run.config.report:
-            lock.remove("report.html")  # It is of an earlier summary.
+        lock.remove("report.html")  # It is of an earlier summary.
         lock.write("summary.json", json.dumps(summary, indent=2) + "\n")
         if run.config.report:
             with _only_warned_of(workdir, console):

@@ -764,6 +764,10 @@ def test_a_report_that_fails_costs_the_report_alone(
         assert text == f"{summary['evaluated_step']} 40"
     assert capsys.readouterr().err == ""
     assert (workdir / "summary.json").read_bytes() == before
+    # A report never disagrees with the summary, even if reports are turned off.
+    (workdir / "summary.json").unlink()
+    loop.train_and_evaluate(tiny_config(report=False), workdir)
+    assert not (workdir / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", ["summarize", "_report"])
