@@ -173,7 +173,10 @@ def _greet(connection: socket.socket) -> dict[str, Any] | None:
         message = _receive(connection)
     except (OSError, ValueError):
         return None
-    return message if message.keys() == {"process", "facts"} else None
+    process, facts = message.get("process"), message.get("facts")
+    # Not `isinstance`: True is an integer, too.
+    valid = type(process) is int and process > 0 and isinstance(facts, dict)
+    return message if valid else None
 
 
 def _join(host: str, port: int, message: dict[str, Any], timeout: int) -> str | None:

@@ -164,6 +164,18 @@ def test_a_stranger_that_connects_to_process_0_is_ignored(monkeypatch):
             assert silent.fileno() >= 0  # Still connected.
 
 
+@pytest.mark.parametrize("process", [[1], "1", True, 0, 1.0, None])
+def test_a_message_with_an_invalid_process_is_ignored(process):
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(meet, (2, 0, {}), port=port)
+        with _patient_connection(port) as invalid:
+            rendezvous._receive(invalid)
+            rendezvous._send(invalid, {"process": process, "facts": {}})
+            second = meet((2, 1, {}), port=port)
+        assert [*first.result(), *second] == [None, None]
+
+
 def test_an_unknown_host_is_refused_at_once():
     with pytest.raises(UserError, match="unknown host 'no-such-host"):
         rendezvous.meet("no-such-host.invalid", 1234, 2, 1, {}, timeout=1000)
