@@ -1,6 +1,8 @@
 """Writing files and directories so that they survive a power failure."""
 
+import contextlib
 import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -59,16 +61,25 @@ def make_directory(path: Path) -> list[Path]:
       the directories that were created, outermost first.
 
     Raises:
-      OSError: one of them cannot be created, or is a file.
+      OSError: one of them cannot be created, or is a file; none is left behind.
     """
     if path.is_dir():
         return []
-    made = [] if path.parent.exists() else make_directory(path.parent)
+    parents = itertools.takewhile(lambda folder: not folder.exists(), path.parents)
+    made: list[Path] = []
     try:
-        path.mkdir()
-    except FileExistsError:
-        if not path.is_dir():
-            raise
-        return made  # Another process was faster.
-    sync(path.parent)
-    return [*made, path]
+        for folder in reversed([path, *parents]):
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                if not folder.is_dir():
+                    raise
+                continue  # Another process was faster.
+            made.append(folder)
+            sync(folder.parent)
+    except OSError:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # Another process uses it.
+                folder.rmdir()
+        raise
+    return made

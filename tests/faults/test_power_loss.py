@@ -1,5 +1,6 @@
 """A power failure: what was said to be saved is on the disk, whole."""
 
+import errno
 import json
 import os
 import re
@@ -162,6 +163,26 @@ def test_after_a_power_failure_a_moved_file_has_its_new_name_alone(
         disk.write(tmp_path / "after")
     after = tmp_path / "after"
     assert list(after.rglob("x")) == [after / "b" / "x"]
+
+
+@pytest.mark.parametrize("call", ["mkdir", "fsync"])
+def test_a_directory_that_cannot_be_made_leaves_no_parents(call, tmp_path, monkeypatch):
+    calls, original = [], getattr(os, call)
+
+    def fill_up(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*args)
+
+    (tmp_path / "old").mkdir()
+    monkeypatch.setattr(os, call, fill_up)
+    with pytest.raises(OSError, match="No space"):
+        durable.make_directory(tmp_path / "old" / "a" / "b" / "c" / "d")
+    assert list((tmp_path / "old").iterdir()) == []
+    made = durable.make_directory(tmp_path / "old" / "a" / "b")
+    assert made == [tmp_path / "old" / "a", tmp_path / "old" / "a" / "b"]
+    assert made[1].is_dir()
 
 
 @pytest.fixture(params=["ext4", "xfs"])
