@@ -121,8 +121,9 @@ def check_checkpoint(folder: Path) -> None:
             in_parts = path.parent.name == "d"
             if not is_file and not stat.S_ISDIR(status.st_mode):
                 raise ValueError(f"{path.name} is not a regular file")
-            # Orbax would name the checkpoint, not the file.
-            if not os.access(path, os.R_OK):
+            # Orbax would name the checkpoint, not the file. A run that goes on may have
+            # deleted it.
+            if not os.access(path, os.R_OK) and path.exists():
                 raise PermissionError(EACCES, os.strerror(EACCES), str(path))
             if is_file and not in_parts and status.st_size > MAX_BYTES:
                 raise ValueError(f"{path.name} has {status.st_size:,} bytes")
