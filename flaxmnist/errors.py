@@ -80,6 +80,11 @@ class DamagedError(UserError):
             f"the checkpoint of step {step} in {directory} is damaged ({reason[:160]})"
         )
 
+    def advised(self, advice: str) -> "DamagedError":
+        """Returns the error with advice at the end of its message."""
+        self.args = (f"{self}; {advice}",)
+        return self
+
 
 class NotFiniteError(Exception):
     """The loss is not finite any more, or the state that was made of it."""

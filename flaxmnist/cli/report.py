@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> None:
       UserError: it cannot be done.
     """
     parser = command.Parser("flaxmnist report", _DESCRIPTION)
-    parser.add_argument("--workdir", type=path_of, metavar="DIR", required=True)
+    parser.add_run()
     parser.add_argument(
         "--compare",
         type=lambda text: path_of(text, "--compare"),
@@ -49,9 +49,7 @@ def run(argv: Sequence[str]) -> None:
     integrity.check_links(args.workdir)
     others = [History.read(workdir) for workdir in unique.values()]
     console = Console()
-    opened, state, step, last = open_saved(
-        args.workdir, console=console, overrides=overrides
-    )
+    opened, state, step, last = open_saved(args.workdir, args.step, console, overrides)
     summary = workdirs.saved_summary(args.workdir)
     if summary is None or (summary["step"], summary["evaluated_step"]) != (last, step):
         summary = summarize(opened, state, last, step, console)

@@ -1,8 +1,9 @@
 """What is done with a trained run: its figures again, or its predictions."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flaxmnist.config import schema as configs
 from flaxmnist.core import models
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import SPLITS
-from flaxmnist.errors import UserError
+from flaxmnist.errors import DamagedError, UserError
 from flaxmnist.options import check, one_of, path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
@@ -99,6 +100,17 @@ def predict_split(
     return path
 
 
+@contextlib.contextmanager
+def _another_advised(checkpoints: Checkpoints) -> Iterator[None]:
+    """Adds another saved step, if any, to the error of a damaged checkpoint."""
+    try:
+        yield
+    except DamagedError as error:
+        if others := [step for step in checkpoints.steps if step != error.step]:
+            raise error.advised(f"choose another with --step {others[-1]}") from None
+        raise
+
+
 def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
     """Returns a run's best state on validation, or that of `step`, to predict by.
 
@@ -122,7 +134,8 @@ def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
             )
         state = create_state(model, tx, ema_decay=config.ema)
         chosen = checkpoints.best_step if step is None else step
-        return with_parameters(state, checkpoints, chosen)
+        with _another_advised(checkpoints):
+            return with_parameters(state, checkpoints, chosen)
 
 
 def open_saved(
@@ -172,7 +185,8 @@ def open_run(
         workdirs.check(workdir, config)
         run = build(config)
         chosen = checkpoints.best_step if step is None else step
-        tree, _ = checkpoints.restore(chosen, *expected(run))
+        with _another_advised(checkpoints):
+            tree, _ = checkpoints.restore(chosen, *expected(run))
         last = checkpoints.steps[-1]
     if run.dataset.warning:
         (console or Console()).warn(run.dataset.warning)

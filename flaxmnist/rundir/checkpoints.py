@@ -416,10 +416,11 @@ class Checkpoints:
         )
 
     def _put_aside(self, damaged: list[DamagedError]) -> None:
-        if damaged and self._read_only:
-            raise damaged[0]
         if damaged and len(damaged) == len(self._folders()):
             raise self._all_damaged(max(damaged, key=lambda error: error.step))
+        if damaged and self._read_only:
+            resume = f"python -m flaxmnist.main --workdir {self.directory.parent}"
+            raise damaged[0].advised(f"to move it aside, resume the run: {resume}")
         if damaged:
             self._check()
         aside = self.directory.parent / "damaged-checkpoints"
