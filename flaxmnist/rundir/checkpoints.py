@@ -395,7 +395,7 @@ class Checkpoints:
           UserError: there are checkpoints, but all are damaged.
         """
         damaged: list[DamagedError] = []
-        for step in reversed(self.steps):
+        for step in reversed(processes.broadcast(self.steps)):
             try:
                 tree, record = self.restore(step, abstract, check)
             except DamagedError as error:

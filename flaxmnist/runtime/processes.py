@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -34,6 +34,7 @@ POLL_SECONDS = 1
 LINGER_SECONDS = 5
 SHARED_SECONDS = 10
 
+T = TypeVar("T")
 _DAY_MS = 24 * 3600 * 1000
 # The key under which a process reports its failure to the others.
 _FAILURE = "flaxmnist/failure"
@@ -227,14 +228,21 @@ def all_processes_max(number: int) -> int:
     return int(multihost_utils.process_allgather(np.uint32(number)).max())
 
 
-def broadcast(text: str) -> str:
-    """Returns the text of process 0, in every process; waits for it."""
+def broadcast(value: T) -> T:
+    """Returns the value of process 0, in every process; waits for it.
+
+    Call it for what is read in a run directory and decides what all processes do next:
+    a network file system may show the processes different files.
+
+    Args:
+      value: as JSON can represent it; that of other processes is ignored.
+    """
     if (client := runtime.global_state.client) is None:
-        return text
+        return value
     key = f"flaxmnist/{next(_calls)}"
     if is_first():
-        client.key_value_set(key, text)
-    return client.blocking_key_value_get(key, _DAY_MS)
+        client.key_value_set(key, json.dumps(value))
+    return json.loads(client.blocking_key_value_get(key, _DAY_MS))
 
 
 def find_difference(facts: dict[str, Any]) -> str | None:

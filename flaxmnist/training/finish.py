@@ -47,7 +47,7 @@ def finish(
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped it.
     """
-    workdir, best_step = lock.workdir, checkpoints.best_step
+    workdir, best_step = lock.workdir, processes.broadcast(checkpoints.best_step)
     with stopping(_interrupted(at, workdir)):
         try:
             best_state = _state(at, checkpoints, best_step)
@@ -91,7 +91,8 @@ def finish_again(
     The arguments are those of :func:`finish`.
     """
     print_table(console, summary)
-    if run.config.report and not (lock.workdir / "report.html").exists():
+    has_report = processes.broadcast((lock.workdir / "report.html").exists())
+    if run.config.report and not has_report:
         lock.check()
         with (
             stopping(_interrupted(at, lock.workdir)),

@@ -60,7 +60,8 @@ def train_and_evaluate(
     # Lock the directory before reading it: another process may still change it.
     with workdirs.locked(workdir) as lock:
         workdirs.check(lock.workdir, config)
-        fresh = None if workdirs.saved_steps(lock.workdir) else begin(run)
+        is_new = processes.broadcast(not workdirs.saved_steps(lock.workdir))
+        fresh = begin(run) if is_new else None
         lock.prepare()
         with Checkpoints(
             lock.workdir / "checkpoints",
@@ -84,9 +85,11 @@ def _train_and_evaluate(
     if at.step:
         what = "is finished" if at.finished(run) else "resumes"
         console.line(f"{workdir} {what} at step {at.step} of {run.total_steps}")
-    if at.finished(run) and (summary := workdirs.saved_summary(workdir, at.step)):
-        finish_again(run, at, summary, lock, checkpoints, console)
-        return summary
+    if at.finished(run):
+        summary = processes.broadcast(workdirs.saved_summary(workdir, at.step))
+        if summary is not None:
+            finish_again(run, at, summary, lock, checkpoints, console)
+            return summary
     lock.write("config.json", configs.to_json(run.config))
     if run.config.log_device_placement:
         _log_placement(run, at, console)

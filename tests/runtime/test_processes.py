@@ -258,6 +258,30 @@ def test_what_one_process_alone_cannot_read_both_pass_over(tmp_path):
     assert len(list((workdir / "damaged-checkpoints").iterdir())) == 1
 
 
+STALE = """
+import sys
+from flaxmnist.cli import train
+from flaxmnist.rundir import folder
+
+if "--process_id=1" in sys.argv:
+    folder.saved_steps = lambda workdir: []
+    folder.saved_summary = lambda workdir, step: None
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+def test_process_0_decides_whether_a_run_is_new_or_finished(tmp_path):
+    workdir, constant = tmp_path / "run", "--config.optimizer.schedule=constant"
+    alone(workdir, 2, constant)
+    for said in ("resumes at step 40 of 60", "is finished at step 60 of 60"):
+        first, second = run(
+            workdir, 2, 1, constant, "--config.num_steps=60", script=STALE
+        )
+        assert (first[0], second[0]) == (0, 0), (first, second)
+        assert said in first[1]
+
+
 ANY_DEVICES = """
 import sys
 from flaxmnist.cli import train
