@@ -27,6 +27,7 @@ __all__ = [
     "split_over_data",
 ]
 
+MAX_CPU_DEVICES = 1024
 # The dimension that the axis "model" splits, by the end of a parameter's name. Dense
 # layers are taken in pairs: the first is split by its outputs, the second by its
 # inputs, which are there already, so that one sum is sent a pair (Shoeybi et al., 2019,
@@ -68,11 +69,10 @@ def make_mesh(
     if devices is not None:
         missing = [id for id in devices if id not in there]
         if missing or not devices:
-            more = f", or add --num_cpu_devices={max(missing) + 1}" if missing else ""
             raise UserError(
                 f"mesh.devices={tuple(devices)}: expected ids of devices ({platform}), "
                 f"out of {', '.join(map(str, there))}, such as --devices="
-                f"{next(iter(there))}{more if platform == 'cpu' else ''}"
+                f"{next(iter(there))}{_more_devices(platform, missing)}"
             )
         chosen = [there[id] for id in dict.fromkeys(devices)]
     total = len(chosen)
@@ -104,6 +104,15 @@ def make_mesh(
         axis_types=(AxisType.Auto, AxisType.Auto),
         devices=chosen[:count],
     )
+
+
+def _more_devices(platform: str, missing: list[int]) -> str:
+    """Returns advice to get devices that are missing, if virtual ones can do that."""
+    count = max(missing, default=-1) + 1
+    possible = platform == "cpu" and jax.process_count() == 1
+    if possible and 1 <= count <= MAX_CPU_DEVICES:
+        return f", or add --num_cpu_devices={count}"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
