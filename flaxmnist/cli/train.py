@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
 from flaxmnist.cli import command
+from flaxmnist.core.sharding import MAX_CPU_DEVICES
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError
 from flaxmnist.inference import saved_run
@@ -116,10 +117,9 @@ def _parse(
     for flag, option in _OPTIONS.items():
         if (value := getattr(args, flag)) is not None:
             overrides.append((option, value))
-    if args.num_cpu_devices is not None and not 1 <= args.num_cpu_devices <= 1024:
-        raise UserError(
-            f"--num_cpu_devices {args.num_cpu_devices}: expected 1 to 1,024"
-        )
+    count = args.num_cpu_devices
+    if count is not None and not 1 <= count <= MAX_CPU_DEVICES:
+        raise UserError(f"--num_cpu_devices {count}: expected 1 to {MAX_CPU_DEVICES:,}")
     if args.workdir is not None and args.workdir.name in ("", ".."):
         raise UserError(
             f"--workdir {str(args.workdir)!r}: expected a folder of its own"
@@ -144,13 +144,14 @@ def _parse(
     return args, overrides
 
 
-def _load_config(spec: str | None, workdir: Path | None) -> ConfigDict:
-    if spec is not None:
-        return configs.load(spec)
-    if workdir is not None:
-        if config := workdirs.saved_config(workdir):
+def _load_config(args: argparse.Namespace) -> ConfigDict:
+    if args.config is not None:
+        return configs.load(args.config)
+    if args.workdir is not None:
+        if config := workdirs.saved_config(args.workdir):
             return config
-        raise UserError(f"no run in {workdir}: expected one, or --config to start one")
+        start = ", or --config to start one" if args.mode == "train" else ""
+        raise UserError(f"no run in {args.workdir}: expected one{start}")
     raise UserError(
         "no --config: expected a file, or one of " + ", ".join(configs.shipped())
     )
@@ -165,7 +166,7 @@ def run(argv: Sequence[str]) -> int:
     args, overrides = _parse(argv)
     peers = (args.coordinator, args.num_processes, args.process_id)
     devices.start_jax(args, args.num_cpu_devices, args.deterministic, peers)
-    config = configs.override(_load_config(args.config, args.workdir), overrides)
+    config = configs.override(_load_config(args), overrides)
     if args.mode == "eval":
         saved_run.evaluate_checkpoint(config, args.workdir, args.step)
         return 0

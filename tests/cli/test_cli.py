@@ -94,7 +94,7 @@ BAD_FLAGS = [
         [*TINY, "--config.=1"],
         r"unknown argument '--config.=1'; did you mean '--config'",
     ),
-    (["--mode=eval", "--workdir=typo"], r"no run in typo: expected one, or --config"),
+    (["--mode=eval", "--workdir=typo"], r"no run in typo: expected one$"),
     ([*TINY, "--workdir="], r"--workdir='': expected a path"),
     ([*TINY, "--workdir=."], r"--workdir '.': expected a folder of its own"),
     ([*TINY, "--workdir=x/.."], r"--workdir 'x/..': expected a folder of its own"),
