@@ -79,7 +79,7 @@ def find(
     elif None in given:
         raise UserError(
             "--coordinator, --num_processes and --process_id belong together: expected "
-            "all three or none; for one process, --num_processes 1 is enough"
+            "all three or none; for one process, give --num_processes 1 alone"
         )
     try:
         address, count, index, device_ids = _complete(
