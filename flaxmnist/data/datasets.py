@@ -171,11 +171,14 @@ def _is_unlike(part: np.ndarray, labels: np.ndarray) -> bool:
     return bool(freedom > 0 and statistic > freedom + 10 * np.sqrt(2 * freedom))
 
 
-def _given_directory(directory: str | None) -> str | None:
-    if directory:
-        return str(path_of(directory, "data.dir"))
-    if directory := os.environ.get("FLAXMNIST_DATA_DIR"):
-        return str(path_of(directory, "FLAXMNIST_DATA_DIR"))
+def _given_directory(directory: str | None) -> tuple[str, str] | None:
+    """Returns the option or environment variable that gives a directory, and that."""
+    for option, given in (
+        ("data.dir", directory),
+        ("FLAXMNIST_DATA_DIR", os.environ.get("FLAXMNIST_DATA_DIR")),
+    ):
+        if given:
+            return option, str(path_of(given, option))
     return None
 
 
@@ -194,9 +197,10 @@ def load_idx(name: str, directory: str | None) -> Dataset:
             "data.source='idx' has no directory to read; set data.dir or "
             "FLAXMNIST_DATA_DIR to the directory of the four MNIST-format files"
         )
-    folder = Path(given)
+    option, path = given
+    folder = Path(path)
     if not os.path.isdir(folder):
-        raise UserError(f"data.dir={shown(given)} does not exist or is not a directory")
+        raise UserError(f"{option}={shown(path)} does not exist or is not a directory")
     torchvision = {
         "mnist": "MNIST",
         "fashion_mnist": "FashionMNIST",
@@ -210,7 +214,7 @@ def load_idx(name: str, directory: str | None) -> Dataset:
         if other != name and download.is_published(other, 3, paths[3]):
             raise UserError(
                 f"{shown(str(paths[3]))} belongs to {other}, not to {name}; set "
-                f"data.name={other!r}, or data.dir to another directory"
+                f"data.name={other!r}, or {option} to another directory"
             )
     return _split(name, "idx", arrays, paths)
 
@@ -278,10 +282,10 @@ def load_synthetic(name: str, directory: str | None) -> Dataset:
 def locate(name: str, directory: str | None = None) -> tuple[str, Path] | None:
     """Returns source and folder of what "auto" reads; None if it would download."""
     given = _given_directory(directory)
-    if given and (folder := tfds.prepared(name, given)):
+    if given and (folder := tfds.prepared(name, given[1])):
         return "tfds", folder
     if given and name in download.FAMILY:
-        return "idx", Path(given)
+        return "idx", Path(given[1])
     if name in download.FAMILY and (paths := download.cached(name)):
         return "tfds", paths[0].parent
     folder = tfds.prepared(name, directory)
@@ -295,8 +299,8 @@ def load_auto(name: str, directory: str | None) -> Dataset:
     be missing.
     """
     given = _given_directory(directory)
-    if given and tfds.prepared(name, given):
-        return load_tfds(name, given)
+    if given and tfds.prepared(name, given[1]):
+        return load_tfds(name, given[1])
     if given and name in download.FAMILY:
         return load_idx(name, directory)
     if name in download.FAMILY and (paths := download.cached(name)):
