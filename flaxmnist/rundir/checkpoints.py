@@ -11,6 +11,7 @@ import logging
 import operator
 import os
 import re
+import shlex
 import shutil
 import time
 import zlib
@@ -419,8 +420,11 @@ class Checkpoints:
         if damaged and len(damaged) == len(self._folders()):
             raise self._all_damaged(max(damaged, key=lambda error: error.step))
         if damaged and self._read_only:
-            resume = f"python -m flaxmnist.main --workdir {self.directory.parent}"
-            raise damaged[0].advised(f"to move it aside, resume the run: {resume}")
+            workdir = shlex.quote(str(self.directory.parent))
+            raise damaged[0].advised(
+                "to move it aside, resume the run: "
+                f"python -m flaxmnist.main --workdir {workdir}"
+            )
         if damaged:
             self._check()
         aside = self.directory.parent / "damaged-checkpoints"

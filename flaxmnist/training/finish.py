@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def _state(at: Training, checkpoints: Checkpoints, step: int) -> TrainState:
 def _interrupted(at: Training, workdir: Path) -> str:
     return (
         f"interrupted: training is complete, and step {at.step} is saved; the same "
-        f"command with --workdir {workdir} evaluates it and writes the report"
+        f"command with --workdir {shlex.quote(str(workdir))} evaluates it and writes "
+        "the report"
     )
 
 
@@ -125,7 +127,8 @@ def _only_warned_of(workdir: Path, console: Console) -> Iterator[None]:
         console.warn(
             f"the report was not written ({type(error).__name__}: {error}); the run is "
             "complete without it\n"
-            f"To write it: python -m flaxmnist.report --workdir {workdir}"
+            "To write it: python -m flaxmnist.report --workdir "
+            f"{shlex.quote(str(workdir))}"
         )
 
 

@@ -1,6 +1,7 @@
 """A run: started or resumed, trained, evaluated and summed up."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +219,11 @@ def _train(
         checkpoints.wait()
         if stop := processes.all_processes_max(signals.number):  # Or one heard since.
             then = "evaluates it" if at.finished(run) else "resumes from there"
+            workdir = shlex.quote(str(checkpoints.directory.parent))
             raise StoppedError(
                 stop,
                 f"stopped at step {at.step} of {run.total_steps}, which is saved; "
-                f"--workdir {checkpoints.directory.parent} {then}",
+                f"--workdir {workdir} {then}",
             )
     if at.step < run.total_steps:
         console.line(
