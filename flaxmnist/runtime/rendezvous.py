@@ -68,7 +68,7 @@ def difference(facts: dict[int, dict[str, Any]]) -> str | None:
       facts: process → its facts.
 
     Returns:
-      text such as ``"--seed is 1 in process 0 and 2 in process 3"``.
+      text such as ``"--devices is 0 in process 0 and 1 in process 3"``.
     """
     (first, expected), *others = sorted(facts.items())
     for process, found in others:
