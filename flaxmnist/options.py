@@ -1,8 +1,8 @@
-"""What a user may say, and what to answer when it cannot be taken.
+"""Option types, and the error for an invalid value.
 
-Every option of the library is described once, by a :class:`Kind`; :func:`check`
-holds given values against a table of them. A mistake raises :class:`UserError`,
-which the command line prints as one or two lines, without a traceback.
+An :class:`OptionType` converts a value to its canonical form or rejects it;
+:func:`check` applies a table of them. A mistake raises :class:`UserError`, which the
+command line prints as one or two lines, without a traceback.
 """
 
 import dataclasses
@@ -10,82 +10,20 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from flaxmnist import paths
 from flaxmnist.errors import UserError, did_you_mean, shown
 
 # Steps are counted in int32.
 MAX_STEPS = 2**31
-# Bytes of a file's name and of a directory's path. Linux takes paths of 4,096 bytes, of
-# which those of a checkpoint's files leave this many to the run directory.
-MAX_NAME, MAX_PATH = 255, 3_800
-# Of a tuple, such as a model's layers: each is compiled.
-MOST_ITEMS = 1_000
-
-
-def path_of(value: str | os.PathLike[str], option: str = "--workdir") -> Path:
-    """Returns the local path that a user named, with a leading ``~`` expanded.
-
-    Args:
-      value: the path.
-      option: where it was given, for the error.
-
-    Raises:
-      UserError: it cannot be used on this machine.
-    """
-    try:
-        return _path(value)
-    except UserError as error:
-        raise UserError(f"{option}={shown(_text_of(value))}{error}") from None
-
-
-def _text_of(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _path(value: Any) -> Path:
-    """Returns the path, or raises UserError with the end of a sentence about it."""
-    text = _text_of(value)
-    if not isinstance(text, str) or not text:
-        raise UserError(": expected a path")
-    # A `Path` has one slash where a URL has two.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise UserError(" is a URL; expected a path on this machine")
-    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", text):
-        raise UserError(
-            " holds a control character, or bytes that are not UTF-8; expected a "
-            "path of printable characters. Rename it"
-        )
-    # TensorStore would take it for a slash.
-    if os.sep == "/" and "\\" in text:
-        raise UserError(" holds a backslash; expected a path with / between its names")
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError:
-        raise UserError(
-            " has no home directory to stand for ~; expected an existing user and, for "
-            "~ alone, the environment variable HOME"
-        ) from None
-    try:
-        full = os.path.abspath(path)
-    except OSError:
-        raise UserError(
-            " is relative, but the current directory does not exist any more. Change "
-            "to another directory, or give a path that starts with /"
-        ) from None
-    names = [len(os.fsencode(name)) for name in full.split(os.sep)]
-    if max(names) > MAX_NAME or sum(names) + len(names) > MAX_PATH:
-        raise UserError(
-            f" is too long; expected at most {MAX_NAME} bytes in each name and "
-            f"{MAX_PATH:,} in all"
-        )
-    return path
+# Items of a tuple, such as a model's layers: each is compiled.
+MAX_ITEMS = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """What an option may hold.
+class OptionType:
+    """The values that an option accepts.
 
     Attributes:
       expected: completes the sentence "expected …".
@@ -97,7 +35,7 @@ class Kind:
     convert: Callable[[Any], Any]
 
 
-def whole(minimum: int, *, below: float = math.inf) -> Kind:
+def whole(minimum: int, *, below: float = math.inf) -> OptionType:
     """A whole number from `minimum`, under `below`; ``2.0`` is taken for 2."""
 
     def convert(value: Any) -> int:
@@ -108,10 +46,10 @@ def whole(minimum: int, *, below: float = math.inf) -> Kind:
         return int(value)
 
     high = "" if below == math.inf else f" and less than {below:,}"
-    return Kind(f"a whole number, {minimum} or more{high}", convert)
+    return OptionType(f"a whole number, {minimum} or more{high}", convert)
 
 
-def real(minimum: float, *, below: float = math.inf, above: bool = False) -> Kind:
+def real(minimum: float, *, below: float = math.inf, above: bool = False) -> OptionType:
     """A finite number from `minimum` (greater than it, if `above`), under `below`."""
 
     def convert(value: Any) -> float:
@@ -122,10 +60,10 @@ def real(minimum: float, *, below: float = math.inf, above: bool = False) -> Kin
 
     low = f"greater than {minimum:g}" if above else f"{minimum:g} or more"
     high = "" if below == math.inf else f" and less than {below:g}"
-    return Kind(f"a number, {low}{high}", convert)
+    return OptionType(f"a number, {low}{high}", convert)
 
 
-def one_of(names: Iterable[str]) -> Kind:
+def one_of(names: Iterable[str]) -> OptionType:
     """One of a few names."""
     names = tuple(names)
 
@@ -134,10 +72,10 @@ def one_of(names: Iterable[str]) -> Kind:
             raise UserError(f" is unknown{did_you_mean(value, names)}")
         return value
 
-    return Kind(f"one of {', '.join(names)}", convert)
+    return OptionType(f"one of {', '.join(names)}", convert)
 
 
-def some_of(names: Iterable[str], always: str | None = None) -> Kind:
+def some_of(names: Iterable[str], always: str | None = None) -> OptionType:
     """A tuple of a few names, or a text such as ``"a,b"``; `always` among them."""
     names = tuple(names)
 
@@ -150,10 +88,12 @@ def some_of(names: Iterable[str], always: str | None = None) -> Kind:
         return chosen
 
     among = f", {always} among them" if always else ""
-    return Kind(f"names out of ({', '.join(names)}){among}", convert)
+    return OptionType(f"names out of ({', '.join(names)}){among}", convert)
 
 
-def wholes(minimum: int, most: int, example: str, length: int | None = None) -> Kind:
+def wholes(
+    minimum: int, most: int, example: str, length: int | None = None
+) -> OptionType:
     """A tuple of whole numbers; one number stands for all, where `length` is given."""
     item = whole(minimum, below=most + 1)
 
@@ -162,26 +102,26 @@ def wholes(minimum: int, most: int, example: str, length: int | None = None) -> 
             items = tuple(value)
         else:
             items = (value,) * (length or 1)
-        if len(items) > MOST_ITEMS or length not in (None, len(items)):
+        if len(items) > MAX_ITEMS or length not in (None, len(items)):
             raise ValueError
         return tuple(map(item.convert, items))
 
     many = "" if length is None else f"{length} "
-    return Kind(
+    return OptionType(
         f"{many}whole numbers from {minimum} to {most:,}, such as {example}", convert
     )
 
 
-def sizes(length: int | None = None, most: int = 65_536) -> Kind:
+def sizes(length: int | None = None, most: int = 65_536) -> OptionType:
     """A tuple of whole numbers from 1 to `most` (of that many, if `length`)."""
     return wholes(1, most, "(128, 32)" if length is None else "(2, 2)", length)
 
 
-def optional(kind: Kind) -> Kind:
-    """That kind, or None."""
-    return Kind(
-        f"{kind.expected}, or None",
-        lambda value: None if value is None else kind.convert(value),
+def optional(type: OptionType) -> OptionType:
+    """That type, or None."""
+    return OptionType(
+        f"{type.expected}, or None",
+        lambda value: None if value is None else type.convert(value),
     )
 
 
@@ -203,17 +143,18 @@ def _number(value: Any) -> float:
 
 
 def _folder(value: Any) -> str:
-    return os.path.normpath(_path(_text(value)))
+    return os.path.normpath(paths.parse(_text(value)))
 
 
 def _text(value: Any) -> str:
-    value = _text_of(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)  # A folder may be named by a number.
+        value = str(value)  # A directory may be named by a number.
     if not isinstance(value, str) or not value or "\0" in value:
         raise TypeError
-    if max(len(os.fsencode(part)) for part in value.split("/")) > MAX_NAME:
-        raise ValueError  # What no file system takes.
+    if max(len(os.fsencode(part)) for part in value.split("/")) > paths.MAX_NAME:
+        raise ValueError  # No file system accepts such a name.
     return value
 
 
@@ -232,15 +173,15 @@ count = whole(1, below=MAX_STEPS)
 seed = whole(0, below=2**32)
 
 
-def by_name(kind: Kind) -> Kind:
-    """An object of any names, whose values are of a kind."""
+def by_name(type: OptionType) -> OptionType:
+    """An object with any names and values of one type."""
 
     def convert(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise TypeError
-        return {name: kind.convert(item) for name, item in value.items()}
+        return {name: type.convert(item) for name, item in value.items()}
 
-    return Kind(f"an object of values, each {kind.expected}", convert)
+    return OptionType(f"an object of values, each {type.expected}", convert)
 
 
 def _share(value: Any) -> float:
@@ -255,13 +196,15 @@ def _any_number(value: Any) -> float:
     return float(value)
 
 
-number = Kind("a number", _any_number)
-share = Kind("a number from 0 to 1", _share)
-epochs = Kind("a number, greater than 0", _epochs)
-boolean = Kind("True or False", _boolean)
-text = Kind("a text", _text)
-folder = Kind("a folder", _folder)
-duration = Kind('a number of steps, 1 or more, or a text such as "2 epochs"', _duration)
+number = OptionType("a number", _any_number)
+share = OptionType("a number from 0 to 1", _share)
+epochs = OptionType("a number, greater than 0", _epochs)
+boolean = OptionType("True or False", _boolean)
+text = OptionType("a text", _text)
+folder = OptionType("a folder", _folder)
+duration = OptionType(
+    'a number of steps, 1 or more, or a text such as "2 epochs"', _duration
+)
 
 
 def to_steps(duration: int | str, steps_per_epoch: int) -> int:
@@ -271,17 +214,17 @@ def to_steps(duration: int | str, steps_per_epoch: int) -> int:
     return duration
 
 
-# What a value in a file may be: of a kind, or an object of such values by name.
-Schema = Kind | dict[str, "Schema"]
+# The values that a JSON file may contain: a type, or a schema for each name.
+Schema = OptionType | dict[str, "Schema"]
 
 
 def conform(value: Any, schema: Schema) -> Any:
     """Returns `value` in the canonical form of `schema`.
 
-    A name that is missing counts as None; names that the schema lacks are kept.
+    A missing name counts as None; unknown names are kept.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: `value` does not match the schema.
     """
     if isinstance(schema, dict):
         if not isinstance(value, dict):
@@ -295,29 +238,29 @@ def conform(value: Any, schema: Schema) -> Any:
 
 
 def check(
-    group: str, values: Mapping[str, Any], kinds: Mapping[str, Kind]
+    group: str, values: Mapping[str, Any], types: Mapping[str, OptionType]
 ) -> dict[str, Any]:
-    """Holds `values` against `kinds` and returns them in canonical form.
+    """Returns `values` in the canonical form of their `types`.
 
     Args:
-      group: where the values stand, such as ``"optimizer"``; "" for the top.
+      group: prefix of the names in errors, such as ``"optimizer"``; "" for none.
       values: name → value as given.
-      kinds: name → what it may hold.
+      types: name → type.
 
     Raises:
-      UserError: a name is unknown or a value is not of its kind.
+      UserError: a name is unknown, or a value is not of its type.
     """
     prefix = f"{group}." if group else ""
     checked = {}
     for name, value in values.items():
-        if name not in kinds:
-            raise UserError(f"no option {prefix}{name}{did_you_mean(name, kinds)}")
+        if name not in types:
+            raise UserError(f"no option {prefix}{name}{did_you_mean(name, types)}")
         try:
-            checked[name] = kinds[name].convert(value)
+            checked[name] = types[name].convert(value)
         except UserError as error:
             raise UserError(f"{prefix}{name}={shown(value)}{error}") from None
         except (TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{prefix}{name}={shown(value)}: expected {kinds[name].expected}"
+                f"{prefix}{name}={shown(value)}: expected {types[name].expected}"
             ) from None
     return checked

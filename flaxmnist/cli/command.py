@@ -17,7 +17,7 @@ from typing import Any, cast
 import jax
 
 from flaxmnist.errors import StoppedError, UserError, did_you_mean, printable
-from flaxmnist.options import path_of
+from flaxmnist.paths import path_of
 from flaxmnist.runtime import logs, processes, startup
 from flaxmnist.runtime.console import output_errors
 from flaxmnist.runtime.devices import PLATFORMS

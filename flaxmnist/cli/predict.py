@@ -18,7 +18,7 @@ from flaxmnist.inference.pictures import MAX_FILE_BYTES
 from flaxmnist.inference.predict import _CHUNK, Prediction, predict_prepared
 from flaxmnist.inference.preprocess import Prepared, prepare
 from flaxmnist.inference.saved_run import load_state
-from flaxmnist.options import path_of
+from flaxmnist.paths import path_of
 from flaxmnist.runtime import devices
 from flaxmnist.runtime.console import Console
 

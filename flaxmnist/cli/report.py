@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from flaxmnist.cli import command
 from flaxmnist.errors import UserError
 from flaxmnist.inference.saved_run import open_saved
-from flaxmnist.options import path_of
+from flaxmnist.paths import path_of
 from flaxmnist.report.html import History, write_report
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity

@@ -16,7 +16,7 @@ from flaxmnist.core.sharding import MAX_CPU_DEVICES
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError
 from flaxmnist.inference import saved_run
-from flaxmnist.options import path_of
+from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.runtime import devices
 from flaxmnist.runtime.console import Console, process_age

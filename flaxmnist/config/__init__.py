@@ -3,17 +3,18 @@
 from flaxmnist.config.files import flags_of, load, shipped, variant
 from flaxmnist.config.schema import (
     differences,
+    fixed_options,
     from_json,
     make_config,
     override,
     resolve,
     resolved,
     to_json,
-    what_matters,
 )
 
 __all__ = [
     "differences",
+    "fixed_options",
     "flags_of",
     "from_json",
     "load",
@@ -24,5 +25,4 @@ __all__ = [
     "shipped",
     "to_json",
     "variant",
-    "what_matters",
 ]

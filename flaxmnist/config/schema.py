@@ -21,12 +21,12 @@ TENSORS = ("probabilities", "logits", "classes")
 SUMMARIES = ("norms", "histograms", "filters", "mistakes")
 PRECISIONS = ("float32", "bfloat16")
 
-_KINDS = {
+_OPTIONS = {
     "seed": options.seed,
     "batch_size": options.count,
     "grad_accumulation": options.count,
     "precision": options.one_of(PRECISIONS),
-    "ema": state.KINDS["ema_decay"],
+    "ema": state.OPTIONS["ema_decay"],
     "on_nan": options.one_of(("stop", "rollback")),
     "max_rollbacks": options.whole(1),
     "eval_batch_size": options.count,
@@ -45,9 +45,9 @@ _KINDS = {
     "init_from": options.optional(options.folder),
     "report": options.boolean,
 }
-_DATA_KINDS = datasets.KINDS | {"placement": options.one_of(FEEDS)}
-_MESH_KINDS = sharding.KINDS | {"fsdp": options.boolean}
-_GROUP = options.Kind("a group of options", lambda value: {**value})
+_DATA_OPTIONS = datasets.OPTIONS | {"placement": options.one_of(FEEDS)}
+_MESH_OPTIONS = sharding.OPTIONS | {"fsdp": options.boolean}
+_GROUP = options.OptionType("a group of options", lambda value: {**value})
 _GROUPS = ("model", "optimizer", "data", "mesh")
 # What may change between a run and its continuation: how long, how watched, where.
 FREE_TO_CHANGE = (
@@ -103,7 +103,7 @@ def _defaults() -> dict[str, Any]:
         "init_from": None,
         "report": True,
         "model": {"name": "cnn"},
-        "optimizer": {name: None for name in optim.KINDS}
+        "optimizer": {name: None for name in optim.OPTIONS}
         | {"name": "adam", "learning_rate": 1e-3, "schedule": "constant"},
         "data": {"name": "mnist", "source": "auto", "dir": None, "placement": "device"},
         "mesh": {"data": -1, "model": 1, "fsdp": False, "devices": None},
@@ -134,13 +134,13 @@ def _resolve(changes: dict[str, Any]) -> ConfigDict:
     # Check the names first: a ConfigDict cannot hold every name.
     defaults = _defaults()
     given = defaults | changes
-    values = options.check("", given, _KINDS | dict.fromkeys(_GROUPS, _GROUP))
+    values = options.check("", given, _OPTIONS | dict.fromkeys(_GROUPS, _GROUP))
     model = defaults["model"] | given["model"]
     values["model"] = {"name": model["name"]} | models.options(**model)
     for group, kinds in (
-        ("optimizer", optim.KINDS),
-        ("data", _DATA_KINDS),
-        ("mesh", _MESH_KINDS),
+        ("optimizer", optim.OPTIONS),
+        ("data", _DATA_OPTIONS),
+        ("mesh", _MESH_OPTIONS),
     ):
         values[group] = options.check(group, defaults[group] | given[group], kinds)
     if (values["num_epochs"] is None) == (values["num_steps"] is None):
@@ -237,7 +237,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def what_matters(config: ConfigDict) -> dict[str, Any]:
+def fixed_options(config: ConfigDict) -> dict[str, Any]:
     """Returns the options that decide what a run computes, such as ``model.name``."""
     flat = _flat(config.to_dict())
     return {name: flat[name] for name in sorted(flat.keys() - set(FREE_TO_CHANGE))}
@@ -245,7 +245,7 @@ def what_matters(config: ConfigDict) -> dict[str, Any]:
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Returns ``"batch_size: 100 there, 50 here"`` for each option that matters."""
-    before, after = what_matters(old), what_matters(new)
+    before, after = fixed_options(old), fixed_options(new)
     return [
         f"{name}: {before.get(name)} there, {after.get(name)} here"
         for name in sorted(before.keys() | after.keys())

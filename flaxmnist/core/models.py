@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Shaped
 from flaxmnist.core import ops
 from flaxmnist.core.batch import NUM_CLASSES, as_images
 from flaxmnist.errors import UserError, did_you_mean
-from flaxmnist.options import Kind, boolean, check, one_of, optional, real, sizes
+from flaxmnist.options import OptionType, boolean, check, one_of, optional, real, sizes
 
 __all__ = [
     "CNN",
@@ -90,8 +90,8 @@ def _canonicalize(model: nn.Module) -> None:
     Raises:
       UserError: a value is not possible.
     """
-    given = {name: value for name, value in vars(model).items() if name in _KINDS}
-    for name, value in check("model", given, _KINDS).items():
+    given = {name: value for name, value in vars(model).items() if name in _OPTIONS}
+    for name, value in check("model", given, _OPTIONS).items():
         object.__setattr__(model, name, value)  # A module refuses assignments.
 
 
@@ -251,7 +251,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
 }
-_KINDS = {
+_OPTIONS = {
     "hidden": sizes(),
     "dropout_rate": real(0, below=1),
     "activation": one_of(ACTIVATIONS),
@@ -265,7 +265,7 @@ _KINDS = {
     "padding": one_of(("SAME", "VALID")),
     "pool": optional(one_of(POOLS)),
     "dtype": optional(
-        Kind("a floating-point type such as 'float32' or 'bfloat16'", _floating)
+        OptionType("a floating-point type such as 'float32' or 'bfloat16'", _floating)
     ),
 }
 
@@ -281,9 +281,9 @@ def options(name: Any, **given: Any) -> dict[str, Any]:
     defaults = {
         field.name: cast(Any, field.default)
         for field in dataclasses.fields(MODELS[name])
-        if field.name in _KINDS and field.name != "dtype"
+        if field.name in _OPTIONS and field.name != "dtype"
     }
-    return defaults | check("model", given, {name: _KINDS[name] for name in defaults})
+    return defaults | check("model", given, {name: _OPTIONS[name] for name in defaults})
 
 
 def build(name: Any, *, dtype: Any = None, **given: Any) -> nn.Module:

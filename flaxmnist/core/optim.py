@@ -17,7 +17,7 @@ OPTIMIZERS = {
 }
 SCHEDULES = ("constant", "cosine", "exponential", "one_cycle")
 
-KINDS = {
+OPTIONS = {
     "name": one_of(OPTIMIZERS),
     "learning_rate": real(0, above=True),
     "schedule": one_of(SCHEDULES),
@@ -126,7 +126,7 @@ def build(
         "decay_rate": decay_rate,
         "clip_norm": clip_norm,
     }
-    check("optimizer", options | specific, KINDS)
+    check("optimizer", options | specific, OPTIONS)
     rate = build_schedule(
         schedule,
         learning_rate,

@@ -37,8 +37,8 @@ MODEL_RULES = {
     r"Dense_\d*[13579]/kernel$": 0,
 }
 
-KINDS = {
-    "data": options.Kind(
+OPTIONS = {
+    "data": options.OptionType(
         "-1 (all devices), or a whole number, 1 or more",
         lambda value: -1 if value == -1 else options.whole(1).convert(value),
     ),
@@ -62,7 +62,7 @@ def make_mesh(
         several processes would share fewer devices than there are.
     """
     given = {"data": data, "model": model, "devices": devices}
-    data, model, devices = options.check("mesh", given, KINDS).values()
+    data, model, devices = options.check("mesh", given, OPTIONS).values()
     there = {device.id: device for device in jax.devices()}
     platform = jax.devices()[0].platform
     chosen = list(there.values())

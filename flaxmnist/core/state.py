@@ -17,7 +17,7 @@ from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.sharding import Layout, abstract
 from flaxmnist.errors import UserError, shown
 
-KINDS = {
+OPTIONS = {
     "seed": options.seed,
     "ema_decay": options.optional(options.real(0, above=True, below=1)),
     "grad_accumulation": options.count,
@@ -152,7 +152,7 @@ def create_state(
         "ema_decay": ema_decay,
         "grad_accumulation": grad_accumulation,
     }
-    checked = options.check("", given, KINDS)
+    checked = options.check("", given, OPTIONS)
     init = functools.partial(_init, model, tx, sharding=sharding, **checked)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
     return jax.jit(init, out_shardings=shardings)()

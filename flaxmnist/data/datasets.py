@@ -14,7 +14,7 @@ import numpy as np
 from flaxmnist import options
 from flaxmnist.data import download, idx, tfds
 from flaxmnist.errors import UserError, did_you_mean, kind_of, shown
-from flaxmnist.options import path_of
+from flaxmnist.paths import path_of
 from flaxmnist.runtime.memory import available_memory
 
 SPLITS = ("train", "validation", "test")
@@ -325,7 +325,7 @@ SOURCES: dict[str, Callable[[str, str | None], Dataset]] = {
     "bundled": load_bundled,
     "synthetic": load_synthetic,
 }
-KINDS = {
+OPTIONS = {
     "name": options.text,
     "source": options.one_of(SOURCES),
     "dir": options.optional(options.folder),
@@ -346,5 +346,5 @@ def load(
       UserError: there is no such data, or it is damaged.
     """
     given = {"name": name, "source": source, "dir": dir}
-    checked = options.check("data", given, KINDS)
+    checked = options.check("data", given, OPTIONS)
     return SOURCES[checked["source"]](checked["name"], checked["dir"])

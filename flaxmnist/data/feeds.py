@@ -25,7 +25,7 @@ from flaxmnist.errors import UserError, shown
 from flaxmnist.runtime.memory import available_memory
 
 PADDING = -1
-_KINDS = {"batch_size": options.count, "seed": options.optional(options.seed)}
+_OPTIONS = {"batch_size": options.count, "seed": options.optional(options.seed)}
 # Bytes of images that the host path sends at once.
 SLAB_BYTES = 8 << 20
 # The share of the available memory that the data on the devices may take.
@@ -124,7 +124,7 @@ class _Order:
 
     def __init__(self, count: int, batch_size: int, mesh: Mesh, seed: int | None):
         given = {"batch_size": batch_size, "seed": seed}
-        batch_size, seed = options.check("", given, _KINDS).values()
+        batch_size, seed = options.check("", given, _OPTIONS).values()
         if "data" not in getattr(mesh, "shape", ()):
             raise UserError(f"mesh={shown(mesh)}: expected one of sharding.make_mesh()")
         if batch_size % (parts := mesh.shape["data"]):

@@ -17,7 +17,8 @@ from flaxmnist.core import models
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import DamagedError, UserError
-from flaxmnist.options import check, one_of, path_of
+from flaxmnist.options import check, one_of
+from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.checkpoints import Checkpoints

@@ -78,7 +78,7 @@ class History:
                 # Runs of older versions know that of the training split alone.
                 dataset.get("fingerprints", dataset["fingerprint"]),
                 self.summary["total_steps"],
-                configs.what_matters(config),
+                configs.fixed_options(config),
             ]
         )
 

@@ -43,11 +43,11 @@ _ARRAYS, _RECORD = "arrays", "record"
 # was not finished, and removes it at the next start.
 _DELETED = "deleted.orbax-checkpoint-tmp"
 # The schema of Orbax's file ``_CHECKPOINT_METADATA``. Orbax fails on any other content.
-_OBJECT = options.optional(options.Kind("an object", lambda value: {**value}))
+_OBJECT = options.optional(options.OptionType("an object", lambda value: {**value}))
 _TIME = options.optional(options.whole(0, below=2**63))
 _METADATA: options.Schema = {
     "item_handlers": options.optional(
-        options.Kind(
+        options.OptionType(
             "an object or a text",
             lambda value: value if isinstance(value, str) else {**value},
         )

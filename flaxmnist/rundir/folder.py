@@ -18,7 +18,7 @@ from flaxmnist import config as configs
 from flaxmnist import options
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError
-from flaxmnist.options import Kind
+from flaxmnist.options import OptionType
 from flaxmnist.rundir import integrity
 from flaxmnist.runtime import durable, files, processes
 
@@ -40,7 +40,9 @@ def _seconds(value: Any) -> dict[str, float]:
 
 
 _SUMMARY: options.Schema = {
-    "config": Kind("a configuration", lambda value: configs.resolved(value).to_dict()),
+    "config": OptionType(
+        "a configuration", lambda value: configs.resolved(value).to_dict()
+    ),
     "dataset": {
         "name": options.text,
         "source": options.text,
@@ -54,7 +56,9 @@ _SUMMARY: options.Schema = {
     "evaluated_step": _STEP,
     **dict.fromkeys(SPLITS, _ROW),
     "devices": {"platform": options.text, "kind": options.text, "count": _COUNT},
-    "seconds": options.optional(Kind("seconds by name, and their total", _seconds)),
+    "seconds": options.optional(
+        OptionType("seconds by name, and their total", _seconds)
+    ),
     "images_per_second": options.optional(options.real(0, below=1e15)),
 }
 

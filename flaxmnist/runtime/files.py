@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxmnist.errors import DownloadError, UserError, shown
-from flaxmnist.options import path_of
+from flaxmnist.paths import path_of
 
 # Bytes of a JSON file.
 MAX_BYTES = 1 << 24

@@ -12,7 +12,7 @@ from flaxmnist import config as configs
 from flaxmnist.core import sharding
 from flaxmnist.core.steps import all_finite, eval_steps, train_steps
 from flaxmnist.errors import NotFiniteError, StoppedError
-from flaxmnist.options import path_of
+from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints, is_better
 from flaxmnist.rundir.metrics_log import MetricsWriter, eval_name

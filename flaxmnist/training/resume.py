@@ -22,16 +22,16 @@ from flaxmnist.runtime.console import Console
 from flaxmnist.training.experiment import Run
 
 
-def _optional(schema: options.Schema) -> options.Kind:
+def _optional(schema: options.Schema) -> options.OptionType:
     """An object of that schema, or None."""
-    kind = options.Kind("an object", lambda value: options.conform(value, schema))
+    kind = options.OptionType("an object", lambda value: options.conform(value, schema))
     return options.optional(kind)
 
 
 _STEP = options.whole(0, below=options.MAX_STEPS)
 # The parts of a checkpoint's record that a run reads.
 _RECORD: options.Schema = {
-    "config": options.Kind("an object", lambda value: {**value}),
+    "config": options.OptionType("an object", lambda value: {**value}),
     "dataset": {
         "name": options.text,
         "source": options.text,

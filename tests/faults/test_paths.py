@@ -11,19 +11,19 @@ from flaxmnist.data import download
 from flaxmnist.errors import UserError, printable
 from flaxmnist.inference import saved_run
 from flaxmnist.inference.predict import predict_images
-from flaxmnist.options import path_of
+from flaxmnist.paths import path_of
 from flaxmnist.report.plots import curves
 from flaxmnist.runtime import devices
 from flaxmnist.runtime.console import Console
 from flaxmnist.training import loop
 
 REFUSED = {
-    "a\\b": "holds a backslash",
+    "a\\b": "contains a backslash",
     "s3://bucket/run": "is a URL",
     "gs:/bucket/run": "is a URL",  # As `Path` writes it.
-    "a\0b": "holds a control character",
-    "a\nb": "holds a control character",
-    "a\x1b[2Jb": "holds a control character",
+    "a\0b": "contains a control character",
+    "a\nb": "contains a control character",
+    "a\x1b[2Jb": "contains a control character",
     "a\udcffb": "bytes that are not UTF-8",
     "~nosuchuser/run": "has no home directory",
     "a/" + "x" * 256: "is too long",
