@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
@@ -22,19 +22,33 @@ from flaxmnist.runtime import processes
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """The parts of a run; nothing is on disk yet."""
+class Evaluation:
+    """What evaluates a state.
+
+    Attributes:
+      config: of the run.
+      dataset: its data.
+      eval_feeds: the splits to evaluate, in order and padded.
+      everywhere: the sharding of what every device holds.
+      total_steps: of the whole training.
+    """
 
     config: ConfigDict
     dataset: data.Dataset
-    feed: Feed
     eval_feeds: dict[str, Feed]
+    everywhere: NamedSharding
+    total_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Evaluation):
+    """The parts of a run; nothing is on disk yet."""
+
+    feed: Feed
     model: nn.Module
     tx: optax.GradientTransformation
     schedule: optax.Schedule
-    total_steps: int
     every: dict[str, int]
-    everywhere: NamedSharding
     layout: sharding.Layout
     state_options: dict[str, Any]
 
@@ -65,9 +79,8 @@ def build(config: ConfigDict) -> Run:
     """
     config = configs.resolve(config)
     model = models.build(dtype=config.precision, **config.model)
-    options = config.mesh.to_dict()
-    fsdp = options.pop("fsdp")
-    mesh = sharding.make_mesh(**options)
+    layout = make_layout(config)
+    mesh = layout.mesh
     data_parts = mesh.shape["data"]
     parts = data_parts * config.grad_accumulation
     if config.batch_size % parts:
@@ -79,49 +92,19 @@ def build(config: ConfigDict) -> Run:
             f"expected a multiple of {parts}, such as {sizes}"
         )
     dataset = data.load(config.data.name, config.data.source, config.data.dir)
-    if jax.process_count() > 1:
-        facts = flatten_dict(config.to_dict(), sep=".")
-        del facts["data.dir"]  # Each process may have its own.
-        for split, count in dataset.counts.items():
-            facts[f"the {split} data"] = (
-                f"{dataset.name} ({dataset.source}, {count:,} examples, CRC-32 "
-                f"{dataset.fingerprints[split]})"
-            )
-        if found := processes.find_difference(facts):
-            raise UserError(
-                f"{found}; start every process with the same options and data"
-            )
-    for split, count in dataset.counts.items():
-        if count == 0:
-            raise UserError(f"the {split} split of {dataset.name} is empty")
+    check_dataset(config, dataset)
     if config.batch_size > len(dataset.train):
         raise UserError(
             f"batch_size={config.batch_size}: expected at most {len(dataset.train):,}, "
             f"the training examples of {dataset.name} ({dataset.source})"
         )
     steps_per_epoch = len(dataset.train) // config.batch_size
-    total_steps = config.num_steps or to_steps(
-        f"{config.num_epochs} epochs", steps_per_epoch
-    )
-    if total_steps >= MAX_STEPS:
-        raise UserError(
-            f"num_epochs={config.num_epochs} are {total_steps:,} steps: expected fewer "
-            f"than {MAX_STEPS:,}"
-        )
-    optimizer = config.optimizer.to_dict()
-    warmup = optimizer.pop("warmup")
-    tx, schedule = optim.build(
-        **optimizer,
-        warmup_steps=to_steps(warmup, steps_per_epoch) if warmup else 0,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-    )
+    tx, schedule, total_steps = make_optimizer(config, len(dataset.train))
     # Reads the data in order; where they are on disk, feeds do so at random.
     _ = dataset.fingerprints
     make_feed = FEEDS[config.data.placement]
     feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
-    largest = max(dataset.counts.values())
-    eval_batch = -(-min(config.eval_batch_size, largest) // data_parts) * data_parts
+    eval_batch = eval_batch_size(config, dataset, mesh)
     events = {
         "log": "log_every",
         "eval": "eval_every",
@@ -147,9 +130,81 @@ def build(config: ConfigDict) -> Run:
             for event, option in events.items()
         },
         everywhere=sharding.replicated(mesh),
-        layout=sharding.Layout(mesh, fsdp),
+        layout=layout,
         state_options={
             "ema_decay": config.ema,
             "grad_accumulation": config.grad_accumulation,
         },
     )
+
+
+def make_layout(config: ConfigDict) -> sharding.Layout:
+    """Returns the layout of the state over the mesh of `config`.
+
+    Raises:
+      UserError: the mesh needs other devices than there are.
+    """
+    options = config.mesh.to_dict()
+    fsdp = options.pop("fsdp")
+    return sharding.Layout(sharding.make_mesh(**options), fsdp)
+
+
+def check_dataset(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Checks that no split is empty, and that all processes have the same data.
+
+    Raises:
+      UserError: a split is empty, or another process has other options or data.
+    """
+    if jax.process_count() > 1:
+        facts = flatten_dict(config.to_dict(), sep=".")
+        del facts["data.dir"]  # Each process may have its own.
+        for split, count in dataset.counts.items():
+            facts[f"the {split} data"] = (
+                f"{dataset.name} ({dataset.source}, {count:,} examples, CRC-32 "
+                f"{dataset.fingerprints[split]})"
+            )
+        if found := processes.find_difference(facts):
+            raise UserError(
+                f"{found}; start every process with the same options and data"
+            )
+    for split, count in dataset.counts.items():
+        if count == 0:
+            raise UserError(f"the {split} split of {dataset.name} is empty")
+
+
+def eval_batch_size(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> int:
+    """Returns the size of an evaluation batch, a multiple of the mesh's data axis."""
+    largest, parts = max(dataset.counts.values()), mesh.shape["data"]
+    return -(-min(config.eval_batch_size, largest) // parts) * parts
+
+
+def make_optimizer(
+    config: ConfigDict, count: int
+) -> tuple[optax.GradientTransformation, optax.Schedule, int]:
+    """Returns the optimizer, its schedule, and the number of steps of the training.
+
+    Args:
+      config: of the run.
+      count: number of training examples.
+
+    Raises:
+      UserError: there would be too many steps.
+    """
+    steps_per_epoch = count // config.batch_size
+    total_steps = config.num_steps or to_steps(
+        f"{config.num_epochs} epochs", steps_per_epoch
+    )
+    if total_steps >= MAX_STEPS:
+        raise UserError(
+            f"num_epochs={config.num_epochs} are {total_steps:,} steps: expected fewer "
+            f"than {MAX_STEPS:,}"
+        )
+    optimizer = config.optimizer.to_dict()
+    warmup = optimizer.pop("warmup")
+    tx, schedule = optim.build(
+        **optimizer,
+        warmup_steps=to_steps(warmup, steps_per_epoch) if warmup else 0,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+    )
+    return tx, schedule, total_steps

@@ -11,14 +11,14 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.report.html import Results
 from flaxmnist.training.evaluate import predict
-from flaxmnist.training.experiment import Run
+from flaxmnist.training.experiment import Evaluation, make_optimizer
 
 
-def collect(run: Run, state: TrainState, summary: dict[str, Any]) -> Results:
+def collect(run: Evaluation, state: TrainState, summary: dict[str, Any]) -> Results:
     """Returns what :func:`flaxmnist.report.html.write_report` shows of a run.
 
     Args:
-      run: the parts of the run.
+      run: what evaluates the state.
       state: the state that `summary` is of.
       summary: as :func:`flaxmnist.training.summary.summarize` returns it.
     """
@@ -35,7 +35,7 @@ def collect(run: Run, state: TrainState, summary: dict[str, Any]) -> Results:
     )
 
 
-def _costs(run: Run, state: TrainState) -> dict[str, Any]:
+def _costs(run: Evaluation, state: TrainState) -> dict[str, Any]:
     """Returns the parameters one by one, and what the model takes."""
     leaves = [
         {"name": name, "shape": "×".join(map(str, leaf.shape)), "count": leaf.size}
@@ -47,12 +47,15 @@ def _costs(run: Run, state: TrainState) -> dict[str, Any]:
     costs = lowered.cost_analysis() or lowered.compile().cost_analysis() or {}
 
     def megabytes(tree: Any) -> float:
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6
+        leaves = jax.tree.leaves(tree)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 1e6
 
+    # A saved run is opened without its optimizer.
+    tx, _, _ = make_optimizer(run.config, len(run.dataset.train))
     return {
         "leaves": leaves,
         "flop": costs.get("flops"),
         "parameters_mb": megabytes(state.params),
-        "optimizer_mb": megabytes(state.opt_state),
+        "optimizer_mb": megabytes(jax.eval_shape(tx.init, state.params)),
         "images_mb": run.dataset.train.images.nbytes / 1e6,
     }

@@ -14,6 +14,7 @@ from flaxmnist import options
 from flaxmnist.core import optim, sharding
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import TrainState, abstract_state, create_state
+from flaxmnist.data import Dataset
 from flaxmnist.errors import NotFiniteError, UserError
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import FIGURES, Checkpoints
@@ -30,7 +31,7 @@ def _optional(schema: options.Schema) -> options.OptionType:
 
 _STEP = options.whole(0, below=options.MAX_STEPS)
 # The parts of a checkpoint's record that a run reads.
-_RECORD: options.Schema = {
+RECORD: options.Schema = {
     "config": options.OptionType("an object", lambda value: {**value}),
     "dataset": {
         "name": options.text,
@@ -100,8 +101,15 @@ def expected(run: Run) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]
 
 def _check_same_run(run: Run, record: dict[str, Any]) -> None:
     """Raises UserError unless a checkpoint's record is of this run."""
-    options.conform(record, _RECORD)
-    before, now = record["dataset"], run.dataset
+    options.conform(record, RECORD)
+    check_same_data(record, run.dataset)
+    trained = configs.resolved(record["config"])
+    workdirs.check_same(trained, run.config)
+
+
+def check_same_data(record: dict[str, Any], now: Dataset) -> None:
+    """Raises UserError unless a checkpoint's record is of these examples."""
+    before = record["dataset"]
     # Records of older versions know the training split alone.
     known = before.get("fingerprints", {"train": before["fingerprint"]})
     if other := [split for split in known if known[split] != now.fingerprints[split]]:
@@ -115,8 +123,6 @@ def _check_same_run(run: Run, record: dict[str, Any]) -> None:
             f"{', '.join(other)}; give the former data with {source}, or use another "
             "--workdir"
         )
-    trained = configs.resolved(record["config"])
-    workdirs.check_same(trained, run.config)
 
 
 def begin(run: Run) -> Training:

@@ -11,10 +11,10 @@ from flaxmnist.data import SPLITS
 from flaxmnist.runtime import machine
 from flaxmnist.runtime.console import Console
 from flaxmnist.training.evaluate import evaluate
-from flaxmnist.training.experiment import Run
+from flaxmnist.training.experiment import Evaluation
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: Evaluation) -> dict[str, Any]:
     """Returns configuration, data, versions and machine, as checkpoints record them."""
     dataset = run.dataset
     return {
@@ -33,7 +33,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def evaluate_splits(
-    run: Run, state: TrainState, console: Console, splits: Iterable[str] = SPLITS
+    run: Evaluation, state: TrainState, console: Console, splits: Iterable[str] = SPLITS
 ) -> dict[str, dict[str, Any]]:
     """Returns loss, accuracy and count of each of the splits."""
     found = {}
@@ -61,12 +61,12 @@ def print_table(console: Console, summary: dict[str, Any]) -> None:
 
 
 def summarize(
-    run: Run, state: TrainState, step: int, evaluated_step: int, console: Console
+    run: Evaluation, state: TrainState, step: int, evaluated_step: int, console: Console
 ) -> dict[str, Any]:
     """Evaluates the three splits and returns all that is known of the run.
 
     Args:
-      run: the parts of the run.
+      run: what evaluates the state.
       state: the state to evaluate.
       step: the last step trained.
       evaluated_step: the step of `state`.
