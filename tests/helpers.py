@@ -110,14 +110,14 @@ def timeless(records):
 
 
 def saved(config, workdir, step=None):
-    """The arrays and the record of a checkpoint."""
+    """The arrays and the manifest of a checkpoint."""
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
     step = checkpoints.steps[-1] if step is None else step
-    tree, record = checkpoints.restore(
-        step, resume.abstract_tree(build(config)), lambda record: None
+    tree, manifest = checkpoints.restore(
+        step, resume.abstract_tree(build(config)), lambda manifest: None
     )
     tree["state"] = tree["state"].replace(key=jax.random.key_data(tree["state"].key))
-    return jax.device_get(tree), record
+    return jax.device_get(tree), manifest
 
 
 def assert_identical(one, other):

@@ -61,9 +61,9 @@ def test_a_run_of_other_versions_is_restored_to_the_bit_and_resumes(
     assert digests(restored(run)) == json.loads((run / "sha256.json").read_text())
     summary = loop.train_and_evaluate(config(STEPS + 5), run)
     assert f"resumes at step {STEPS} of {STEPS + 5}" in capsys.readouterr().out
-    assert summary["step"] == STEPS + 5
-    assert summary["versions"]["jax"] == jax.__version__
-    assert summary["test"]["accuracy"] > 0.3
+    assert summary.step == STEPS + 5
+    assert summary.versions["jax"] == jax.__version__
+    assert summary.test.accuracy > 0.3
 
 
 if __name__ == "__main__":

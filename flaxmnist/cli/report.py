@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     console = Console()
     opened, state, step, last = open_saved(args.workdir, args.step, console, overrides)
     summary = workdirs.saved_summary(args.workdir)
-    if summary is None or (summary["step"], summary["evaluated_step"]) != (last, step):
+    if summary is None or (summary.step, summary.evaluated_step) != (last, step):
         summary = summarize(opened, state, last, step, console)
     try:
         path = write_report(collect(opened, state, summary), args.workdir, others)

@@ -1,8 +1,7 @@
 """The model card of an export."""
 
-from typing import Any
-
 from flaxmnist.report import statistics
+from flaxmnist.rundir.manifest import Summary
 
 _USE = {
     "stablehlo": """\
@@ -32,27 +31,25 @@ python predict.py images.npy    # uint8 [count, 28, 28]; NumPy alone is needed
 
 def render(
     name: str,
-    summary: dict[str, Any],
+    summary: Summary,
     licence: str | None,
     chosen: str,
     difference: float,
     count: int,
 ) -> str:
     """Returns the model card, as Markdown."""
-    dataset, test = summary["dataset"], summary["test"]
-    low, high = statistics.interval(
-        round(test["accuracy"] * test["count"]), test["count"]
-    )
+    dataset, test = summary.dataset, summary.test
+    low, high = statistics.interval(round(test.accuracy * test.count), test.count)
     # Without published files, the name is only what the user called the data.
-    trained_on = dataset["name"] if licence else f"data named {dataset['name']}"
+    trained_on = dataset.name if licence else f"data named {dataset.name}"
     rights = f"is {licence}" if licence else "is not known"
-    versions = ", ".join(f"{name} {v}" for name, v in summary["versions"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in summary.versions.items())
     return f"""\
-# {summary["model"]["name"]}, trained on {trained_on}
+# {summary.model.name}, trained on {trained_on}
 
-{summary["model"]["parameters"]:,} parameters. Test accuracy **{test["accuracy"]:.2%}**
-(95 %: {low:.2%} to {high:.2%}, {test["count"]:,} images), by the checkpoint of step
-{summary["evaluated_step"]:,}, {chosen}.
+{summary.model.parameters:,} parameters. Test accuracy **{test.accuracy:.2%}**
+(95 %: {low:.2%} to {high:.2%}, {test.count:,} images), by the checkpoint of step
+{summary.evaluated_step:,}, {chosen}.
 
 ## Use
 
@@ -67,8 +64,8 @@ class for other input, which it still labels as some class.
 
 ## Where it comes from
 
-Data: {dataset["name"]} ({dataset["source"]}), {dataset["counts"]["train"]:,} images,
-fingerprint {dataset["fingerprint"]}. The licence of the images {rights}.
+Data: {dataset.name} ({dataset.source}), {dataset.counts["train"]:,} images,
+fingerprint {dataset.fingerprint}. The licence of the images {rights}.
 Trained with flaxmnist (Apache-2.0); {versions}.
 
 Checked against the checkpoint on {count:,} test images: the largest difference of a

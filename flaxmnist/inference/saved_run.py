@@ -5,7 +5,6 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +21,7 @@ from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.rundir.manifest import Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.durable import write_file
@@ -37,7 +37,7 @@ def evaluate_checkpoint(
     workdir: str | Path,
     step: int | None = None,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Evaluates a run's best checkpoint on validation, or that of `step`.
 
     Returns:
@@ -228,7 +228,7 @@ def export(
     chosen = "the best on validation" if step is None else "chosen by its number"
     run, state, step, last = open_saved(workdir, step, console, overrides)
     summary = workdirs.saved_summary(workdir)
-    if summary is None or summary["evaluated_step"] != step:
+    if summary is None or summary.evaluated_step != step:
         summary = summarize(run, state, last, step, console)
     # Off the mesh, which a program would otherwise demand, and in float32.
     state = jax.device_put(jax.device_get(state), jax.devices()[0])

@@ -19,6 +19,7 @@ from flaxmnist.errors import UserError, printable
 from flaxmnist.report import plots, statistics
 from flaxmnist.report.gallery import filters, mistakes
 from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir.manifest import Figures, Summary
 from flaxmnist.rundir.metrics_log import records
 from flaxmnist.runtime.durable import make_directory, write_file
 
@@ -36,11 +37,11 @@ class History:
     """
 
     name: str
-    summary: dict[str, Any]
+    summary: Summary
     records: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, workdir: Path, summary: dict[str, Any] | None = None) -> "History":
+    def read(cls, workdir: Path, summary: Summary | None = None) -> "History":
         """Reads a run's folder.
 
         Args:
@@ -70,14 +71,14 @@ class History:
     @property
     def recipe(self) -> str:
         """What runs of the same recipe and other seeds have in common."""
-        config = configs.resolved(self.summary["config"])
+        config = configs.resolved(self.summary.config)
         config.seed = 0
-        dataset = self.summary["dataset"]
+        dataset = self.summary.dataset
         return repr(
             [
                 # Runs of older versions know that of the training split alone.
-                dataset.get("fingerprints", dataset["fingerprint"]),
-                self.summary["total_steps"],
+                dataset.fingerprints or dataset.fingerprint,
+                self.summary.total_steps,
                 configs.fixed_options(config),
             ]
         )
@@ -95,15 +96,17 @@ def _comparison(groups: dict[str, list[History]]) -> list[dict[str, Any]]:
     """Returns a row a recipe: mean and standard deviation of test over its seeds."""
     rows = []
     for runs in groups.values():
-        accuracies = [run.summary["test"]["accuracy"] for run in runs]
-        losses = [run.summary["test"]["loss"] for run in runs]
+        accuracies = [run.summary.test.accuracy for run in runs]
+        losses = [run.summary.test.loss for run in runs]
+        summary = runs[0].summary
+        dataset = summary.dataset
         rows.append(
             {
                 "names": ", ".join(run.name for run in runs),
-                "data": "{name} ({source})".format(**runs[0].summary["dataset"]),
-                "count": runs[0].summary["test"]["count"],
-                "seeds": len({run.summary["config"]["seed"] for run in runs}),
-                "parameters": runs[0].summary["model"]["parameters"],
+                "data": f"{dataset.name} ({dataset.source})",
+                "count": summary.test.count,
+                "seeds": len({run.summary.config["seed"] for run in runs}),
+                "parameters": summary.model.parameters,
                 "accuracy": np.mean(accuracies),
                 "loss": np.mean(losses),
                 "spread": np.std(accuracies, ddof=1) if len(runs) > 1 else None,
@@ -113,14 +116,15 @@ def _comparison(groups: dict[str, list[History]]) -> list[dict[str, Any]]:
 
 
 def _splits(
-    summary: dict[str, Any], outputs: dict[str, dict[str, np.ndarray]]
+    summary: Summary, outputs: dict[str, dict[str, np.ndarray]]
 ) -> list[dict[str, Any]]:
     """Returns the table of the splits, with confidence intervals."""
     rows = []
     for split in SPLITS:
-        row = {"name": split, **summary[split]}
-        right = round(row["accuracy"] * row["count"])
-        row["accuracy_interval"] = statistics.interval(right, row["count"])
+        figures: Figures = getattr(summary, split)
+        row = {"name": split, **dataclasses.asdict(figures)}
+        right = round(figures.accuracy * figures.count)
+        row["accuracy_interval"] = statistics.interval(right, figures.count)
         if split in outputs:
             found = outputs[split]
             losses = statistics.losses(found["logits"], found["labels"])
@@ -146,7 +150,7 @@ class Results:
     """A trained model as a report shows it; all arrays are on the host.
 
     Attributes:
-      summary: as ``summary.json`` holds it.
+      summary: the result of the run.
       outputs: predictions by split, of validation and test; see
         :func:`flaxmnist.training.evaluate.predict`.
       test_images: uint8 `[count, 28, 28]`, in the order of the predictions.
@@ -154,7 +158,7 @@ class Results:
       costs: size of each parameter, memory in MB, and FLOP of one prediction.
     """
 
-    summary: dict[str, Any]
+    summary: Summary
     outputs: dict[str, dict[str, np.ndarray]]
     test_images: np.ndarray
     params: Any
@@ -206,7 +210,7 @@ def write_report(
         content = plots.png(figure)
         write_file(workdir / "plots" / f"{name}.png", content)
         pictures[name] = "data:image/png;base64," + base64.b64encode(content).decode()
-    flags = configs.flags_of(configs.resolved(summary["config"]))
+    flags = configs.flags_of(configs.resolved(summary.config))
     page = _template().render(
         name=printable(workdir.resolve().name),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -218,7 +222,7 @@ def write_report(
         model=results.costs,
         temperature=temperature,
         pictures=pictures,
-        config=json.dumps(summary["config"], indent=2),
+        config=json.dumps(summary.config, indent=2),
         command=shlex.join(["python", "-m", "flaxmnist.main", *flags]),
     )
     write_file(path, page)

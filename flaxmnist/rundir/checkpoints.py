@@ -6,6 +6,7 @@ process killed at any moment, or a power failure, leaves whole checkpoints only.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import operator
@@ -28,7 +29,14 @@ from flaxmnist import options
 from flaxmnist.core.sharding import named_leaves
 from flaxmnist.errors import DamagedError, UserError, kind_of
 from flaxmnist.options import conform
-from flaxmnist.rundir import integrity, manifest
+from flaxmnist.rundir import integrity
+from flaxmnist.rundir.manifest import (
+    Figures,
+    Manifest,
+    canonical_json,
+    read_record,
+    with_checksum,
+)
 from flaxmnist.runtime import durable, files, logs, processes
 from flaxmnist.runtime.failures import explain
 
@@ -58,21 +66,11 @@ _METADATA: options.Schema = {
     "commit_timestamp_nsecs": _TIME,
     "custom_metadata": _OBJECT,
 }
-# The figures of an evaluation on validation. The loss may be infinite or NaN.
-FIGURES: options.Schema = {
-    "loss": options.number,
-    "accuracy": options.share,
-}
 
 
-def _rank(validation: dict[str, float]) -> float:
-    # Accuracies differ by whole examples: a part of one decides ties by the loss.
-    return validation["accuracy"] - 1e-7 * min(validation["loss"], 100.0)
-
-
-def is_better(one: dict[str, float], other: dict[str, float] | None) -> bool:
-    """Returns whether validation figures are better: more accurate, or less loss."""
-    return other is None or _rank(one) > _rank(other)
+def _rank(metrics: dict[str, float]) -> float:
+    """Ranks the validation figures that Orbax keeps beside a checkpoint."""
+    return Figures.from_json(metrics).rank
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -179,11 +177,11 @@ class Checkpoints:
                 validation = None
                 if (metrics := folder / "metrics" / "metrics").exists():
                     validation = files.read_json(metrics)
-                    conform(validation, FIGURES)
-                record = manifest.read(folder / _RECORD)
+                    Figures.from_json(validation)
+                record = read_record(folder / _RECORD)
                 _check_step(record, int(folder.name))
                 said = record.get("validation", validation)
-                if manifest.text(said) != manifest.text(validation):
+                if canonical_json(said) != canonical_json(validation):
                     raise ValueError("its figures on validation differ")
             except Exception as error:  # Whatever JSON may hold.
                 _raise_unless_damage(error)
@@ -260,8 +258,8 @@ class Checkpoints:
         self,
         step: int,
         tree: Any,
-        record: dict[str, Any],
-        validation: dict[str, float] | None,
+        manifest: Manifest,
+        validation: Figures | None,
     ) -> None:
         """Copies `tree` and starts writing; training may go on at once.
 
@@ -270,8 +268,8 @@ class Checkpoints:
         Args:
           step: names the checkpoint.
           tree: arrays, on any devices.
-          record: what is said of them, as JSON.
-          validation: `loss` and `accuracy` at this step, if they were measured.
+          manifest: written beside them, as JSON.
+          validation: the figures of this step, if it was evaluated.
 
         Raises:
           OSError: this write or an earlier one failed.
@@ -281,15 +279,16 @@ class Checkpoints:
         if not self.directory.is_dir():  # Orbax would make it, and nothing else there.
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self.directory))
         manager = self._manager  # The first time, this takes a second.
-        record = record | {
+        metrics = validation and dataclasses.asdict(validation)
+        record = manifest.to_json() | {
             "step": step,
-            "validation": validation,
+            "validation": metrics,
             "arrays": _kinds(tree),
             "checksums": _checksums(tree),
         }
         items = {
             _ARRAYS: ocp.args.PyTreeSave(tree),
-            _RECORD: ocp.args.JsonSave(manifest.sealed(record)),
+            _RECORD: ocp.args.JsonSave(with_checksum(record)),
         }
         # Right before Orbax, which would replace a checkpoint of another run.
         self._check()
@@ -297,21 +296,21 @@ class Checkpoints:
             manager.save(
                 step,
                 args=ocp.args.Composite(**items),
-                metrics=validation,
+                metrics=metrics,
                 force=True,
             )
 
     def restore(
-        self, step: int, abstract: Any, check: Callable[[dict[str, Any]], None]
-    ) -> tuple[Any, dict[str, Any]]:
-        """Returns the tree and the record of a step.
+        self, step: int, abstract: Any, check: Callable[[Manifest], None]
+    ) -> tuple[Any, Manifest]:
+        """Returns the tree and the manifest of a step.
 
         Args:
           step: one of `steps`.
           abstract: `jax.ShapeDtypeStruct`s, with the shardings wanted; a part of the
             tree that was saved is enough.
-          check: is given the record before the arrays are read; raises `UserError` if
-            they are not what is wanted.
+          check: called with the manifest before the arrays are read; raises
+            `UserError` if the checkpoint is of another run.
 
         Raises:
           UserError: there is no such step, its arrays are not those of `abstract`, or
@@ -323,9 +322,10 @@ class Checkpoints:
                 f"no checkpoint of step {step} in {self.directory}: there are {there}"
             )
         with self._found_damaged(step):
-            record = manifest.read(self.directory / str(step) / _RECORD)
+            record = read_record(self.directory / str(step) / _RECORD)
             expected = record.pop("checksums")
-            check(record)
+            manifest = Manifest.from_json(record)
+            check(manifest)
             self._check_kinds(step, record.pop("arrays"), _kinds(abstract))
             self._check_chunks(step)
             arrays = ocp.args.PyTreeRestore(
@@ -341,7 +341,7 @@ class Checkpoints:
             for path, found in _checksums(tree).items():
                 if expected.get(path, found) != found:
                     raise ValueError(f"the checksum of {path} differs")
-        return tree, record
+        return tree, manifest
 
     @contextlib.contextmanager
     def _found_damaged(self, step: int) -> Iterator[None]:
@@ -386,9 +386,9 @@ class Checkpoints:
                 raise ValueError(f"the chunks of {array.name} are larger than it is")
 
     def restore_newest(
-        self, abstract: Any, check: Callable[[dict[str, Any]], None]
-    ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Returns step, tree and record of the newest checkpoint that is whole.
+        self, abstract: Any, check: Callable[[Manifest], None]
+    ) -> tuple[int, Any, Manifest] | None:
+        """Returns step, tree and manifest of the newest checkpoint that is whole.
 
         The arguments are those of `restore`.
 
@@ -398,7 +398,7 @@ class Checkpoints:
         damaged: list[DamagedError] = []
         for step in reversed(processes.broadcast(self.steps)):
             try:
-                tree, record = self.restore(step, abstract, check)
+                tree, manifest = self.restore(step, abstract, check)
             except DamagedError as error:
                 damaged.append(error)
                 continue
@@ -406,7 +406,7 @@ class Checkpoints:
                 self._manager.close()
                 del self._manager
                 self._put_aside(damaged)
-            return step, tree, record
+            return step, tree, manifest
         if damaged:
             raise self._all_damaged(damaged[0])
         return None

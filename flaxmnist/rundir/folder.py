@@ -9,58 +9,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from errno import ENOENT
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import options
-from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError
-from flaxmnist.options import OptionType
 from flaxmnist.rundir import integrity
+from flaxmnist.rundir.manifest import Summary
 from flaxmnist.runtime import durable, files, processes
-
-_COUNT = options.whole(0, below=2**63)
-_STEP = options.whole(0, below=options.MAX_STEPS)
-_ROW: options.Schema = {
-    "loss": options.real(0, below=3.5e38),
-    "accuracy": options.share,
-    "count": options.whole(1, below=2**63),
-}
-_SECONDS = options.by_name(options.real(0, below=1e12))
-
-
-def _seconds(value: Any) -> dict[str, float]:
-    seconds = _SECONDS.convert(value)
-    if not seconds.get("total"):
-        raise ValueError
-    return seconds
-
-
-_SUMMARY: options.Schema = {
-    "config": OptionType(
-        "a configuration", lambda value: configs.resolved(value).to_dict()
-    ),
-    "dataset": {
-        "name": options.text,
-        "source": options.text,
-        "counts": dict.fromkeys(SPLITS, _COUNT),
-        "fingerprint": options.text,
-    },
-    "total_steps": _STEP,
-    "versions": options.by_name(options.text),
-    "model": {"name": options.text, "parameters": _COUNT},
-    "step": _STEP,
-    "evaluated_step": _STEP,
-    **dict.fromkeys(SPLITS, _ROW),
-    "devices": {"platform": options.text, "kind": options.text, "count": _COUNT},
-    "seconds": options.optional(
-        OptionType("seconds by name, and their total", _seconds)
-    ),
-    "images_per_second": options.optional(options.real(0, below=1e15)),
-}
 
 
 def saved_config(workdir: Path) -> ConfigDict | None:
@@ -86,14 +44,13 @@ def saved_config(workdir: Path) -> ConfigDict | None:
         ) from None
 
 
-def saved_summary(workdir: Path, step: int | None = None) -> dict[str, Any] | None:
+def saved_summary(workdir: Path, step: int | None = None) -> Summary | None:
     """Returns ``summary.json`` if there is one, of that last step or of any."""
     try:
-        found = files.read_json(workdir / "summary.json")
-        summary = options.conform(found, _SUMMARY)
+        summary = Summary.from_json(files.read_json(workdir / "summary.json"))
     except (OSError, ValueError, UserError):
         return None
-    return summary if step in (None, summary["step"]) else None
+    return summary if step in (None, summary.step) else None
 
 
 def saved_steps(workdir: Path) -> list[int]:

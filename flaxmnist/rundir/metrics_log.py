@@ -15,6 +15,7 @@ from flaxmnist import options
 from flaxmnist.data import SPLITS
 from flaxmnist.options import conform
 from flaxmnist.rundir import integrity
+from flaxmnist.rundir.manifest import LogPosition
 from flaxmnist.rundir.tensorboard import EventFile, _summary
 from flaxmnist.runtime import durable, files, processes
 from flaxmnist.runtime.console import Console
@@ -49,7 +50,7 @@ class MetricsWriter:
         workdir: Path,
         step: int,
         eval_splits: Iterable[str],
-        written: dict[str, int] | None = None,
+        written: LogPosition | None = None,
         warn: Callable[[str], None] = print,
         check: Callable[[], None] = lambda: None,
     ):
@@ -60,11 +61,11 @@ class MetricsWriter:
         self._path = workdir / "metrics.jsonl"
         there = records(self._path) if self._path.exists() else ()
         kept = [_line(record) for record in there if record["step"] <= step]
-        self._written = {"lines": 0, "checksum": 0}
+        self._written = LogPosition()
         for line in kept:
             self._count(line)
         if written is not None and written != self._written:
-            warn(_lost(self._path, step, written["lines"], len(kept)))
+            warn(_lost(self._path, step, written.lines, len(kept)))
         durable.write_file(self._path, "".join(kept))
         self._file = self._stack.enter_context(self._path.open("a", encoding="utf-8"))
         self._events = {}
@@ -75,8 +76,8 @@ class MetricsWriter:
             self._events[split] = self._stack.enter_context(contextlib.closing(events))
 
     def _count(self, line: str) -> None:
-        self._written["lines"] += 1
-        self._written["checksum"] = zlib.crc32(line.encode(), self._written["checksum"])
+        lines, checksum = self._written.lines, self._written.checksum
+        self._written = LogPosition(lines + 1, zlib.crc32(line.encode(), checksum))
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes a record, which holds ``step``, ``split`` and figures."""
@@ -104,19 +105,17 @@ class MetricsWriter:
         if processes.is_first():
             self._events[split].write(step, *summaries)
 
-    def sync(self) -> dict[str, int] | None:
-        """Flushes all that was written to the disk.
+    def sync(self) -> LogPosition | None:
+        """Flushes everything written to the disk and returns the length of the file.
 
-        Returns:
-          the number of `lines` in ``metrics.jsonl`` and their CRC-32, `checksum`; None
-          in other processes than the first.
+        Processes other than the first return None.
         """
         if not processes.is_first():
             return None
         os.fsync(self._file.fileno())
         for events in self._events.values():
             events.sync()
-        return dict(self._written)
+        return self._written
 
     def __enter__(self) -> "MetricsWriter":
         return self

@@ -66,13 +66,19 @@ def describe() -> dict[str, Any]:
     return {"device": f"{name} (instruction sets {sets})", "threads": cpu_threads()}
 
 
-def changes(record: dict[str, Any]) -> str | None:
-    """Returns what differs between a checkpoint's record and this process, if anything.
+def changes(
+    saved_versions: dict[str, str], saved_machine: dict[str, Any]
+) -> str | None:
+    """Returns the differences between a checkpoint and this process, if there are any.
 
-    Records of older versions lack some of it; only what they have is compared.
+    Only values that the checkpoint records are compared; older versions recorded fewer.
+
+    Args:
+      saved_versions: as `versions` returned them for the checkpoint.
+      saved_machine: as `describe` returned it.
     """
     now = _named(versions(PACKAGES), describe())
-    before = _named(record.get("versions", {}), record.get("machine", {}))
+    before = _named(saved_versions, saved_machine)
     changed = [name for name in before if before[name] != now.get(name, before[name])]
     if not changed:
         return None
@@ -82,7 +88,7 @@ def changes(record: dict[str, Any]) -> str | None:
         "rounding, not bit for bit"
     )
     if changed == ["threads"]:
-        threads = record["machine"]["threads"]
+        threads = saved_machine["threads"]
         text += f"\nSet the environment variable PJRT_NPROC={threads} for equal bits."
     return text
 
@@ -95,7 +101,6 @@ def _named(versions: dict[str, str], machine: dict[str, Any]) -> dict[str, str]:
     }
     if "device" in machine:
         named["device"] = machine["device"]
-    if "threads" in machine:
-        count = machine["threads"]
+    if count := machine.get("threads"):
         named["threads"] = f"{count} CPU core{'s' if count != 1 else ''}"
     return named

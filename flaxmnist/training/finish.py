@@ -1,17 +1,18 @@
 """The end of a run: its evaluation, its summary, and its report."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import DamagedError
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.folder import Lock
+from flaxmnist.rundir.manifest import Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Clock, Console
 from flaxmnist.runtime.interrupts import stopping
@@ -30,7 +31,7 @@ def finish(
     checkpoints: Checkpoints,
     console: Console,
     clock: Clock,
-) -> dict[str, Any]:
+) -> Summary:
     """Evaluates the best state of a trained run, and writes summary and report.
 
     Args:
@@ -43,7 +44,7 @@ def finish(
       clock: what the time was spent on.
 
     Returns:
-      what ``summary.json`` holds.
+      the content of ``summary.json``.
 
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped it.
@@ -57,21 +58,22 @@ def finish(
             best_step, best_state = at.step, at.state
         with clock("evaluate"):
             summary = summarize(run, best_state, at.step, best_step, console)
-        summary["seconds"] = clock.table()
-        trained = (at.step - first_step) * run.config.batch_size
-        summary["images_per_second"] = (
-            trained / clock.seconds["train"] if trained else None
+        seconds, trained = clock.table(), (at.step - first_step) * run.config.batch_size
+        summary = dataclasses.replace(
+            summary,
+            seconds=seconds,
+            images_per_second=trained / clock.seconds["train"] if trained else None,
         )
         print_table(console, summary)
         lock.remove("report.html")  # It is of an earlier summary.
-        lock.write("summary.json", json.dumps(summary, indent=2) + "\n")
+        lock.write("summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
         if run.config.report:
             with _only_warned_of(workdir, console):
                 _report(run, best_state, summary, workdir)
-    seconds = ", ".join(f"{name} {s:.1f}" for name, s in summary["seconds"].items())
     saved = ", ".join(map(str, checkpoints.steps))
     report = "report.html, plots/, " if (workdir / "report.html").exists() else ""
-    console.line(f"\nseconds: {seconds}")
+    spent = ", ".join(f"{name} {s:.1f}" for name, s in seconds.items())
+    console.line(f"\nseconds: {spent}")
     console.line(
         f"{workdir}: {report}config.json, metrics.jsonl, summary.json, tensorboard/, "
         f"checkpoints/ (steps {saved})"
@@ -82,7 +84,7 @@ def finish(
 def finish_again(
     run: Run,
     at: Training,
-    summary: dict[str, Any],
+    summary: Summary,
     lock: Lock,
     checkpoints: Checkpoints,
     console: Console,
@@ -99,7 +101,7 @@ def finish_again(
             stopping(_interrupted(at, lock.workdir)),
             _only_warned_of(lock.workdir, console),
         ):
-            state = _state(at, checkpoints, summary["evaluated_step"])
+            state = _state(at, checkpoints, summary.evaluated_step)
             _report(run, state, summary, lock.workdir)
 
 
@@ -132,9 +134,7 @@ def _only_warned_of(workdir: Path, console: Console) -> Iterator[None]:
         )
 
 
-def _report(
-    run: Run, state: TrainState, summary: dict[str, Any], workdir: Path
-) -> None:
+def _report(run: Run, state: TrainState, summary: Summary, workdir: Path) -> None:
     # Not before: what draws takes long to import.
     from flaxmnist.report.html import write_report
     from flaxmnist.training.results import collect

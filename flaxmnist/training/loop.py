@@ -14,7 +14,8 @@ from flaxmnist.core.steps import all_finite, eval_steps, train_steps
 from flaxmnist.errors import NotFiniteError, StoppedError
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
-from flaxmnist.rundir.checkpoints import Checkpoints, is_better
+from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.rundir.manifest import Figures, Manifest, Summary
 from flaxmnist.rundir.metrics_log import MetricsWriter, eval_name
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Clock, Console
@@ -34,7 +35,7 @@ def train_and_evaluate(
     workdir: str | Path,
     console: Console | None = None,
     started: float | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Trains to the end, from the newest checkpoint in `workdir` if there is one.
 
     Args:
@@ -45,7 +46,7 @@ def train_and_evaluate(
       started: `time.perf_counter()` at the start of the time table; now if None.
 
     Returns:
-      what ``summary.json`` holds.
+      the content of ``summary.json``.
 
     Raises:
       UserError: the configuration, the data or the folder cannot be used, another run
@@ -81,7 +82,7 @@ def _train_and_evaluate(
     checkpoints: Checkpoints,
     console: Console,
     clock: Clock,
-) -> dict[str, Any]:
+) -> Summary:
     workdir, first_step = lock.workdir, at.step
     if at.step:
         what = "is finished" if at.finished(run) else "resumes"
@@ -164,7 +165,7 @@ def _train(
                 with clock("compile"):
                     _compile_reports(run, at)
             stop = processes.all_processes_max(signals.number)
-            finite = math.isfinite(figures["loss"])
+            finite = math.isfinite(figures.loss)
             if finite and (stop or any(run.due(event, at.step) for event in run.every)):
                 # The loss is of before the last update; what that made may not be.
                 finite = all_finite(at.state)
@@ -197,21 +198,21 @@ def _train(
                 with clock("evaluate"):
                     validation = _evaluate(run, at, console, writer)
                     show_summaries(run, at.state, at.step, writer)
-                at.best = _better(at, validation)
+                at.best = at.best.updated(validation, at.step)
             if run.due("tensors", at.step):
                 show_tensors(run, at.state, at.step, console, writer)
-            improved = at.best["step"] == at.step
+            improved = at.best.step == at.step
             last = stop or at.finished(run)
             if run.due("checkpoint", at.step) or improved or last:
                 checkpoints.save(
                     at.step,
                     {"state": at.state, "window": at.window.sums},
-                    describe(run)
-                    | {
-                        "best": at.best,
-                        "rollbacks": at.rollbacks,
-                        "metrics": writer.sync(),
-                    },
+                    Manifest(
+                        **vars(describe(run)),
+                        best=at.best,
+                        rollbacks=at.rollbacks,
+                        metrics=writer.sync(),
+                    ),
                     validation,
                 )
             if stop:
@@ -227,12 +228,12 @@ def _train(
             )
     if at.step < run.total_steps:
         console.line(
-            f"stopped early: no better than step {at.best['step']} "
-            f"in {at.best['waited']} evaluations"
+            f"stopped early: no better than step {at.best.step} "
+            f"in {at.best.waited} evaluations"
         )
 
 
-def advance(run: Run, at: Training, stop: int) -> dict[str, Any]:
+def advance(run: Run, at: Training, stop: int) -> Figures:
     """Trains up to `stop` and returns the figures of the window."""
     # Without compilation, each operation transfers its constants.
     eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
@@ -242,12 +243,12 @@ def advance(run: Run, at: Training, stop: int) -> dict[str, Any]:
                 at.state, at.window, batches, run.put(count)
             )
         at.step = stop
-        return jax.device_get(at.window).compute()
+        return Figures(**jax.device_get(at.window).compute())
 
 
 def _evaluate(
     run: Run, at: Training, console: Console, writer: MetricsWriter
-) -> dict[str, Any]:
+) -> Figures:
     """Reports `config.eval_splits` and returns the figures of validation."""
     figures = evaluate_splits(run, at.state, console, run.config.eval_splits)
     for split, found in figures.items():
@@ -264,17 +265,11 @@ def _pace(run: Run, steps: int, seconds: float) -> int:
     return max(1, math.ceil(steps * DISPATCH_SECONDS / seconds))
 
 
-def _record(run: Run, step: int, split: str, figures: dict[str, Any]) -> dict[str, Any]:
+def _record(run: Run, step: int, split: str, figures: Figures) -> dict[str, Any]:
     return {
         "step": step,
         "epoch": step / run.feed.steps_per_epoch,
         "split": split,
-        "loss": figures["loss"],
-        "accuracy": figures["accuracy"],
+        "loss": figures.loss,
+        "accuracy": figures.accuracy,
     }
-
-
-def _better(at: Training, validation: dict[str, Any]) -> dict[str, Any]:
-    if is_better(validation, at.best["validation"]):
-        return {"validation": validation, "step": at.step, "waited": 0}
-    return at.best | {"waited": at.best["waited"] + 1}

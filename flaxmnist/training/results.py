@@ -10,11 +10,12 @@ from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.report.html import Results
+from flaxmnist.rundir.manifest import Summary
 from flaxmnist.training.evaluate import predict
 from flaxmnist.training.experiment import Evaluation, make_optimizer
 
 
-def collect(run: Evaluation, state: TrainState, summary: dict[str, Any]) -> Results:
+def collect(run: Evaluation, state: TrainState, summary: Summary) -> Results:
     """Returns what :func:`flaxmnist.report.html.write_report` shows of a run.
 
     Args:

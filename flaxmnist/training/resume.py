@@ -10,46 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from flaxmnist import config as configs
-from flaxmnist import options
 from flaxmnist.core import optim, sharding
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import Dataset
 from flaxmnist.errors import NotFiniteError, UserError
 from flaxmnist.rundir import folder as workdirs
-from flaxmnist.rundir.checkpoints import FIGURES, Checkpoints
+from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.rundir.manifest import Best, LogPosition, Manifest
 from flaxmnist.runtime import machine
 from flaxmnist.runtime.console import Console
 from flaxmnist.training.experiment import Run
-
-
-def _optional(schema: options.Schema) -> options.OptionType:
-    """An object of that schema, or None."""
-    kind = options.OptionType("an object", lambda value: options.conform(value, schema))
-    return options.optional(kind)
-
-
-_STEP = options.whole(0, below=options.MAX_STEPS)
-# The parts of a checkpoint's record that a run reads.
-RECORD: options.Schema = {
-    "config": options.OptionType("an object", lambda value: {**value}),
-    "dataset": {
-        "name": options.text,
-        "source": options.text,
-        "fingerprint": options.text,
-        "counts": {"train": _STEP},
-    },
-    "total_steps": _STEP,
-    "best": {
-        "validation": _optional(FIGURES),
-        "step": options.optional(_STEP),
-        "waited": _STEP,
-    },
-    "rollbacks": options.optional(_STEP),
-    "metrics": _optional({"lines": options.whole(0), "checksum": options.whole(0)}),
-    "versions": options.optional(options.by_name(options.text)),
-    "machine": options.optional(options.by_name(options.text)),
-}
 
 
 @dataclasses.dataclass
@@ -60,8 +31,7 @@ class Training:
       step: updates made.
       state: the train state, on the mesh.
       window: metrics of the steps since the last log.
-      best: the best `validation` figures, their `step`, and how many evaluations
-        have `waited` for better ones.
+      best: the best evaluation on validation so far.
       rollbacks: how often a loss that was not finite sent it back to a checkpoint;
         each halved the learning rate.
       written: what :meth:`MetricsWriter.sync` returned at that step, if it is known.
@@ -70,9 +40,9 @@ class Training:
     step: int
     state: TrainState
     window: Metrics
-    best: dict[str, Any]
+    best: Best
     rollbacks: int = 0
-    written: dict[str, int] | None = None
+    written: LogPosition | None = None
 
     @property
     def rate_scale(self) -> float:
@@ -82,7 +52,7 @@ class Training:
     def finished(self, run: Run) -> bool:
         """Returns whether nothing is left to train."""
         patience = run.config.patience
-        out_of_patience = patience is not None and self.best["waited"] >= patience
+        out_of_patience = patience is not None and self.best.waited >= patience
         return self.step >= run.total_steps or out_of_patience
 
 
@@ -94,31 +64,29 @@ def abstract_tree(run: Run) -> dict[str, Any]:
     }
 
 
-def expected(run: Run) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
+def expected(run: Run) -> tuple[dict[str, Any], Callable[[Manifest], None]]:
     """Returns what a checkpoint of this run is restored into, and checked with."""
     return abstract_tree(run), functools.partial(_check_same_run, run)
 
 
-def _check_same_run(run: Run, record: dict[str, Any]) -> None:
-    """Raises UserError unless a checkpoint's record is of this run."""
-    options.conform(record, RECORD)
-    check_same_data(record, run.dataset)
-    trained = configs.resolved(record["config"])
-    workdirs.check_same(trained, run.config)
+def _check_same_run(run: Run, manifest: Manifest) -> None:
+    """Raises UserError unless a checkpoint is of this run."""
+    check_same_data(manifest, run.dataset)
+    workdirs.check_same(configs.resolved(manifest.config), run.config)
 
 
-def check_same_data(record: dict[str, Any], now: Dataset) -> None:
-    """Raises UserError unless a checkpoint's record is of these examples."""
-    before = record["dataset"]
-    # Records of older versions know the training split alone.
-    known = before.get("fingerprints", {"train": before["fingerprint"]})
+def check_same_data(manifest: Manifest, now: Dataset) -> None:
+    """Raises UserError unless a checkpoint was trained on these examples."""
+    before = manifest.dataset
+    # Older versions recorded the fingerprint of the training split only.
+    known = before.fingerprints or {"train": before.fingerprint}
     if other := [split for split in known if known[split] != now.fingerprints[split]]:
-        source = f"--config.data.source={before['source']}"
-        if before["source"] in ("idx", "tfds"):
+        source = f"--config.data.source={before.source}"
+        if before.source in ("idx", "tfds"):
             source += " and --config.data.dir=DIR"
         raise UserError(
-            f"this run was trained on {before['name']} ({before['source']}, "
-            f"{before['counts']['train']:,} examples), but the data is now {now.name} "
+            f"this run was trained on {before.name} ({before.source}, "
+            f"{before.counts['train']:,} examples), but the data is now {now.name} "
             f"({now.source}, {len(now.train):,}), with other examples in "
             f"{', '.join(other)}; give the former data with {source}, or use another "
             "--workdir"
@@ -136,8 +104,7 @@ def begin(run: Run) -> Training:
     )
     if run.config.init_from is not None:
         state = _warm_start(run, state)
-    best = {"validation": None, "step": None, "waited": 0}
-    return Training(0, state, run.no_metrics(), best)
+    return Training(0, state, run.no_metrics(), Best())
 
 
 def _warm_start(run: Run, state: TrainState) -> TrainState:
@@ -176,7 +143,7 @@ def with_parameters(
         ),
         wanted,
     )
-    tree, _ = checkpoints.restore(step, {"state": like}, lambda record: None)
+    tree, _ = checkpoints.restore(step, {"state": like}, lambda manifest: None)
     return dataclasses.replace(state, **tree["state"])
 
 
@@ -189,22 +156,22 @@ def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:
     restored = checkpoints.restore_newest(*expected(run))
     if restored is None:
         return begin(run)
-    step, tree, record = restored
+    step, tree, manifest = restored
     schedule = run.config.optimizer.schedule
-    other_length = record["total_steps"] != run.total_steps and step < run.total_steps
+    other_length = manifest.total_steps != run.total_steps and step < run.total_steps
     if other_length and schedule in ("cosine", "one_cycle"):
         console.warn(
             f"the run is now {run.total_steps} steps long, no longer "
-            f"{record['total_steps']}: its {schedule} schedule is stretched to that, "
+            f"{manifest.total_steps}: its {schedule} schedule is stretched to that, "
             "and the learning rate jumps"
         )
     window = dataclasses.replace(run.no_metrics(), **tree["window"])
-    if step < run.total_steps and (changes := machine.changes(record)):
+    if step < run.total_steps and (
+        changes := machine.changes(manifest.versions, manifest.machine)
+    ):
         console.warn(f"the checkpoint of step {step} {changes}")
-    at = Training(
-        step, tree["state"], window, record["best"], written=record.get("metrics")
-    )
-    return _slowed(run, at, record.get("rollbacks", 0))
+    at = Training(step, tree["state"], window, manifest.best, written=manifest.metrics)
+    return _slowed(run, at, manifest.rollbacks)
 
 
 def _slowed(run: Run, at: Training, rollbacks: int) -> Training:

@@ -48,7 +48,7 @@ def dry_run(config: ConfigDict, console: Console | None = None) -> None:
     figures = advance(run, at, 1)
     seconds = time.perf_counter() - begun
     console.line(
-        f"a training step: loss {figures['loss']:.4f} ({seconds:.1f} s, compilation "
+        f"a training step: loss {figures.loss:.4f} ({seconds:.1f} s, compilation "
         "included)"
     )
     size = run.config.eval_batch_size
@@ -56,8 +56,8 @@ def dry_run(config: ConfigDict, console: Console | None = None) -> None:
     small = dataclasses.replace(run, eval_feeds={"validation": feed})
     found = evaluate_splits(small, at.state, console, ("validation",))["validation"]
     console.line(
-        f"a batch evaluated: loss {found['loss']:.4f}, "
-        f"accuracy {found['accuracy']:.2%} of {found['count']}"
+        f"a batch evaluated: loss {found.loss:.4f}, "
+        f"accuracy {found.accuracy:.2%} of {found.count}"
     )
     console.line("nothing was written; without --dry_run it trains")
 
@@ -98,15 +98,14 @@ def overfit(config: ConfigDict, batches: int, console: Console | None = None) ->
         at.window = run.no_metrics()
         figures = advance(run, at, at.step + STEPS)
         console.line(
-            f"step {at.step}  loss {figures['loss']:.6f}  "
-            f"accuracy {figures['accuracy']:.4f}"
+            f"step {at.step}  loss {figures.loss:.6f}  accuracy {figures.accuracy:.4f}"
         )
-        if not math.isfinite(figures["loss"]):
+        if not math.isfinite(figures.loss):
             break
-        if figures["loss"] < LEARNT:
+        if figures.loss < LEARNT:
             console.line(f"learnt by heart: {size} examples in {at.step} steps")
             return True
-    if figures["accuracy"] == 1:
+    if figures.accuracy == 1:
         console.line(
             f"learnt, slowly: all of {size} examples are recognised, but the loss is "
             f"not under {LEARNT:g}; a larger optimizer.learning_rate would be sooner"

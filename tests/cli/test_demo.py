@@ -37,7 +37,7 @@ def workdir(tmp_path_factory):
         mesh={"data": 1},
         report=False,
     )
-    assert loop.train_and_evaluate(config, folder)["test"]["accuracy"] > 0.9
+    assert loop.train_and_evaluate(config, folder).test.accuracy > 0.9
     return folder
 
 

@@ -157,7 +157,7 @@ def test_a_checkpoint_is_restored_into_any_mesh(finished_run):
         "params/Dense_0/bias: float32 [16], model, on 0, 1, 2, 3, 4, 5, 6, 7" in lines
     )
     evaluated = saved_run.evaluate_checkpoint(tiny_config(mesh=mesh), workdir)
-    assert evaluated["test"]["loss"] == pytest.approx(summary["test"]["loss"], rel=1e-4)
+    assert evaluated.test.loss == pytest.approx(summary.test.loss, rel=1e-4)
     assert evaluated["devices"]["count"] == 8
 
 
@@ -179,7 +179,7 @@ def test_a_run_moves_from_mesh_to_mesh(finished_run, tmp_path):
         if options:
             saved_run.predict_split(config, tmp_path)
             saved_run.export(tmp_path, "numpy")
-    assert summary["step"] == 40
+    assert summary.step == 40
     losses = []
     for workdir in (tmp_path, finished_run[0]):
         lines = (workdir / "metrics.jsonl").read_text().splitlines()

@@ -114,8 +114,8 @@ def test_the_card_says_what_the_model_is(workdir):
     folder = saved_run.export(workdir, "numpy")
     card = (folder / "README.md").read_text()
     summary = workdirs.saved_summary(workdir)
-    assert f"{summary['test']['accuracy']:.2%}" in card
-    assert f"{summary['model']['parameters']:,} parameters" in card
+    assert f"{summary.test.accuracy:.2%}" in card
+    assert f"{summary.model.parameters:,} parameters" in card
     for part in ("28×28", "centre of mass", "licence", "fingerprint", "flaxmnist 0."):
         assert part in card
     assert "The licence of the images is that of flaxmnist" in card

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorstore
+from helpers import saved, tiny_config
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -268,14 +269,15 @@ def test_a_folder_with_an_absurd_configuration_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize("claim", ["shape", "chunks"])
-def test_a_checkpoint_claims_no_more_than_there_is(tmp_path, mesh, claim):
+def test_a_checkpoint_claims_no_more_than_there_is(tmp_path, mesh, claim, finished_run):
+    _, manifest = saved(tiny_config(), finished_run[0])
     everywhere = sharding.replicated(mesh)
     tree = {"state": {"params": {"bias": sharding.put(np.ones(8), everywhere)}}}
     abstract = sharding.abstract(lambda: tree, everywhere)
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(1, tree, {}, None)
+        checkpoints.save(1, tree, manifest, None)
     store = tensorstore.KvStore.open(
         {"driver": "ocdbt", "base": f"file://{folder}/1/arrays/"}
     ).result()
@@ -286,7 +288,7 @@ def test_a_checkpoint_claims_no_more_than_there_is(tmp_path, mesh, claim):
         Checkpoints(folder, read_only=True) as checkpoints,
         pytest.raises(DamagedError, match=r"Requested shape|the chunks of"),
     ):
-        checkpoints.restore(1, abstract, lambda record: None)
+        checkpoints.restore(1, abstract, lambda manifest: None)
 
 
 def test_a_model_that_is_larger_than_memory_is_not_allocated(finished_run, tmp_path):

@@ -48,7 +48,7 @@ def assert_same_run(config, one, other):
     ours, record = saved(config, one)
     theirs, expected = saved(config, other)
     assert_identical(ours, theirs)
-    assert record["best"] == expected["best"]
+    assert record.best == expected.best
     assert timeless(lines(one)) == timeless(lines(other))
     assert (one / "config.json").read_bytes() == (other / "config.json").read_bytes()
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
@@ -331,7 +331,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
     holder.kill()
     holder.communicate()
     summary = loop.train_and_evaluate(tiny_config(num_steps=60), run)
-    assert summary["step"] == 60
+    assert summary.step == 60
 
 
 def test_a_run_is_locked_before_it_is_looked_at(finished_run, tmp_path, monkeypatch):
@@ -457,7 +457,7 @@ def first_format(record):
 
 
 def format_to_come(record):
-    return manifest.sealed(record | {"format": 3}) | {}
+    return manifest.with_checksum(record | {"format": 3}) | {}
 
 
 def test_a_checkpoint_of_the_first_format_is_read_and_one_to_come_is_refused(
@@ -472,7 +472,7 @@ def test_a_checkpoint_of_the_first_format_is_read_and_one_to_come_is_refused(
 
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "FORMAT", 3)
-        rewrite(run, 60, manifest.sealed)
+        rewrite(run, 60, manifest.with_checksum)
     before = sorted(run.rglob("*"))
     with pytest.raises(UserError, match=r"60 is of format 3, .* reads up to 2: use"):
         loop.train_and_evaluate(tiny_config(num_steps=80), run)
@@ -514,7 +514,7 @@ def harms(path, draw):
         yield f"flipped at {place}", bytes(flipped)
 
 
-@pytest.mark.parametrize("change", [manifest.sealed, first_format])
+@pytest.mark.parametrize("change", [manifest.with_checksum, first_format])
 @pytest.mark.parametrize("name", ["55", "3"])
 def test_a_checkpoint_under_another_name_is_set_aside(
     name, change, finished_run, tmp_path, monkeypatch
@@ -531,7 +531,7 @@ def test_a_checkpoint_under_another_name_is_set_aside(
         assert checkpoints.steps == folder.saved_steps(run) == [20]
     assert len(warnings) == 1
     assert f"the checkpoint of step {name} in" in warnings[0]
-    if change is manifest.sealed:
+    if change is manifest.with_checksum:
         assert "its content is of step 40" in warnings[0]
     assert len(list((run / "damaged-checkpoints").iterdir())) == 1
 
@@ -560,8 +560,8 @@ def test_whatever_becomes_of_a_file_of_a_checkpoint_no_wrong_value_is_read(
                 step, tree, record = checkpoints.restore_newest(*expected)
                 best = checkpoints.best_step
             assert_identical(bare(tree), trees[step][0])
-            assert record["best"] == trees[step][1]["best"], (name, harm)
-            assert record["config"] == trees[step][1]["config"], (name, harm)
+            assert record.best == trees[step][1].best, (name, harm)
+            assert record.config == trees[step][1].config, (name, harm)
             assert best == step, (name, harm)
             if step == 20:
                 (warning,) = warnings
@@ -622,7 +622,7 @@ def test_a_clock_that_goes_backwards_loses_and_reorders_nothing(
     loop.train_and_evaluate(tiny_config(num_steps=20), run)
     resumed = loop.train_and_evaluate(tiny_config(), run, started=started)
     # Hours go by on the clock: none of them is counted.
-    seconds = resumed["seconds"]
+    seconds = resumed.seconds
     assert all(0 <= part <= time.perf_counter() - started for part in seconds.values())
     assert time.perf_counter() - process_age() == pytest.approx(started, abs=60)
     assert folder.saved_steps(run) == [20, 40]

@@ -32,9 +32,9 @@ def test_a_run_ends_with_a_report_that_needs_nothing_else(reported):
     workdir = reported / "seed0"
     page = (workdir / "report.html").read_text()
     summary = json.loads((workdir / "summary.json").read_text())
-    assert f"{summary['test']['accuracy']:.2%}" in page
-    assert f"{summary['model']['parameters']:,}" in page
-    assert summary["dataset"]["fingerprint"] in page
+    assert f"{summary.test.accuracy:.2%}" in page
+    assert f"{summary.model.parameters:,}" in page
+    assert summary.dataset.fingerprint in page
     for name in ("curves", "confusion", "calibration", "mistakes", "filters"):
         assert (workdir / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert page.count("data:image/png;base64,") == 5

@@ -100,7 +100,7 @@ def test_only_our_own_partial_files_are_deleted(run):
 def test_a_run_directory_may_be_a_link(run, tmp_path):
     (tmp_path / "link").symlink_to(run)
     summary = loop.train_and_evaluate(tiny_config(), tmp_path / "link")
-    assert summary["step"] == 40
+    assert summary.step == 40
 
 
 @pytest.mark.parametrize("inside", ["", "run"])
@@ -183,11 +183,8 @@ def test_a_summary_is_read_as_it_was_written_or_not_at_all(run, finished_run):
     path = run / "summary.json"
     summary = json.loads(path.read_text())
     found = workdirs.saved_summary(run)
-    assert (
-        json.loads(json.dumps(found))
-        == summary
-        == json.loads(json.dumps(finished_run[1]))
-    )
+    for same in (found, finished_run[1]):
+        assert json.loads(json.dumps(same.to_json())) == summary
     refused = 0
     for where, changed in mutated(summary):
         path.write_text(json.dumps(changed))

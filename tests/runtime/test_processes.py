@@ -125,7 +125,7 @@ def test_two_processes_that_share_a_state_train_as_one(tmp_path):
     state, _ = parameters(tmp_path / "two")
     again, _ = parameters(tmp_path / "two", devices=8)
     jax.tree.map(np.testing.assert_array_equal, state, again)
-    record = manifest.read(tmp_path / "two" / "checkpoints" / "40" / "record")
+    record = manifest.read_record(tmp_path / "two" / "checkpoints" / "40" / "record")
     assert record["checksums"].keys() == record["arrays"].keys()
 
 
