@@ -119,13 +119,12 @@ def test_failures_of_the_machine_are_explained_and_defects_are_not(error, said):
 
 
 def test_a_logger_that_is_quiet_already_stays_so():
-    logger = logging.getLogger("absl")
-    before = logger.level
-    with logs.at_levels(absl=logging.CRITICAL):
-        with logs.at_levels(absl=logging.ERROR):
+    logger = logging.getLogger("quiet")
+    with logs.at_levels(quiet=logging.CRITICAL):
+        with logs.at_levels(quiet=logging.ERROR):
             assert logger.level == logging.CRITICAL
         assert logger.level == logging.CRITICAL
-    assert logger.level == before
+    assert logger.level == logging.NOTSET
 
 
 def test_the_users_logging_and_warnings_are_left_as_they_were(finished_run, tmp_path):
