@@ -14,6 +14,7 @@ from jax.sharding import Sharding
 
 from flaxmnist import options
 from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core.by_value import by_value
 from flaxmnist.core.sharding import Layout, abstract
 from flaxmnist.errors import UserError, shown
 
@@ -35,7 +36,8 @@ class TrainState:
       model_state: the model's other collections, such as ``batch_stats``.
       key: PRNG key of the run; each step folds its number into it.
       model: the linen module (static).
-      tx: the optimizer (static: build it once, or steps compile again).
+      tx: the optimizer (static). An equal one does not compile again; see
+        :func:`flaxmnist.core.by_value.by_value`.
       layout: how a step leaves all of it split over devices (static); None leaves that
         to the compiler.
       ema: the average of the parameters over the updates; None without `ema_decay`.
@@ -54,6 +56,9 @@ class TrainState:
     ema: Any = None
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
     grad_accumulation: int = struct.field(pytree_node=False, default=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tx", by_value(self.tx))
 
     @property
     def eval_params(self) -> Any:
