@@ -7,19 +7,22 @@ more than how its state is kept.
 """
 
 import dataclasses
-import re
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from flaxmnist import options
+from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.errors import UserError, kind_of
 
 __all__ = [
     "Layout",
+    "dense_rules",
     "make_mesh",
     "placement",
     "put_tree",
@@ -28,14 +31,6 @@ __all__ = [
 ]
 
 MAX_CPU_DEVICES = 1024
-# The dimension that the axis "model" splits, by the end of a parameter's name. Dense
-# layers are taken in pairs: the first is split by its outputs, the second by its
-# inputs, which are there already, so that one sum is sent a pair (Shoeybi et al., 2019,
-# "Megatron-LM").
-MODEL_RULES = {
-    r"Dense_\d*[02468]/(kernel|bias)$": -1,
-    r"Dense_\d*[13579]/kernel$": 0,
-}
 
 OPTIONS = {
     "data": options.OptionType(
@@ -115,23 +110,70 @@ def _more_devices(platform: str, missing: list[int]) -> str:
     return ""
 
 
+Rules = tuple[tuple[str, int], ...]
+
+
+def dense_rules(model: nn.Module) -> Rules:
+    """Returns how ``"model"`` splits the dense layers of a model.
+
+    The layers are taken in pairs, in the order in which the model calls them, whatever
+    their names. The first of a pair is split by its outputs, the second by its inputs,
+    which are already split: one sum per pair is sent (Shoeybi et al., 2019,
+    "Megatron-LM"). All other layers remain whole.
+
+    Args:
+      model: maps `[batch, 28, 28, 1]` images to `[batch, 10]` logits.
+    """
+    paths: dict[str, None] = {}
+
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+            paths["/".join(context.module.path)] = None
+        return call(*args, **kwargs)
+
+    images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.uint8)
+    with nn.intercept_methods(record):
+        jax.eval_shape(
+            functools.partial(model.init, train=False), jax.random.key(0), images
+        )
+    rules: list[tuple[str, int]] = []
+    for index, path in enumerate(paths):
+        if index % 2 == 0:
+            rules += [(f"{path}/kernel", -1), (f"{path}/bias", -1)]
+        else:
+            rules.append((f"{path}/kernel", -2))
+    return tuple(rules)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How the arrays of a state are split: by the name and the shape of each.
 
-    What an axis does not divide, it does not split. An optimizer keeps its moments of a
-    parameter under that parameter's own name and in its shape, as in
-    ``opt_state/0/mu/Dense_0/kernel``: the same rules find both.
+    An axis splits a dimension only if it divides it. An optimizer keeps its moments of
+    a parameter under that parameter's own name and in its shape, as in
+    ``opt_state/0/mu/Dense_0/kernel``: the same rules apply to both.
 
     Attributes:
-      mesh: with the axes ``"data"`` and ``"model"``, which follows `MODEL_RULES`.
-      fsdp: whether ``"data"`` splits, too, the largest dimension that it divides and
-        ``"model"`` leaves: fully sharded data parallelism (Rajbhandari et al., 2020,
-        "ZeRO").
+      mesh: with the axes ``"data"`` and ``"model"``.
+      fsdp: whether ``"data"`` also splits each array, along the largest dimension that
+        it divides and ``"model"`` does not split: fully sharded data parallelism
+        (Rajbhandari et al., 2020, "ZeRO").
+      rules: the dimension of each parameter that ``"model"`` splits, as pairs such as
+        ``("decoder/Dense_0/kernel", -1)``: a parameter's name, or the end of it, and
+        the dimension. The longest matching rule applies; a parameter without a rule is
+        not split. None stands for :func:`dense_rules` of the model, which
+        :func:`~flaxmnist.core.state.create_state` inserts.
     """
 
     mesh: Mesh
     fsdp: bool = False
+    rules: Rules | None = None
+
+    def for_model(self, model: nn.Module) -> "Layout":
+        """Returns this layout with the rules of a model, unless it has its own."""
+        if self.rules is not None or self.mesh.shape.get("model", 1) == 1:
+            return self
+        return dataclasses.replace(self, rules=dense_rules(model))
 
     def spec_of(self, name: str, shape: Sequence[int]) -> PartitionSpec:
         """Returns the axis that splits each dimension, or None; no None at the end."""
@@ -141,8 +183,12 @@ class Layout:
             parts = self.mesh.shape[axis]
             return parts > 1 and axes[dim] is None and shape[dim] % parts == 0
 
-        for pattern, dim in MODEL_RULES.items():
-            if shape and re.search(pattern, name) and fits(dim, "model"):
+        matching = [
+            rule for rule in self.rules or () if f"/{name}".endswith(f"/{rule[0]}")
+        ]
+        if matching:
+            _, dim = max(matching, key=lambda rule: len(rule[0]))
+            if -len(shape) <= dim < len(shape) and fits(dim, "model"):
                 axes[dim] = "model"
         fitting = [
             dim for dim, _ in enumerate(shape) if self.fsdp and fits(dim, "data")
@@ -175,7 +221,7 @@ def gather(params: Any, layout: Layout | None) -> Any:
 
     Left to itself, the compiler may bring the examples of all devices together instead.
     """
-    return keep(params, layout and Layout(layout.mesh))
+    return keep(params, layout and dataclasses.replace(layout, fsdp=False))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -121,6 +121,8 @@ def abstract_state(
 
     The options are those of :func:`create_state`.
     """
+    if isinstance(sharding, Layout):
+        sharding = sharding.for_model(model)
     init = functools.partial(_init, model, tx, 0, sharding, **options)
     return abstract(init, sharding)
 
@@ -158,6 +160,8 @@ def create_state(
         "grad_accumulation": grad_accumulation,
     }
     checked = options.check("", given, OPTIONS)
+    if isinstance(sharding, Layout):
+        sharding = sharding.for_model(model)
     init = functools.partial(_init, model, tx, sharding=sharding, **checked)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
     return jax.jit(init, out_shardings=shardings)()

@@ -3,6 +3,7 @@
 import json
 import re
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -26,6 +27,7 @@ MODEL = models.MLP(hidden=(64, 16), batch_norm=True, dropout_rate=0.2)
 # a larger epsilon than its own takes that away.
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, eps=1e-3))
 UPDATES = 10
+DEEP = models.MLP(hidden=(16,) * 13)
 
 
 def trained(split, data=1, model=1, fsdp=False):
@@ -121,8 +123,61 @@ def test_what_is_split_follows_from_name_and_shape(name, shape, spec, fsdp_spec)
         ((2, 4), True, fsdp_spec),
         ((1, 1), True, ()),
     ):
-        layout = sharding.Layout(sharding.make_mesh(*mesh), fsdp)
+        layout = sharding.Layout(sharding.make_mesh(*mesh), fsdp).for_model(DEEP)
         assert layout.spec_of(name, shape) == PartitionSpec(*expected)
+
+
+class Encoder(nn.Module):
+    """Two dense layers, whose names do not sort in the order of their calls."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(16, name="back")(nn.relu(nn.Dense(16, name="front")(x)))
+
+
+class Named(nn.Module):
+    """Names that say nothing about the order, and a layer of another kind."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = Encoder(name="trunk")(models.scale(images).reshape(-1, 784))
+        x = nn.LayerNorm()(x)
+        x = nn.relu(nn.Dense(32, name="z", use_bias=False)(x))
+        return nn.Dense(10, name="Dense_0")(x)
+
+
+def test_dense_layers_are_split_in_pairs_in_the_order_of_their_calls():
+    rules = sharding.dense_rules(Named())
+    assert dict(rules) == {
+        "trunk/front/kernel": -1,
+        "trunk/front/bias": -1,
+        "trunk/back/kernel": -2,
+        "z/kernel": -1,
+        "z/bias": -1,
+        "Dense_0/kernel": -2,
+    }
+    layout = sharding.Layout(sharding.make_mesh(2, 4))
+    state = create_state(Named(), optax.adam(1e-2), 0, layout)
+    assert state.layout.rules == rules
+    for tree in (state.params, state.opt_state[0].nu):
+        assert tree["trunk"]["front"]["kernel"].sharding.spec == PartitionSpec(
+            None, "model"
+        )
+        assert tree["trunk"]["back"]["kernel"].sharding.spec == PartitionSpec("model")
+        assert tree["trunk"]["back"]["bias"].sharding.spec == PartitionSpec()
+        assert tree["LayerNorm_0"]["scale"].sharding.spec == PartitionSpec()
+        assert tree["Dense_0"]["kernel"].sharding.spec == PartitionSpec("model")
+
+
+def test_rules_of_the_users_replace_those_of_the_model():
+    rules = (("kernel", 0), ("trunk/front/kernel", -1), ("bias", 1))
+    layout = sharding.Layout(sharding.make_mesh(2, 4), rules=rules)
+    params = create_state(Named(), optax.sgd(0.1), 0, layout).params
+    assert params["trunk"]["front"]["kernel"].sharding.spec == PartitionSpec(
+        None, "model"
+    )
+    assert params["z"]["kernel"].sharding.spec == PartitionSpec("model")
+    assert params["trunk"]["back"]["bias"].sharding.spec == PartitionSpec()
 
 
 @pytest.mark.parametrize(
