@@ -5,4 +5,4 @@ import sys
 from flaxmnist.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main("doctor"))
+    sys.exit(main(command="doctor"))

@@ -5,4 +5,6 @@ import sys
 from flaxmnist.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main("train"))
+    # `--mode` names another command.
+    is_help = {"-h", "--help"}.intersection(sys.argv)
+    sys.exit(main(command="train" if is_help or len(sys.argv) == 1 else None))

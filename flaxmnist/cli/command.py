@@ -1,8 +1,9 @@
-"""What every command of flaxmnist shares: how it starts JAX, and how it ends."""
+"""Code that all commands share: flags, the start of JAX, and exit codes."""
 
 import argparse
 import contextlib
 import faulthandler
+import functools
 import gc
 import io
 import logging
@@ -15,26 +16,41 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
+from ml_collections import ConfigDict
 
+from flaxmnist import config as configs
+from flaxmnist.core.sharding import MAX_CPU_DEVICES
 from flaxmnist.errors import StoppedError, UserError, did_you_mean, printable
 from flaxmnist.paths import path_of
-from flaxmnist.runtime import logs, processes, startup
+from flaxmnist.rundir import folder as workdirs
+from flaxmnist.runtime import devices, logs, processes, startup
 from flaxmnist.runtime.console import output_errors
 from flaxmnist.runtime.devices import PLATFORMS
 from flaxmnist.runtime.failures import explain
 
+# Flags that may differ between the processes of one run.
+_OWN_FLAGS = {
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "config",
+    "workdir",
+    "verbose",
+    "no_cache",
+}
+
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are a :class:`UserError`, with the flags all commands have.
+    """A parser that raises UserError, with the flags that all commands have.
 
     Args:
-      prog: how it is called.
+      name: of the command.
       description: shown by ``--help``, as it is.
     """
 
-    def __init__(self, prog: str, description: str):
+    def __init__(self, name: str, description: str):
         super().__init__(
-            prog=prog,
+            prog=f"flaxmnist {name}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -43,16 +59,59 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--no_cache",
             action="store_true",
-            help="compile anew, and keep nothing of it for the next run",
+            help="compile anew, and do not keep compiled programs",
         )
         self.add_argument(
-            "-v", "--verbose", action="store_true", help="show what the libraries log"
+            "-v", "--verbose", action="store_true", help="show the logs of libraries"
         )
 
     def add_run(self) -> None:
-        """Adds the flags that name a run, and a checkpoint of it."""
-        self.add_argument("--workdir", type=path_of, metavar="DIR", required=True)
-        self.add_argument("--step", type=int, metavar="N", help="default: the best")
+        """Adds the flags that name a run and one of its checkpoints."""
+        self.add_argument(
+            "--workdir",
+            type=path_of,
+            metavar="DIR",
+            required=True,
+            help="the run directory",
+        )
+        self.add_argument(
+            "--step",
+            type=int,
+            metavar="N",
+            help="a checkpoint; default: the best on validation",
+        )
+
+    def add_config(self) -> None:
+        """Adds the configuration that a run is compared with."""
+        self.add_argument(
+            "--config",
+            metavar="FILE[:VARIANT]",
+            help="stop if the run was trained with a different configuration",
+        )
+
+    def add_devices(self) -> None:
+        """Adds the flags that choose devices and processes."""
+        group = self.add_argument_group("devices and processes")
+        group.add_argument("--devices", metavar="IDS", help="device ids, such as 0,2")
+        group.add_argument(
+            "--num_cpu_devices", type=int, metavar="N", help="use N virtual CPU devices"
+        )
+        group.add_argument(
+            "--deterministic",
+            action="store_true",
+            help="equal bits in every run on GPU, where that is slower",
+        )
+        group.add_argument(
+            "--coordinator",
+            metavar="HOST:PORT",
+            help="address of process 0, if several processes train one model",
+        )
+        group.add_argument(
+            "--num_processes", type=int, metavar="N", help="number of processes"
+        )
+        group.add_argument(
+            "--process_id", type=int, metavar="I", help="index of this process, from 0"
+        )
 
     def print_help(self, file: Any = None) -> None:
         """Prints the help at once."""
@@ -66,7 +125,8 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, flag: str) -> UserError:
         """Returns the error for an unknown flag."""
         known = [name for name in self._option_string_actions if name[:2] == "--"]
-        return UserError(f"unknown argument {flag!r}{did_you_mean(flag, known)}")
+        hint = did_you_mean(flag, known)
+        return UserError(f"unknown argument {flag!r} for {self.prog}{hint}")
 
     def parse_config_args(
         self, argv: Sequence[str]
@@ -87,6 +147,8 @@ class Parser(argparse.ArgumentParser):
             if not equals and (value := next(remaining, "")) == "":
                 raise UserError(f"{flag} has no value: expected {flag}=VALUE")
             overrides.append((key, value))
+        if getattr(args, "devices", None) is not None:
+            overrides.append(("mesh.devices", args.devices))
         return args, overrides
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -99,6 +161,68 @@ class Parser(argparse.ArgumentParser):
         if rest:
             raise self.refuse(rest[0])
         return found
+
+
+def load_config(
+    args: argparse.Namespace, overrides: list[tuple[str, str]]
+) -> ConfigDict:
+    """Returns the configuration of ``--config``, or that of ``--workdir``, changed.
+
+    Raises:
+      UserError: neither flag names a configuration, or it cannot be used.
+    """
+    if args.config is not None:
+        config = configs.load(args.config)
+    elif args.workdir is None:
+        names = ", ".join(configs.shipped())
+        raise UserError(f"--config is missing; expected a file, or one of {names}")
+    elif (found := workdirs.saved_config(args.workdir)) is not None:
+        config = found
+    else:
+        start = "" if "step" in args else ", or --config to start a run"
+        raise UserError(
+            f"--workdir={args.workdir} contains no run; expected a run directory{start}"
+        )
+    return configs.override(config, overrides)
+
+
+def start_jax(args: argparse.Namespace, several: bool = False) -> None:
+    """Starts JAX as the flags say.
+
+    Args:
+      args: the flags.
+      several: whether the command may run in several processes; it then needs the
+        flags of :meth:`Parser.add_devices`.
+
+    Raises:
+      UserError: the flags name no devices or processes of this machine.
+    """
+    count = getattr(args, "num_cpu_devices", None)
+    if count is not None and not 1 <= count <= MAX_CPU_DEVICES:
+        raise UserError(f"--num_cpu_devices={count}: expected 1 to {MAX_CPU_DEVICES:,}")
+    if count is not None and args.platform not in (None, "cpu"):
+        raise UserError(f"--num_cpu_devices is not for --platform {args.platform}")
+    join = None
+    if several:
+        shared = {
+            f"--{name}": value
+            for name, value in vars(args).items()
+            if name not in _OWN_FLAGS
+        }
+        join = functools.partial(
+            processes.start,
+            args.coordinator,
+            args.num_processes,
+            args.process_id,
+            shared,
+        )
+    devices.start(
+        args.platform,
+        count,
+        getattr(args, "deterministic", False),
+        keep_programs=not args.no_cache,
+        join=join,
+    )
 
 
 @contextlib.contextmanager
@@ -114,7 +238,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def say(text: str) -> None:
+def print_error(text: str) -> None:
     """Prints an error for a person, on the error stream."""
     text = printable(text, keep="\n")
     with contextlib.suppress(OSError):  # The error stream may be on a full disk.
@@ -122,7 +246,7 @@ def say(text: str) -> None:
 
 
 def exit_code(
-    run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None
+    run: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None
 ) -> int:
     """Runs a command and returns its exit code.
 
@@ -149,11 +273,11 @@ def exit_code(
         try:
             return run(argv) or 0
         except StoppedError as stopped:
-            say(str(stopped))
+            print_error(str(stopped))
             code, failure = 128 + stopped.number, str(stopped) if stopped.alone else ""
         except KeyboardInterrupt:
             failure = "interrupted"
-            say(failure)
+            print_error(failure)
             code = 128 + signal.SIGINT
         except BrokenPipeError:  # The reader has gone, as `head` does.
             code, failure = 1, "its output is not read any more"
@@ -167,7 +291,7 @@ def exit_code(
                 return processes.exit_process(1, None if lost else failure)
             if verbose:
                 traceback.print_exception(error)
-            say(text)
+            print_error(text)
             code, failure = 2, text
         try:
             sys.stdout.flush()

@@ -1,6 +1,7 @@
 """A page to draw a digit on: what the network sees, thinks, and looks at."""
 
 import base64
+import functools
 import io
 import ipaddress
 import socket
@@ -23,7 +24,6 @@ from flaxmnist.errors import UserError, shown
 from flaxmnist.inference.pictures import Picture
 from flaxmnist.inference.preprocess import prepare
 from flaxmnist.inference.saved_run import load_state
-from flaxmnist.runtime import devices
 from flaxmnist.runtime.console import Console
 
 _DESCRIPTION = """\
@@ -245,7 +245,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
       UserError: it cannot be done.
     """
-    parser = command.Parser("python -m flaxmnist.demo", _DESCRIPTION)
+    parser = command.Parser("demo", _DESCRIPTION)
     parser.add_run()
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
@@ -257,7 +257,7 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(
             "the page needs gradio: pip install 'flaxmnist[demo]'"
         ) from None
-    devices.start_jax(args)
+    command.start_jax(args)
     app = build(load_state(args.workdir, args.step))
     try:
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
@@ -277,6 +277,4 @@ def run(argv: Sequence[str]) -> None:
     thread.join()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
-    return command.exit_code(run, argv)
+main = functools.partial(command.exit_code, run)

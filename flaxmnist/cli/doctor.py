@@ -1,5 +1,6 @@
 """What this machine offers, where data will come from, and what stands in the way."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -18,7 +19,6 @@ from flaxmnist.cli import command
 from flaxmnist.data.datasets import load, locate
 from flaxmnist.data.download import cache_dir, reachable, registered
 from flaxmnist.errors import UserError
-from flaxmnist.runtime import devices
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.machine import PACKAGES, versions
 from flaxmnist.runtime.memory import available_memory
@@ -141,7 +141,7 @@ def _caches() -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Does what the command line says; returns 1 if there are problems."""
-    parser = command.Parser("python -m flaxmnist.doctor", _DESCRIPTION)
+    parser = command.Parser("doctor", _DESCRIPTION)
     args = parser.parse_args(argv)
     console = Console()
     found = versions(PACKAGES)
@@ -162,7 +162,7 @@ def run(argv: Sequence[str]) -> int:
             "install the jax build for the devices here"
         )
     else:
-        devices.start_jax(args)
+        command.start_jax(args)
         for describe in (_devices, _data, _programs, _caches):
             try:
                 console.line(describe())
@@ -177,6 +177,4 @@ def run(argv: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
-    return command.exit_code(run, argv)
+main = functools.partial(command.exit_code, run)

@@ -1,12 +1,12 @@
 """`flaxmnist export`: writes a run's best model for other programs."""
 
+import functools
 from collections.abc import Sequence
 
 from flaxmnist.cli import command
 from flaxmnist.errors import ParityError
 from flaxmnist.export.write import FORMATS
 from flaxmnist.inference.saved_run import export
-from flaxmnist.runtime import devices
 
 _DESCRIPTION = """\
 Takes a run's best model away, checked against the checkpoint, with a model card.
@@ -25,19 +25,17 @@ def run(argv: Sequence[str]) -> int:
     Raises:
       UserError: it cannot be done.
     """
-    parser = command.Parser("python -m flaxmnist.export", _DESCRIPTION)
+    parser = command.Parser("export", _DESCRIPTION)
     parser.add_run()
     parser.add_argument("--format", choices=FORMATS, required=True)
     args, overrides = parser.parse_config_args(argv)
-    devices.start_jax(args)
+    command.start_jax(args)
     try:
         export(args.workdir, args.format, args.step, overrides=overrides)
     except ParityError as error:
-        command.say(str(error))
+        command.print_error(str(error))
         return 1
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
-    return command.exit_code(run, argv)
+main = functools.partial(command.exit_code, run)

@@ -1,5 +1,7 @@
 """`flaxmnist predict`: predicts pictures in files."""
 
+import argparse
+import functools
 import glob
 import io
 import itertools
@@ -13,24 +15,26 @@ from typing import Any
 from PIL import Image
 
 from flaxmnist.cli import command
+from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError, printable
+from flaxmnist.inference import saved_run
 from flaxmnist.inference.pictures import MAX_FILE_BYTES
-from flaxmnist.inference.predict import _CHUNK, Prediction, predict_prepared
+from flaxmnist.inference.predict import CHUNK, Prediction, predict_prepared
 from flaxmnist.inference.preprocess import Prepared, prepare
 from flaxmnist.inference.saved_run import load_state
 from flaxmnist.paths import path_of
-from flaxmnist.runtime import devices
 from flaxmnist.runtime.console import Console
 
 _DESCRIPTION = """\
-Says which digits are in pictures, by a trained run.
+Predicts the digits in pictures, or the classes of a split of the data.
 
   %(prog)s --workdir runs/a digit.png more/*.jpg
   %(prog)s --workdir runs/a --json --top 3 'scans/**/*.png'
   cat digit.png | %(prog)s --workdir runs/a -
+  %(prog)s --workdir runs/a --split test     (writes predictions-test.jsonl)
 
-Any size, dark on light or light on dark. A picture that cannot be read is reported, the
-others are predicted, and the exit code is then 1.
+Pictures have any size, dark on light or light on dark. A picture that cannot be read is
+reported, the others are predicted, and the exit code is then 1.
 """
 
 
@@ -72,7 +76,7 @@ def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Pre
             yield file, prepare(source)
         except UserError as error:
             failed.append(file)
-            command.say(str(error))
+            command.print_error(str(error))
 
 
 def _line(file: str, prediction: Prediction, count: int) -> str:
@@ -110,35 +114,39 @@ def _save(folder: Path, index: int, file: str, prepared: Prepared) -> None:
         ) from None
 
 
-def run(argv: Sequence[str]) -> int:
-    """Does what the command line says; returns 1 if a picture could not be read.
-
-    Raises:
-      UserError: it cannot be done.
-    """
-    parser = command.Parser("python -m flaxmnist.predict", _DESCRIPTION)
+def _parser() -> command.Parser:
+    parser = command.Parser("predict", _DESCRIPTION)
     parser.add_run()
-    parser.add_argument("--json", action="store_true", help="an object a line")
-    parser.add_argument(
-        "--top", type=int, default=2, metavar="K", help="how many digits; default: 2"
+    pictures = parser.add_argument_group("pictures")
+    pictures.add_argument("files", nargs="*", metavar="PICTURE", help="- is stdin")
+    pictures.add_argument("--json", action="store_true", help="a JSON object per line")
+    pictures.add_argument(
+        "--top", type=int, default=2, metavar="K", help="number of digits; default: 2"
     )
-    parser.add_argument(
+    pictures.add_argument(
         "--save_preprocessed",
         type=lambda text: path_of(text, "--save_preprocessed"),
         metavar="DIR",
-        help="what the model is given",
+        help="save the images that the model receives",
     )
-    parser.add_argument("files", nargs="+", metavar="PICTURE", help="- is stdin")
-    args = parser.parse_args(argv)
-    if not 1 <= args.top <= 10:
-        raise UserError(f"--top {args.top}: expected 1 to 10")
-    devices.start_jax(args)
-    state = load_state(args.workdir, args.step)
+    split = parser.add_argument_group("a split of the data")
+    split.add_argument(
+        "--split",
+        choices=SPLITS,
+        help="write the class and the probabilities of each example",
+    )
+    parser.add_config()
+    parser.add_devices()
+    return parser
 
+
+def _predict_pictures(args: argparse.Namespace) -> list[str]:
+    """Prints predictions and returns the files that cannot be read."""
+    state = load_state(args.workdir, args.step)
     console = Console()
     failed: list[str] = []
     ready = enumerate(_prepare(_expand(args.files), failed))
-    while chunk := list(itertools.islice(ready, _CHUNK)):
+    while chunk := list(itertools.islice(ready, CHUNK)):
         predictions = predict_prepared([picture for _, (_, picture) in chunk], state)
         for (index, (file, picture)), prediction in zip(
             chunk, predictions, strict=True
@@ -149,9 +157,32 @@ def run(argv: Sequence[str]) -> int:
                 console.line(json.dumps(_record(file, prediction, args.top)))
             else:
                 console.line(_line(file, prediction, args.top))
-    return 1 if failed else 0
+    return failed
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
-    return command.exit_code(run, argv)
+def run(argv: Sequence[str]) -> int:
+    """Predicts as the flags say; returns 1 if a picture cannot be read.
+
+    Raises:
+      UserError: the flags, the run or its data cannot be used.
+    """
+    args, overrides = _parser().parse_config_args(argv)
+    if bool(args.files) == (args.split is not None):
+        found = "both" if args.files else "neither"
+        raise UserError(
+            f"found {found} of PICTURE and --split; expected one of them, such as "
+            "--split=test"
+        )
+    if args.files and overrides:
+        raise UserError(f"--config.{overrides[0][0]} has no effect on pictures")
+    if not 1 <= args.top <= 10:
+        raise UserError(f"--top={args.top}: expected 1 to 10")
+    command.start_jax(args, several=args.split is not None)
+    if args.split is None:
+        return 1 if _predict_pictures(args) else 0
+    config = command.load_config(args, overrides)
+    saved_run.predict_split(config, args.workdir, args.split, args.step)
+    return 0
+
+
+main = functools.partial(command.exit_code, run)

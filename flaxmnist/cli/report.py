@@ -1,5 +1,6 @@
 """`flaxmnist report`: writes a run's report again."""
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -10,7 +11,6 @@ from flaxmnist.paths import path_of
 from flaxmnist.report.html import History, write_report
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
-from flaxmnist.runtime import devices
 from flaxmnist.runtime.console import Console
 from flaxmnist.training.results import collect
 from flaxmnist.training.summary import summarize
@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
       UserError: it cannot be done.
     """
-    parser = command.Parser("flaxmnist report", _DESCRIPTION)
+    parser = command.Parser("report", _DESCRIPTION)
     parser.add_run()
     parser.add_argument(
         "--compare",
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
         default=[],
     )
     args, overrides = parser.parse_config_args(argv)
-    devices.start_jax(args)
+    command.start_jax(args)
     # Each once, and none beside itself.
     unique = {os.path.realpath(workdir): workdir for workdir in args.compare}
     unique.pop(os.path.realpath(args.workdir), None)
@@ -62,6 +62,4 @@ def run(argv: Sequence[str]) -> None:
     console.line(str(path))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
-    return command.exit_code(run, argv)
+main = functools.partial(command.exit_code, run)

@@ -22,7 +22,7 @@ from flaxmnist.inference.saved_run import load_state
 # Below this probability of the first choice, a prediction is marked.
 SURE = 0.8
 # Pictures that are predicted at once.
-_CHUNK = 64
+CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +106,10 @@ def predict_prepared(
 ) -> list[Prediction]:
     """Returns what a model says of pictures that are ready."""
     found: list[Prediction] = []
-    for start in range(0, len(prepared), _CHUNK):
-        chunk = prepared[start : start + _CHUNK]
+    for start in range(0, len(prepared), CHUNK):
+        chunk = prepared[start : start + CHUNK]
         # One program serves any number of pictures.
-        images = np.zeros((_CHUNK, *IMAGE_SHAPE[:2]), np.uint8)
+        images = np.zeros((CHUNK, *IMAGE_SHAPE[:2]), np.uint8)
         images[: len(chunk)] = [picture.image for picture in chunk]
         probabilities = jax.device_get(predict_step(state, images)["probabilities"])
         # The rest is padding.

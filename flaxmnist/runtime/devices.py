@@ -1,9 +1,9 @@
 """Which devices JAX uses, and where it keeps compiled programs."""
 
-import argparse
 import contextlib
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,18 +18,6 @@ PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda,cpu", "rocm,cpu"), "tpu": ("tpu,cpu"
 
 # JAX's warning of a compiled program that it cannot read.
 _DAMAGED_PROGRAM = "Error reading persistent compilation cache entry"
-
-
-# Flags that may differ between the processes of one run.
-_OWN_FLAGS = {
-    "coordinator",
-    "num_processes",
-    "process_id",
-    "config",
-    "workdir",
-    "verbose",
-    "no_cache",
-}
 
 
 def _keep_programs() -> None:
@@ -56,43 +44,43 @@ def _keep_programs() -> None:
     warnings.filterwarnings("always", _DAMAGED_PROGRAM)
 
 
-def start_jax(
-    args: argparse.Namespace,
+def start(
+    platform: str | None = None,
     num_cpu_devices: int | None = None,
     deterministic: bool = False,
-    peers: tuple[str | None, int | None, int | None] | None = None,
+    keep_programs: bool = True,
+    join: Callable[[], None] | None = None,
 ) -> None:
-    """Chooses devices; JAX reads all of it when it first looks for them.
+    """Chooses the devices of this process; JAX reads its options at the first use.
 
     Args:
-      args: of a :class:`Parser`.
-      num_cpu_devices: how many devices the CPU stands for.
-      deterministic: the same bits again on GPU, where that is slower.
-      peers: the arguments of :func:`flaxmnist.runtime.processes.start`; None where a
-        command is for one process.
+      platform: one of `PLATFORMS`; the best if None.
+      num_cpu_devices: number of virtual devices of the CPU.
+      deterministic: choose operations with equal bits on GPU, where that is slower.
+      keep_programs: keep compiled programs for later processes.
+      join: joins the other processes of a run, before JAX looks for devices.
 
     Raises:
-      UserError: there is no such platform, or there are no such processes.
+      UserError: the platform has no device, or `join` raises it.
     """
     # Others may be on the same GPU; a user who sets the variable decides.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # So does one who keeps programs elsewhere.
-    if not args.no_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if keep_programs and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _keep_programs()
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     if num_cpu_devices is not None:
         jax.config.update("jax_num_cpu_devices", num_cpu_devices)
-    if peers is not None:
-        shared = vars(args).keys() - _OWN_FLAGS
-        processes.start(*peers, {f"--{k}": getattr(args, k) for k in shared})
-    wanted = "cpu" if num_cpu_devices is not None else args.platform
+    if join is not None:
+        join()
+    wanted = "cpu" if num_cpu_devices is not None else platform
     if wanted is not None:
         _choose_platform(wanted)
     else:
         _check_devices()
-    if peers is not None:
+    if join is not None:
         processes.check_devices()
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from helpers import NAMES, ROOT, write_idx
 
+import flaxmnist
 from flaxmnist import config as configs
-from flaxmnist.cli import export, report, train
+from flaxmnist.__main__ import COMMANDS, main
+from flaxmnist.cli import eval, export, predict, report, train
 from flaxmnist.errors import UserError
 from flaxmnist.training import loop
 
@@ -28,7 +30,7 @@ TINY = [
 
 def run(capsys, *flags):
     """Returns exit code, standard output and error output."""
-    code = train.main(flags)
+    code = main(flags)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -85,26 +87,40 @@ BAD_FLAGS = [
     (["--config=nope"], r"no configuration 'nope'. There are: cnn, mlp, softmax"),
     (["--config=configs/cn.py"], r"did you mean 'cnn'"),
     (["--config=cnn:smok"], r"no variant 'smok'; did you mean 'smoke'"),
-    ([], r"no --config: expected a file, or one of cnn"),
-    ([*TINY, "--confg=x"], r"unknown argument '--confg=x'; did you mean '--config'"),
-    ([*TINY, "--mode=evaluate"], r"invalid choice: 'evaluate'"),
+    (["train"], r"--config is missing; expected a file, or one of cnn"),
+    (
+        [*TINY, "--confg=x"],
+        r"unknown argument '--confg=x' for flaxmnist train; did you mean '--config'",
+    ),
+    ([*TINY, "--mode=evaluate"], r"unknown command 'evaluate'; did you mean 'eval'"),
+    (["trian", *TINY], r"unknown command 'trian'; did you mean 'train'"),
+    ([*TINY, "--mode"], r"unknown argument '--mode' for flaxmnist train"),
+    (["predict", "--workdir=x"], r"found neither of PICTURE and --split; expected one"),
+    (["predict", "--workdir=x", "--split=test", "a.png"], r"found both of PICTURE and"),
+    (["predict", "--workdir=x", "a.png", "--config.seed=1"], r"no effect on pictures"),
     (["--config=cnn.yaml"], r"no file 'cnn.yaml'; did you mean 'cnn'"),
     (["--config=x/cnn.py"], r"no file 'x/cnn.py'; did you mean 'cnn'"),
     (
         [*TINY, "--config.=1"],
-        r"unknown argument '--config.=1'; did you mean '--config'",
+        r"unknown argument '--config.=1' for flaxmnist train; did you mean '--config'",
     ),
-    (["--mode=eval", "--workdir=typo"], r"no run in typo: expected one$"),
+    (
+        ["--mode=eval", "--workdir=typo"],
+        r"typo contains no run; expected a run directory$",
+    ),
     ([*TINY, "--workdir="], r"--workdir='': expected a path"),
-    ([*TINY, "--workdir=."], r"--workdir '.': expected a folder of its own"),
-    ([*TINY, "--workdir=x/.."], r"--workdir 'x/..': expected a folder of its own"),
+    (
+        [*TINY, "--workdir=."],
+        r"--workdir='.' is not a name; expected a directory for this",
+    ),
+    ([*TINY, "--workdir=x/.."], r"--workdir='x/..' is not a name; expected"),
     ([*TINY, f"--workdir={'x' * 300}"], r"is too long; expected at most 255 bytes in"),
     ([*TINY, "--config.model.name=[1]"], r"no model \[1\]"),
     ([*TINY, "--config.model.hidden=9999999"], r"whole numbers from 1 to 65,536"),
     ([*TINY, "--config.num_epochs=1e300"], r"num_epochs=1e\+300: expected a number"),
-    ([*TINY, "--step=3"], r"--step is for --mode eval"),
-    ([*TINY, "--split=test"], r"--split is for --mode predict"),
-    ([*TINY, "--mode=predict"], r"--mode predict has no run: expected --workdir"),
+    ([*TINY, "--step=3"], r"unknown argument '--step=3' for flaxmnist train"),
+    ([*TINY, "--split=test"], r"unknown argument '--split=test' for flaxmnist train"),
+    ([*TINY, "--mode=predict"], r"arguments are required: --workdir"),
     ([*TINY, "--mode=predict", "--workdir=x", "--split=tset"], r"choice: 'tset'"),
     ([*TINY, "--platform=gpu"], r"--platform gpu: there is none here, only cpu"),
     ([*TINY, "--platform=gqu"], r"invalid choice: 'gqu' \(choose from 'cpu', 'gpu'"),
@@ -118,7 +134,7 @@ BAD_FLAGS = [
     ([*TINY, "--init_from=nowhere"], r"no checkpoint in nowhere/checkpoints: train"),
     (
         [*TINY, "--mode=eval", "--workdir=x", "--init_from=y"],
-        r"--init_from is for --mode train",
+        r"unknown argument '--init_from=y' for flaxmnist eval",
     ),
     (
         [*TINY, "--config.mesh.devices=()"],
@@ -138,7 +154,7 @@ BAD_FLAGS = [
         r"convolution 5 leaves nothing of 28×28 pixels",
     ),
     (["--config=cnn:smoke", "--config.model.pool=mean"], r"model.pool='mean'"),
-    ([*TINY, "--num_cpu_devices=0"], r"--num_cpu_devices 0: expected 1 to 1,024"),
+    ([*TINY, "--num_cpu_devices=0"], r"--num_cpu_devices=0: expected 1 to 1,024"),
     ([*TINY, "--config.sed=1"], r"no option sed; did you mean 'seed'"),
     ([*TINY, "--config.optimizer.learnin_rate=1"], r"did you mean 'learning_rate'"),
     ([*TINY, "--config.optimiser.name=sgd"], r"did you mean 'optimizer'"),
@@ -199,7 +215,7 @@ BAD_FLAGS = [
     ([*TINY, "--workdir=/dev/null"], r"--workdir /dev/null is a file"),
     ([*TINY, "--workdir=/dev/null/x"], r"--workdir /dev/null/x cannot be written"),
     ([*TINY, "--workdir=/proc/flaxmnist"], r"--workdir /proc/.* cannot be written"),
-    ([*TINY, "--mode=eval"], r"--mode eval has no run: expected --workdir"),
+    ([*TINY, "--mode=eval"], r"arguments are required: --workdir"),
     (
         [*TINY, "--mode=eval", "--workdir=nothing"],
         r"no checkpoint in nothing/checkpoints: train",
@@ -279,8 +295,8 @@ def test_advice_on_devices_can_be_followed(flags, capsys):
     ("module", "flags"),
     [
         (train, ["--config.num_steps=60"]),
-        (train, ["--mode=eval"]),
-        (train, ["--mode=predict"]),
+        (eval, []),
+        (predict, ["--split=test"]),
         (report, []),
         (export, ["--format=numpy"]),
     ],
@@ -609,3 +625,29 @@ def test_modules_import_only_from_the_floors_below():
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_help_and_version_are_printed_without_jax(tmp_path):
+    (tmp_path / "jax.py").write_text("raise ImportError")
+    run_python = [sys.executable, "-m", "flaxmnist"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for flags, said in (
+        ([], "flaxmnist COMMAND"),
+        (["--help"], "flaxmnist COMMAND"),
+        (["--version"], f"flaxmnist {flaxmnist.__version__}\n"),
+    ):
+        done = subprocess.run(
+            [*run_python, *flags], capture_output=True, text=True, env=environment
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert said in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_describes_itself(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert not stopped.value.code
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: flaxmnist {name} ")
+    assert f"\n  flaxmnist {name}" in text

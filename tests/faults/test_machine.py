@@ -13,7 +13,7 @@ import jax
 import pytest
 from helpers import tiny_config
 
-from flaxmnist.cli import demo, export, predict, report, train
+from flaxmnist.cli import demo, eval, export, predict, report, train
 from flaxmnist.runtime import logs
 from flaxmnist.runtime.failures import explain
 from flaxmnist.training import loop, sanity
@@ -50,8 +50,8 @@ def content(folder):
 
 COMMANDS = {
     "train": (train, "--config.num_steps=60"),
-    "eval": (train, "--mode=eval"),
-    "predict a split": (train, "--mode=predict"),
+    "eval": (eval,),
+    "predict a split": (predict, "--split=test"),
     "report": (report,),
     "export": (export, "--format=numpy"),
     "predict": (predict, "digit.png"),
@@ -136,7 +136,7 @@ def test_the_users_logging_and_warnings_are_left_as_they_were(finished_run, tmp_
     before = settings()
     run = shutil.copytree(finished_run[0], tmp_path / "run")
     assert train.main([f"--workdir={run}"]) == 0
-    assert train.main([f"--workdir={tmp_path}/none", "--mode=eval"]) == 2
+    assert eval.main([f"--workdir={tmp_path}/none"]) == 2
     loop.train_and_evaluate(tiny_config(num_steps=41), run)
     assert settings() == before
 

@@ -284,10 +284,9 @@ def test_process_0_decides_whether_a_run_is_new_or_finished(tmp_path):
 
 ANY_DEVICES = """
 import sys
-from flaxmnist.cli import train
-from flaxmnist.runtime import devices
+from flaxmnist.cli import command, train
 
-devices._OWN_FLAGS.add("num_cpu_devices")
+command._OWN_FLAGS.add("num_cpu_devices")
 sys.exit(train.main())
 """
 

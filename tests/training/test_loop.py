@@ -26,7 +26,8 @@ from helpers import (
 
 from flaxmnist import config as configs
 from flaxmnist import data
-from flaxmnist.cli import command, train
+from flaxmnist.__main__ import main
+from flaxmnist.cli import command, predict, train
 from flaxmnist.core.steps import predict_step
 from flaxmnist.data import idx
 from flaxmnist.errors import StoppedError, UserError
@@ -393,8 +394,10 @@ def test_predict_writes_every_example_of_a_split_in_order(
     split, finished_run, tmp_path, capsys
 ):
     workdir = shutil.copytree(finished_run[0], tmp_path / "run")
-    flags = [f"--workdir={workdir}", "--mode=predict", f"--split={split}"]
-    assert train.main(flags if split != "test" else flags[:2]) == 0
+    flags = [f"--workdir={workdir}", f"--split={split}"]
+    # Without a split, the older way to name the command predicts the test split.
+    older = ["--mode=predict", *flags[:1]]
+    assert (main(older) if split == "test" else predict.main(flags)) == 0
     accuracy = getattr(finished_run[1], split).accuracy
     assert f"accuracy {accuracy:.2%}" in capsys.readouterr().out
     path = workdir / f"predictions-{split}.jsonl"
@@ -415,11 +418,11 @@ def test_predict_writes_every_example_of_a_split_in_order(
     np.testing.assert_allclose(jax.nn.softmax(logits), probabilities[:50], atol=1e-5)
     before = path.read_bytes()
     path.unlink()
-    assert train.main(flags) == 0
+    assert predict.main(flags) == 0
     assert path.read_bytes() == before
     path.unlink()
     path.mkdir()
-    assert train.main(flags) == 2
+    assert predict.main(flags) == 2
     assert f"{path} is not a regular file" in capsys.readouterr().err
     assert [found.name for found in workdir.glob("*partial*")] == []
 

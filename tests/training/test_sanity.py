@@ -7,6 +7,7 @@ import jax
 import pytest
 from helpers import tiny_config, write_idx
 
+from flaxmnist.__main__ import main
 from flaxmnist.cli import doctor, train
 from flaxmnist.runtime import devices
 from flaxmnist.training import sanity
@@ -40,20 +41,23 @@ def test_what_cannot_learn_is_told(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--overfit=0"], "--overfit 0: expected 1 or more batches"),
+        (["--overfit=0"], "--overfit=0: expected 1 or more batches"),
         (["--overfit=99"], "--overfit 99: expected at most 15 batches of 128"),
         (["--dry_run", "--overfit=1"], "--dry_run and --overfit exclude each other"),
-        (["--dry_run", "--mode=eval", "--workdir=x"], "--dry_run is for --mode train"),
+        (
+            ["--dry_run", "--mode=eval", "--workdir=x"],
+            "unknown argument '--dry_run' for flaxmnist eval",
+        ),
     ],
 )
 def test_a_mistake_is_told(flags, message, capsys):
-    assert train.main(["--config=mlp:smoke", "--config.mesh.data=1", *flags]) == 2
+    assert main(["--config=mlp:smoke", "--config.mesh.data=1", *flags]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_the_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(devices, "start_jax", lambda args: None)
+    monkeypatch.setattr(devices, "start", lambda *args, **options: None)
     assert doctor.main([]) == 1
     assert "problem: " in capsys.readouterr().out
     write_idx(tmp_path, counts=(240, 20))
@@ -65,7 +69,7 @@ def test_the_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
 
 def test_the_doctor_lists_a_path_that_cannot_be_used_once(monkeypatch, capsys):
     monkeypatch.setenv("FLAXMNIST_DATA_DIR", "http://host/mnist")
-    monkeypatch.setattr(devices, "start_jax", lambda args: None)
+    monkeypatch.setattr(devices, "start", lambda *args, **options: None)
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: Mock(returncode=0))
     assert doctor.main([]) == 1
     text = capsys.readouterr().out
@@ -90,7 +94,7 @@ def test_the_doctor_looks_at_machines_without_their_platform(monkeypatch, capsys
 )
 def test_the_doctor_knows_bad_flags(name, value, message, monkeypatch, capsys):
     monkeypatch.setenv(name, value)
-    monkeypatch.setattr(devices, "start_jax", lambda args: None)
+    monkeypatch.setattr(devices, "start", lambda *args, **options: None)
     monkeypatch.setattr(doctor, "reachable", lambda url: True)
     assert doctor.main([]) == 1
     text = capsys.readouterr().out

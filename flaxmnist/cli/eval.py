@@ -1,0 +1,35 @@
+"""`flaxmnist eval`: evaluates a run."""
+
+import functools
+from collections.abc import Sequence
+
+from flaxmnist.cli import command
+from flaxmnist.inference import saved_run
+
+_DESCRIPTION = """\
+Evaluates a run's best checkpoint on its three splits; writes nothing.
+
+  %(prog)s --workdir runs/a
+  %(prog)s --workdir runs/a --step 1716
+
+--config.data.dir=DIR names the present place of the data.
+"""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Evaluates a run as the flags say.
+
+    Raises:
+      UserError: the run, its checkpoint or its data cannot be used.
+    """
+    parser = command.Parser("eval", _DESCRIPTION)
+    parser.add_run()
+    parser.add_config()
+    parser.add_devices()
+    args, overrides = parser.parse_config_args(argv)
+    command.start_jax(args, several=True)
+    config = command.load_config(args, overrides)
+    saved_run.evaluate_checkpoint(config, args.workdir, args.step)
+
+
+main = functools.partial(command.exit_code, run)
