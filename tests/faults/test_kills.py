@@ -327,7 +327,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
     after = {path: path.read_bytes() for path in before if path.name != ".lock"}
     assert after == {path: before[path] for path in after}
     # To look at a run is no run.
-    assert saved(tiny_config(), run)[1]["total_steps"] == 40
+    assert saved(tiny_config(), run)[1].total_steps == 40
     holder.kill()
     holder.communicate()
     summary = loop.train_and_evaluate(tiny_config(num_steps=60), run)
@@ -739,7 +739,7 @@ def test_a_second_signal_while_saving_ends_at_once_and_loses_nothing(number, tmp
     config = configs.from_json((tmp_path / "config.json").read_text())
     config.mesh.data = 1
     assert folder.saved_steps(tmp_path) == [20]
-    assert saved(config, tmp_path)[1]["best"]["step"] is None
+    assert saved(config, tmp_path)[1].best.step is None
 
 
 # Readers
@@ -750,7 +750,6 @@ import sys
 from pathlib import Path
 from flaxmnist.errors import UserError
 from flaxmnist.inference.saved_run import load_state
-from flaxmnist.runtime.console import process_age
 
 while not (Path(sys.argv[1]) / "checkpoints" / "10").exists():
     pass
