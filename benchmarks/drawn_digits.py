@@ -20,7 +20,7 @@ from scipy.interpolate import CubicSpline
 
 from flaxmnist.inference.predict import predict_prepared
 from flaxmnist.inference.preprocess import STEPS, prepare
-from flaxmnist.inference.saved_run import load_state
+from flaxmnist.inference.saved_run import open_run
 
 # A digit's strokes, in a box from 0,0 to 100,100, y downwards; round ones are splines.
 ROUND, STRAIGHT = True, False
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--save", type=Path, help="a folder for the pictures")
     args = parser.parse_args()
-    state = load_state(args.workdir)
+    state = open_run(args.workdir).state
     hands, styles, digits, pictures = zip(*drawn(), strict=True)
     if args.save:
         for hand, style, digit, picture in drawn():

@@ -18,7 +18,8 @@ from .core.steps import train_steps as train_steps
 from .data import load as load
 from .errors import UserError as UserError
 from .inference.predict import predict_images as predict_images
-from .inference.saved_run import load_state as load_state
+from .inference.saved_run import SavedRun as SavedRun
+from .inference.saved_run import open_run as open_run
 from .training.loop import train_and_evaluate as train_and_evaluate
 
 __version__: str

@@ -23,7 +23,7 @@ from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, shown
 from flaxmnist.inference.pictures import Picture
 from flaxmnist.inference.preprocess import prepare
-from flaxmnist.inference.saved_run import load_state
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.runtime.console import Console
 
 _DESCRIPTION = """\
@@ -258,7 +258,7 @@ def run(argv: Sequence[str]) -> None:
             "the page needs gradio: pip install 'flaxmnist[demo]'"
         ) from None
     command.start_jax(args)
-    app = build(load_state(args.workdir, args.step))
+    app = build(open_run(args.workdir, args.step).state)
     try:
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         listener = socket.create_server((args.host, args.port), family=family)

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 
 from flaxmnist.cli import command
-from flaxmnist.inference import saved_run
+from flaxmnist.inference.saved_run import open_run
 
 _DESCRIPTION = """\
 Evaluates a run's best checkpoint on its three splits; writes nothing.
@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> None:
     args, overrides = parser.parse_config_args(argv)
     command.start_jax(args, several=True)
     config = command.load_config(args, overrides)
-    saved_run.evaluate_checkpoint(config, args.workdir, args.step)
+    open_run(args.workdir, args.step, config=config, use_mesh=True).summarize()
 
 
 main = functools.partial(command.exit_code, run)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from flaxmnist.cli import command
 from flaxmnist.errors import ParityError
 from flaxmnist.export.write import FORMATS
-from flaxmnist.inference.saved_run import export
+from flaxmnist.inference.saved_run import open_run
 
 _DESCRIPTION = """\
 Takes a run's best model away, checked against the checkpoint, with a model card.
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     args, overrides = parser.parse_config_args(argv)
     command.start_jax(args)
     try:
-        export(args.workdir, args.format, args.step, overrides=overrides)
+        open_run(args.workdir, args.step, overrides).export(args.format)
     except ParityError as error:
         command.print_error(str(error))
         return 1

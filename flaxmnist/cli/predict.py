@@ -17,11 +17,10 @@ from PIL import Image
 from flaxmnist.cli import command
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError, printable
-from flaxmnist.inference import saved_run
 from flaxmnist.inference.pictures import MAX_FILE_BYTES
 from flaxmnist.inference.predict import CHUNK, Prediction, predict_prepared
 from flaxmnist.inference.preprocess import Prepared, prepare
-from flaxmnist.inference.saved_run import load_state
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
 from flaxmnist.runtime.console import Console
 
@@ -142,7 +141,7 @@ def _parser() -> command.Parser:
 
 def _predict_pictures(args: argparse.Namespace) -> list[str]:
     """Prints predictions and returns the files that cannot be read."""
-    state = load_state(args.workdir, args.step)
+    state = open_run(args.workdir, args.step).state
     console = Console()
     failed: list[str] = []
     ready = enumerate(_prepare(_expand(args.files), failed))
@@ -181,7 +180,8 @@ def run(argv: Sequence[str]) -> int:
     if args.split is None:
         return 1 if _predict_pictures(args) else 0
     config = command.load_config(args, overrides)
-    saved_run.predict_split(config, args.workdir, args.split, args.step)
+    saved = open_run(args.workdir, args.step, config=config, use_mesh=True)
+    saved.predict_split(args.split)
     return 0
 
 

@@ -1,7 +1,10 @@
 """The model card of an export."""
 
+import dataclasses
+from collections.abc import Mapping
+
 from flaxmnist.report import statistics
-from flaxmnist.rundir.manifest import Summary
+from flaxmnist.rundir.manifest import DatasetInfo, Figures
 
 _USE = {
     "stablehlo": """\
@@ -29,45 +32,79 @@ python predict.py images.npy    # uint8 [count, 28, 28]; NumPy alone is needed
 }
 
 
-def render(
-    name: str,
-    summary: Summary,
-    licence: str | None,
-    chosen: str,
-    difference: float,
-    count: int,
-) -> str:
-    """Returns the model card, as Markdown."""
-    dataset, test = summary.dataset, summary.test
-    low, high = statistics.interval(round(test.accuracy * test.count), test.count)
-    # Without published files, the name is only what the user called the data.
-    trained_on = dataset.name if licence else f"data named {dataset.name}"
-    rights = f"is {licence}" if licence else "is not known"
-    versions = ", ".join(f"{name} {v}" for name, v in summary.versions.items())
-    return f"""\
-# {summary.model.name}, trained on {trained_on}
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a model card says.
 
-{summary.model.parameters:,} parameters. Test accuracy **{test.accuracy:.2%}**
-(95 %: {low:.2%} to {high:.2%}, {test.count:,} images), by the checkpoint of step
-{summary.evaluated_step:,}, {chosen}.
+    Attributes:
+      format: "stablehlo", "onnx" or "numpy".
+      model: name of the model.
+      parameters: their number.
+      step: of the checkpoint.
+      is_best: whether that is the best on validation.
+      test: figures of the test split; None if not measured.
+      dataset: the data that the run was trained on.
+      licence: of the images; None if unknown.
+      versions: of the packages that trained the model.
+      checked: the images by which the export was checked, such as "500 test images".
+    """
+
+    format: str
+    model: str
+    parameters: int
+    step: int
+    is_best: bool
+    test: Figures | None
+    dataset: DatasetInfo
+    licence: str | None
+    versions: Mapping[str, str]
+    checked: str
+
+    def render(self, difference: float) -> str:
+        """Returns the card as Markdown.
+
+        Args:
+          difference: the largest difference of a logit to the checkpoint.
+        """
+        data = self.dataset
+        # Without published files, the name is only what the user called the data.
+        trained_on = data.name if self.licence else f"data named {data.name}"
+        licence = f"is {self.licence}" if self.licence else "is not known"
+        versions = ", ".join(f"{name} {v}" for name, v in self.versions.items())
+        chosen = "the best on validation" if self.is_best else "chosen by its number"
+        return f"""\
+# {self.model}, trained on {trained_on}
+
+{self.parameters:,} parameters, from the checkpoint of step {self.step:,}, {chosen}.
+{self._accuracy()}
 
 ## Use
 
-{_USE[name]}
+{_USE[self.format]}
 
 ## What it expects
 
 Images of 28×28 pixels, one channel, white on black: the digit scaled into 20×20 keeping
-its proportions, anti-aliased, and placed with its centre of mass in the middle, as
-MNIST's are. `python -m flaxmnist.predict` makes them from any picture. The model has no
+its proportions, anti-aliased, and placed with its centre of mass in the middle, as in
+MNIST. `python -m flaxmnist.predict` makes them from any picture. The model has no
 class for other input, which it still labels as some class.
 
 ## Where it comes from
 
-Data: {dataset.name} ({dataset.source}), {dataset.counts["train"]:,} images,
-fingerprint {dataset.fingerprint}. The licence of the images {rights}.
+Data: {data.name} ({data.source}), {data.counts["train"]:,} images,
+fingerprint {data.fingerprint}. The licence of the images {licence}.
 Trained with flaxmnist (Apache-2.0); {versions}.
 
-Checked against the checkpoint on {count:,} test images: the largest difference of a
-logit was {difference:.1e}.
+Checked against the checkpoint on {self.checked}: the largest difference of a logit was
+{difference:.1e}.
 """
+
+    def _accuracy(self) -> str:
+        if self.test is None:
+            return "Its test accuracy was not measured."
+        accuracy, count = self.test.accuracy, self.test.count
+        low, high = statistics.interval(round(accuracy * count), count)
+        return (
+            f"Test accuracy **{accuracy:.2%}** (95 %: {low:.2%} to {high:.2%}, "
+            f"{count:,} images)."
+        )

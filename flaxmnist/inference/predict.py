@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError
 from flaxmnist.inference.pictures import Picture
 from flaxmnist.inference.preprocess import Prepared, prepare
-from flaxmnist.inference.saved_run import load_state
 
 # Below this probability of the first choice, a prediction is marked.
 SURE = 0.8
@@ -57,7 +55,7 @@ class Prediction:
 
 
 def predict_images(
-    pictures: Iterable[Picture] | Picture, run: TrainState | str | Path
+    pictures: Iterable[Picture] | Picture, run: TrainState | str | os.PathLike[str]
 ) -> list[Prediction]:
     """Returns a trained model's predictions of pictures.
 
@@ -66,8 +64,7 @@ def predict_images(
         array; see :func:`flaxmnist.inference.preprocess.prepare`. Or an array of
         several, `[count, height, width]` or `[count, height, width, 1 to 4]`. Or one
         picture.
-      run: the folder of a run, of which the best checkpoint on validation is taken, or
-        a state.
+      run: a state, or a run directory, whose best checkpoint on validation is used.
 
     Raises:
       UserError: the run does not exist, or one of the pictures is not a picture.
@@ -77,9 +74,19 @@ def predict_images(
             f"run is a {type(run).__name__}; expected a TrainState or the path of a "
             "run directory"
         )
-    state = run if isinstance(run, TrainState) else load_state(run)
-    prepared = [prepare(picture) for picture in _several(pictures)]
-    return predict_prepared(prepared, state)
+    if not isinstance(run, TrainState):
+        # Not at the top of the module: a saved run predicts, too.
+        from flaxmnist.inference.saved_run import open_run
+
+        run = open_run(run).state
+    return predict_pictures(pictures, run)
+
+
+def predict_pictures(
+    pictures: Iterable[Picture] | Picture, state: TrainState
+) -> list[Prediction]:
+    """Returns the predictions of a state; see :func:`predict_images`."""
+    return predict_prepared([prepare(each) for each in _several(pictures)], state)
 
 
 def _several(pictures: Any) -> Iterable[Picture]:

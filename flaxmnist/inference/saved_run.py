@@ -1,104 +1,365 @@
-"""What is done with a trained run: its figures again, or its predictions."""
+"""A run that is opened from its directory: its model, its figures, its exports."""
 
 import contextlib
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from flaxmnist import data, options
 from flaxmnist.config import schema as configs
-from flaxmnist.core import models
-from flaxmnist.core.state import TrainState, abstract_state, create_state
-from flaxmnist.data import SPLITS
+from flaxmnist.core import models, sharding
+from flaxmnist.core.state import TrainState, abstract_state
+from flaxmnist.data import SPLITS, Dataset
+from flaxmnist.data.datasets import locate
+from flaxmnist.data.feeds import FEEDS
 from flaxmnist.errors import DamagedError, UserError
-from flaxmnist.options import check, one_of
+from flaxmnist.inference.pictures import Picture
+from flaxmnist.inference.predict import Prediction, predict_pictures
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.checkpoints import Checkpoints
-from flaxmnist.rundir.manifest import Summary
+from flaxmnist.rundir.manifest import Figures, Manifest, Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.durable import write_file
 from flaxmnist.runtime.memory import available_memory
 from flaxmnist.training.evaluate import predict
-from flaxmnist.training.experiment import Run, build
-from flaxmnist.training.resume import expected, with_parameters
-from flaxmnist.training.summary import print_table, summarize
+from flaxmnist.training.experiment import (
+    Evaluation,
+    check_dataset,
+    eval_batch_size,
+    make_layout,
+)
+from flaxmnist.training.resume import check_same_data
+from flaxmnist.training.summary import evaluate_splits, print_table, summarize
 
 
-def evaluate_checkpoint(
-    config: ConfigDict,
-    workdir: str | Path,
-    step: int | None = None,
-    console: Console | None = None,
-) -> Summary:
-    """Evaluates a run's best checkpoint on validation, or that of `step`.
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class SavedRun:
+    """A run opened by :func:`open_run`, at one of its checkpoints.
 
-    Returns:
-      a summary as `train_and_evaluate` makes it; nothing is written.
+    Its data are loaded at the first call that needs them, and must be those that the
+    run was trained on: :meth:`evaluate`, :meth:`summarize`, :meth:`predict_split` and
+    :meth:`report` raise `UserError` if they cannot be found. They are looked for where
+    `open_run` was told, then in ``FLAXMNIST_DATA_DIR``, then where the run read them.
 
-    Raises:
-      UserError: there is no such run, or no such checkpoint.
+    Attributes:
+      workdir: the run directory.
+      config: the configuration of the run.
+      step: the step of the checkpoint.
+      last_step: the last step that is saved.
+      state: the parameters to evaluate and predict by, without an optimizer.
+      manifest: what the checkpoint records beside its arrays.
+      mesh: the devices to evaluate on.
+      is_best: whether the checkpoint was chosen as the best on validation.
     """
-    console = console or Console()
-    run, state, step, last = open_run(config, workdir, step, console)
-    summary = summarize(run, state, last, step, console)
-    print_table(console, summary)
-    return summary
 
+    workdir: Path
+    config: ConfigDict
+    step: int
+    last_step: int
+    state: TrainState
+    manifest: Manifest
+    mesh: jax.sharding.Mesh
+    is_best: bool
+    _places: tuple[str | None, ...]
+    _is_told: bool
 
-def predict_split(
-    config: ConfigDict,
-    workdir: str | Path,
-    split: str = "test",
-    step: int | None = None,
-    console: Console | None = None,
-) -> Path:
-    """Writes what a run's best checkpoint, or that of `step`, says of a split.
-
-    Returns:
-      ``predictions-<split>.jsonl`` in the run's folder. A line an example, in the
-      split's order: its `index` there, its `label`, the most probable of the `classes`,
-      and the ten `probabilities`.
-
-    Raises:
-      UserError: there is no such split, run or checkpoint, or the file cannot be
-        written.
-    """
-    check("", {"split": split}, {"split": one_of(SPLITS)})
-    console, workdir = console or Console(), path_of(workdir, "workdir")
-    integrity.check_links(workdir)
-    run, state, step, _ = open_run(config, workdir, step, console)
-    outputs = predict(state, run.eval_feeds[split], run.everywhere)
-    lines = [
-        json.dumps(
-            {
-                "index": index,
-                "label": int(label),
-                "classes": int(outputs["classes"][index]),
-                "probabilities": outputs["probabilities"][index].tolist(),
-            }
+    def __repr__(self) -> str:
+        count = models.num_parameters(self.state.params)
+        return (
+            f"SavedRun({str(self.workdir)!r}, {self.config.model.name}, "
+            f"{count:,} parameters, step {self.step:,})"
         )
-        for index, label in enumerate(outputs["labels"])
-    ]
-    path = workdir / f"predictions-{split}.jsonl"
-    if processes.is_first():
+
+    def predict(self, pictures: Iterable[Picture] | Picture) -> list[Prediction]:
+        """Returns predictions of pictures; see :func:`flaxmnist.predict_images`."""
+        return predict_pictures(pictures, self.state)
+
+    def evaluate(self, split: str = "test") -> Figures:
+        """Returns the figures of the split "train", "validation" or "test".
+
+        Raises:
+          UserError: the split is unknown, or the data cannot be found.
+        """
+        run = self._evaluation([split])
+        return evaluate_splits(run, self.state, Console(), [split])[split]
+
+    def summarize(self) -> Summary:
+        """Evaluates the three splits and prints their table.
+
+        Returns:
+          a summary as `train_and_evaluate` returns it; nothing is written.
+
+        Raises:
+          UserError: the data cannot be found.
+        """
+        console = Console()
+        summary = self._summarize(self._evaluation(), console)
+        print_table(console, summary)
+        return summary
+
+    def predict_split(self, split: str = "test") -> Path:
+        """Writes the predictions of a split.
+
+        Returns:
+          ``predictions-<split>.jsonl`` in the run directory. A line per example, in the
+          order of the split: its `index`, its `label`, the most probable class as
+          `classes`, and the ten `probabilities`.
+
+        Raises:
+          UserError: the split is unknown, the data cannot be found, or the file cannot
+            be written.
+        """
+        integrity.check_links(self.workdir)
+        run = self._evaluation([split])
+        outputs = predict(self.state, run.eval_feeds[split], run.everywhere)
+        lines = [
+            json.dumps(
+                {
+                    "index": index,
+                    "label": int(label),
+                    "classes": int(outputs["classes"][index]),
+                    "probabilities": outputs["probabilities"][index].tolist(),
+                }
+            )
+            for index, label in enumerate(outputs["labels"])
+        ]
+        path = self.workdir / f"predictions-{split}.jsonl"
+        if processes.is_first():
+            with _write_errors(path):
+                write_file(path, "\n".join(lines) + "\n")
+        correct = np.sum(outputs["classes"] == outputs["labels"])
+        Console().line(
+            f"{path}: {len(lines):,} examples of {split}, step {self.step}, "
+            f"accuracy {correct / len(lines):.2%}"
+        )
+        return path
+
+    def report(self, compare: Iterable[str | os.PathLike[str]] = ()) -> Path:
+        """Writes the report of the run again.
+
+        Args:
+          compare: directories of other runs to show beside it.
+
+        Returns:
+          the path of ``report.html``.
+
+        Raises:
+          UserError: a run to compare with is not finished, the data cannot be found, or
+            the directory cannot be written.
+        """
+        from flaxmnist.report.html import History, write_report
+        from flaxmnist.training.results import collect
+
+        # Each run once, and this one not beside itself.
+        others = {os.path.realpath(path): path_of(path, "compare") for path in compare}
+        others.pop(os.path.realpath(self.workdir), None)
+        integrity.check_links(self.workdir)
+        histories = [History.read(path) for path in others.values()]
+        run, console = self._evaluation(), Console()
+        summary = self.saved_summary()
+        if summary is None or summary.step != self.last_step:
+            summary = self._summarize(run, console)
+        results = collect(run, self.state, summary)
+        with _write_errors(self.workdir):
+            path = write_report(results, self.workdir, histories)
+        console.line(str(path))
+        return path
+
+    def export(self, format: str) -> Path:
+        """Writes the model for other programs into ``export/<format>``.
+
+        The export is compared with the checkpoint on test images or, if the data cannot
+        be found, on generated ones.
+
+        Args:
+          format: "stablehlo", "onnx" or "numpy".
+
+        Returns:
+          the directory.
+
+        Raises:
+          UserError: the format is unknown, its packages are not installed, or the
+            directory cannot be written.
+          ParityError: the predictions of the export differ from those of the
+            checkpoint; the export is not kept.
+        """
+        from flaxmnist.inference.export import export_run
+
+        return export_run(self, format)
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The data that the run was trained on, read at the first use.
+
+        Raises:
+          UserError: they cannot be found, or other examples are in their place.
+        """
+        errors = []
+        for directory in self._places:
+            try:
+                dataset = data.load(self.config.data.name, self._source, directory)
+                check_same_data(self.manifest, dataset)
+                break
+            except UserError as error:
+                errors.append(error)
+        else:
+            raise errors[0]
+        if dataset.warning:
+            Console().warn(dataset.warning)
+        return dataset
+
+    @property
+    def _source(self) -> str:
+        """The option `data.source`, or "bundled" if "auto" fell back on that."""
+        source = self.config.data.source
+        fell_back = self.manifest.dataset.source == "bundled"
+        return "bundled" if source == "auto" and fell_back else source
+
+    def local_dataset(self) -> Dataset | None:
+        """Returns the data if they are on this machine; downloads nothing.
+
+        Raises:
+          UserError: `open_run` was told a place, and the data are not there.
+        """
+        name = self.config.data.name
+        if self._source in ("auto", "tfds") and not any(
+            locate(name, directory) for directory in self._places
+        ):
+            return None
         try:
-            write_file(path, "\n".join(lines) + "\n")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror})") from None
-    correct = np.sum(outputs["classes"] == outputs["labels"])
-    console.line(
-        f"{path}: {len(lines):,} examples of {split}, step {step}, "
-        f"accuracy {correct / len(lines):.2%}"
+            return self.dataset
+        except UserError:
+            if self._is_told:
+                raise
+            return None
+
+    def _evaluation(self, splits: Sequence[str] = SPLITS) -> Evaluation:
+        """Returns what evaluates some of the splits.
+
+        Raises:
+          UserError: a split is unknown, or the data cannot be found.
+        """
+        for split in splits:
+            options.check("", {"split": split}, {"split": options.one_of(SPLITS)})
+        dataset, config = self.dataset, self.config
+        check_dataset(config, dataset)
+        make_feed = FEEDS[config.data.placement]
+        size = eval_batch_size(config, dataset, self.mesh)
+        return Evaluation(
+            config=config,
+            dataset=dataset,
+            eval_feeds={
+                split: make_feed(dataset.split(split), size, self.mesh)
+                for split in splits
+            },
+            everywhere=sharding.replicated(self.mesh),
+            total_steps=self.manifest.total_steps,
+        )
+
+    def _summarize(self, run: Evaluation, console: Console) -> Summary:
+        return summarize(run, self.state, self.last_step, self.step, console)
+
+    def saved_summary(self) -> Summary | None:
+        """Returns the saved summary if it is of this checkpoint."""
+        summary = workdirs.saved_summary(self.workdir)
+        if summary is None or summary.evaluated_step != self.step:
+            return None
+        return summary
+
+
+def open_run(
+    workdir: str | os.PathLike[str],
+    step: int | None = None,
+    overrides: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    *,
+    config: ConfigDict | None = None,
+    use_mesh: bool = False,
+) -> SavedRun:
+    """Opens a run to evaluate it, to predict by it or to export it.
+
+    Only the parameters are read. Nothing is written.
+
+    Args:
+      workdir: the run directory, which may have been moved or copied.
+      step: of the checkpoint; the best on validation if None.
+      overrides: changes to the configuration, such as ``{"data.dir": "/new/place"}``.
+      config: of the run; its ``config.json`` if None.
+      use_mesh: whether to use the devices of `config.mesh`, as training does; otherwise
+        one device.
+
+    Raises:
+      UserError: `workdir` contains no run or no such checkpoint, the checkpoint is
+        damaged, or `config` is not that of the run.
+    """
+    workdir = path_of(workdir, "workdir")
+    saved = workdirs.saved_config(workdir)
+    if saved is None:
+        raise UserError(f"{workdir} contains no run: config.json is missing")
+    given = saved if config is None else configs.resolve(config)
+    given = configs.override(given, dict(overrides).items())
+    workdirs.check_same(saved, given)
+    layout = make_layout(given) if use_mesh else None
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        chosen = checkpoints.best_step if step is None else step
+        with _another_advised(checkpoints):
+            state, manifest = _restore(given, checkpoints, chosen, layout)
+        last_step = checkpoints.steps[-1]
+    places = [given.data.dir]
+    is_told = any(saved.data[key] != given.data[key] for key in ("dir", "source"))
+    # Where no directory is given, these sources read FLAXMNIST_DATA_DIR.
+    if not is_told and given.data.source in ("auto", "idx"):
+        places = [None, *places] if os.environ.get("FLAXMNIST_DATA_DIR") else places
+    return SavedRun(
+        workdir=workdir,
+        config=given,
+        step=chosen,
+        last_step=last_step,
+        state=state,
+        manifest=manifest,
+        mesh=layout.mesh if layout else sharding.make_mesh(1),
+        is_best=step is None,
+        _places=tuple(dict.fromkeys(places)),
+        _is_told=is_told,
     )
-    return path
+
+
+def _restore(
+    config: ConfigDict,
+    checkpoints: Checkpoints,
+    step: int,
+    layout: sharding.Layout | None,
+) -> tuple[TrainState, Manifest]:
+    """Returns the parameters of a checkpoint in a state, and the manifest."""
+    model = models.build(dtype=config.precision, **config.model)
+    where = layout or SingleDeviceSharding(jax.local_devices()[0])
+    state = abstract_state(model, optax.identity(), where, ema_decay=config.ema)
+    size = 4 * models.num_parameters(state.params)
+    if size > (free := available_memory()):
+        raise UserError(
+            f"the model of {checkpoints.directory.parent} needs {size / 1e9:,.1f} GB "
+            f"of memory; {free / 1e9:,.1f} GB are available"
+        )
+    names = ["step", "params", "model_state", "key"]
+    names += ["ema"] if config.ema is not None else []
+    wanted = {"state": {name: getattr(state, name) for name in names}}
+
+    def check(manifest: Manifest) -> None:
+        workdirs.check_same(configs.resolved(manifest.config), config)
+
+    tree, manifest = checkpoints.restore(step, wanted, check)
+    return dataclasses.replace(state, **tree["state"]), manifest
 
 
 @contextlib.contextmanager
@@ -112,139 +373,10 @@ def _another_advised(checkpoints: Checkpoints) -> Iterator[None]:
         raise
 
 
-def load_state(workdir: str | Path, step: int | None = None) -> TrainState:
-    """Returns a run's best state on validation, or that of `step`, to predict by.
-
-    It is on the default device, without an optimizer; the data are not needed.
-
-    Raises:
-      UserError: there is no such run, or no such checkpoint.
-    """
-    workdir = path_of(workdir, "workdir")
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        config = workdirs.saved_config(workdir)
-        if config is None:
-            raise UserError(f"no run in {workdir}: there is no config.json")
-        model = models.build(dtype=config.precision, **config.model)
-        tx = optax.identity()
-        size = 4 * models.num_parameters(abstract_state(model, tx).params)
-        if size > (free := available_memory()):
-            raise UserError(
-                f"the model of {workdir} needs {size / 1e9:,.1f} GB of memory; "
-                f"{free / 1e9:,.1f} GB are available"
-            )
-        state = create_state(model, tx, ema_decay=config.ema)
-        chosen = checkpoints.best_step if step is None else step
-        with _another_advised(checkpoints):
-            return with_parameters(state, checkpoints, chosen)
-
-
-def open_saved(
-    workdir: Path,
-    step: int | None = None,
-    console: Console | None = None,
-    overrides: Iterable[tuple[str, str]] = (),
-) -> tuple[Run, TrainState, int, int]:
-    """Opens a run as :func:`open_run`, as its folder describes it, on one device.
-
-    Args:
-      workdir: the run directory.
-      step: of the checkpoint.
-      console: where to speak.
-      overrides: changes such as ``("data.dir", "/other/place")``.
-
-    Raises:
-      UserError: there is no such run, or no such checkpoint.
-    """
-    config = workdirs.saved_config(workdir)
-    if config is None:
-        raise UserError(f"no run in {workdir}: there is no config.json")
-    # It may have been trained on more devices than there are here.
-    config.mesh = ConfigDict({"data": 1})
-    config = configs.override(config, overrides)
-    return open_run(config, workdir, step, console)
-
-
-def open_run(
-    config: ConfigDict,
-    workdir: str | Path,
-    step: int | None = None,
-    console: Console | None = None,
-) -> tuple[Run, TrainState, int, int]:
-    """Opens a run at its best checkpoint on validation, or that of `step`.
-
-    Nothing is written.
-
-    Returns:
-      the run, the state, the step of that state, and the last step trained.
-
-    Raises:
-      UserError: there is no such run, or no such checkpoint.
-    """
-    config, workdir = configs.resolve(config), path_of(workdir, "workdir")
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        workdirs.check(workdir, config)
-        run = build(config)
-        chosen = checkpoints.best_step if step is None else step
-        with _another_advised(checkpoints):
-            tree, _ = checkpoints.restore(chosen, *expected(run))
-        last = checkpoints.steps[-1]
-    if run.dataset.warning:
-        (console or Console()).warn(run.dataset.warning)
-    return run, tree["state"], chosen, last
-
-
-def export(
-    workdir: str | Path,
-    name: str,
-    step: int | None = None,
-    console: Console | None = None,
-    overrides: Iterable[tuple[str, str]] = (),
-) -> Path:
-    """Writes a run's best model, or that of `step`, into ``export/<format>``.
-
-    Args:
-      workdir: the folder of the run.
-      name: one of `flaxmnist.export.write.FORMATS`.
-      step: of the checkpoint.
-      console: where to speak; the standard output if None.
-      overrides: changes such as ``("data.dir", "/other/place")``.
-
-    Returns:
-      the folder.
-
-    Raises:
-      UserError: there is no such run, what the format needs is not installed, or the
-        folder cannot be written.
-      ParityError: what was written does not predict what the checkpoint does; it is
-        not kept.
-    """
-    from flaxmnist.export import card as cards
-    from flaxmnist.export.parity import CHECKED
-    from flaxmnist.export.write import write_export
-
-    workdir, console = path_of(workdir, "workdir"), console or Console()
-    integrity.check_links(workdir)
-    chosen = "the best on validation" if step is None else "chosen by its number"
-    run, state, step, last = open_saved(workdir, step, console, overrides)
-    summary = workdirs.saved_summary(workdir)
-    if summary is None or summary.evaluated_step != step:
-        summary = summarize(run, state, last, step, console)
-    # Off the mesh, which a program would otherwise demand, and in float32.
-    state = jax.device_put(jax.device_get(state), jax.devices()[0])
-    model = models.build(**run.config.model)
-    state = dataclasses.replace(state, model=model, layout=None)
-    images, folder = run.dataset.test.images[:CHECKED], workdir / "export" / name
-
-    def card(difference: float) -> str:
-        licence, count = run.dataset.licence, len(images)
-        return cards.render(name, summary, licence, chosen, difference, count)
-
-    difference = write_export(state, name, folder, images, card)
-    console.line(
-        f"{name}: largest difference to the checkpoint {difference:.1e}, over "
-        f"{len(images):,} test images"
-    )
-    names = ", ".join(path.name for path in sorted(folder.iterdir()))
-    console.line(f"{folder}: {names}")
-    return folder
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Raises UserError where the block cannot write."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})") from None

@@ -218,7 +218,7 @@ BAD_FLAGS = [
     ([*TINY, "--mode=eval"], r"arguments are required: --workdir"),
     (
         [*TINY, "--mode=eval", "--workdir=nothing"],
-        r"no checkpoint in nothing/checkpoints: train",
+        r"nothing contains no run",
     ),
 ]
 BAD_FILES = [

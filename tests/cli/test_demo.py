@@ -20,7 +20,7 @@ from PIL import Image
 
 from flaxmnist import config as configs
 from flaxmnist.cli import demo
-from flaxmnist.inference.saved_run import load_state
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.training import loop
 
 
@@ -238,7 +238,7 @@ def test_pictures_of_many_clients_leave_no_files(page, written):
 
 
 def test_what_is_shown_is_what_the_network_sees(workdir):
-    state = load_state(workdir)
+    state = open_run(workdir).state
     canvas = np.full((320, 320, 3), 255, np.uint8)
     canvas[60:90, 90:240] = canvas[60:260, 200:230] = 0
     probabilities, seen, looked_at = demo.classify(state, canvas)
@@ -252,7 +252,7 @@ def test_what_is_shown_is_what_the_network_sees(workdir):
 
 def test_an_empty_canvas_is_nothing(workdir):
     white = np.full((280, 280, 3), 255, np.uint8)
-    probabilities, seen, _ = demo.classify(load_state(workdir), white)
+    probabilities, seen, _ = demo.classify(open_run(workdir).state, white)
     assert probabilities == {}
     assert not np.asarray(seen).any()
 

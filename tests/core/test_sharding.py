@@ -17,7 +17,7 @@ from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import abstract_state, create_state
 from flaxmnist.data import DeviceFeed
 from flaxmnist.errors import UserError
-from flaxmnist.inference import saved_run
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.training import loop, resume
 from flaxmnist.training.experiment import build
@@ -211,9 +211,11 @@ def test_a_checkpoint_is_restored_into_any_mesh(finished_run):
     assert (
         "params/Dense_0/bias: float32 [16], model, on 0, 1, 2, 3, 4, 5, 6, 7" in lines
     )
-    evaluated = saved_run.evaluate_checkpoint(tiny_config(mesh=mesh), workdir)
+    evaluated = open_run(
+        workdir, config=tiny_config(mesh=mesh), use_mesh=True
+    ).summarize()
     assert evaluated.test.loss == pytest.approx(summary.test.loss, rel=1e-4)
-    assert evaluated["devices"]["count"] == 8
+    assert evaluated.devices.count == 8
 
 
 @pytest.mark.slow
@@ -232,8 +234,8 @@ def test_a_run_moves_from_mesh_to_mesh(finished_run, tmp_path):
         config = tiny_config(num_steps=stop, mesh=mesh, **options)
         summary = loop.train_and_evaluate(config, tmp_path)
         if options:
-            saved_run.predict_split(config, tmp_path)
-            saved_run.export(tmp_path, "numpy")
+            open_run(tmp_path, config=config, use_mesh=True).predict_split()
+            open_run(tmp_path).export("numpy")
     assert summary.step == 40
     losses = []
     for workdir in (tmp_path, finished_run[0]):

@@ -17,8 +17,7 @@ from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import ParityError
 from flaxmnist.export import card as cards
 from flaxmnist.export import numpy_predictor, parity, write
-from flaxmnist.inference import saved_run
-from flaxmnist.inference.saved_run import load_state
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.runtime import durable, files
 
@@ -40,7 +39,7 @@ def test_stablehlo_takes_any_batch_on_every_platform(workdir, images, capsys):
     folder = workdir / "export" / "stablehlo"
     model = jax.export.deserialize((folder / "model.stablehlo").read_bytes())
     assert set(model.platforms) == {"cpu", "cuda", "tpu"}
-    wanted = predict_step(load_state(workdir), images)
+    wanted = predict_step(open_run(workdir).state, images)
     for count in (1, 7):
         found = jax.jit(model.call)(images[:count, ..., None])
         np.testing.assert_allclose(found["logits"], wanted["logits"][:count], atol=1e-5)
@@ -64,7 +63,7 @@ def test_numpy_alone_predicts_the_same(workdir, images, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    classes = predict_step(load_state(workdir), images)["classes"]
+    classes = predict_step(open_run(workdir).state, images)["classes"]
     assert [int(line.split()[0]) for line in done.stdout.splitlines()] == [*classes]
 
 
@@ -103,7 +102,7 @@ def test_onnx_predicts_the_same(workdir, images, capsys):
     path = workdir / "export" / "onnx" / "model.onnx"
     session = onnxruntime.InferenceSession(path)
     name = session.get_inputs()[0].name
-    wanted = predict_step(load_state(workdir), images)["logits"]
+    wanted = predict_step(open_run(workdir).state, images)["logits"]
     for count in (1, 7):
         given = images[:count, ..., None].astype(np.float32) / 255
         (found,) = session.run(None, {name: given})
@@ -111,7 +110,7 @@ def test_onnx_predicts_the_same(workdir, images, capsys):
 
 
 def test_the_card_says_what_the_model_is(workdir):
-    folder = saved_run.export(workdir, "numpy")
+    folder = open_run(workdir).export("numpy")
     card = (folder / "README.md").read_text()
     summary = workdirs.saved_summary(workdir)
     assert f"{summary.test.accuracy:.2%}" in card
@@ -119,9 +118,22 @@ def test_the_card_says_what_the_model_is(workdir):
     for part in ("28×28", "centre of mass", "licence", "fingerprint", "flaxmnist 0."):
         assert part in card
     assert "The licence of the images is that of flaxmnist" in card
-    card = cards.render("numpy", summary, None, "the best", 0, 7)
-    assert "trained on data named synthetic" in card
-    assert "The licence of the images is not known" in card
+
+
+def test_the_card_of_a_moved_run_says_what_is_not_known(workdir, capsys):
+    (workdir / "summary.json").unlink()
+    text = (workdir / "config.json").read_text()
+    moved = text.replace('"source": "synthetic"', '"source": "idx"')
+    (workdir / "config.json").write_text(moved)
+    card = (open_run(workdir).export("numpy") / "README.md").read_text()
+    for part in (
+        "trained on data named synthetic",
+        "test accuracy was not measured",
+        "The licence of the images is not known",
+        "on 500 generated images",
+    ):
+        assert part in card
+    assert "over 500 generated images" in capsys.readouterr().out
 
 
 def test_what_differs_is_not_kept(workdir, monkeypatch, capsys):
@@ -187,24 +199,24 @@ def test_an_export_killed_while_it_is_exchanged_leaves_a_whole_one(
 def test_an_export_that_fails_leaves_the_former_one_and_two_do_not_meet(
     workdir, monkeypatch
 ):
-    folder = saved_run.export(workdir, "numpy")
+    folder = open_run(workdir).export("numpy")
     card = (folder / "README.md").read_text()
     (folder / "README.md").write_text("former")
     with files.partial_folder(folder.parent, write._put_back) as other:
         (other / "file").touch()
         with monkeypatch.context() as patch:
-            patch.setattr(cards, "render", lambda *args: 1 / 0)
+            patch.setattr(cards.Card, "render", lambda *args: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                saved_run.export(workdir, "numpy")
+                open_run(workdir).export("numpy")
         assert (folder / "README.md").read_text() == "former"
-        saved_run.export(workdir, "numpy")  # While the other is being made.
+        open_run(workdir).export("numpy")  # While the other is being made.
         assert (folder / "README.md").read_text() == card
         assert (other / "file").exists()
     assert names(folder.parent) == ["numpy"]
 
 
 def test_an_export_does_not_replace_what_no_export_wrote(workdir, capsys):
-    folder = saved_run.export(workdir, "numpy")
+    folder = open_run(workdir).export("numpy")
     (folder / "notes.txt").write_text("of the user")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 2
@@ -215,7 +227,7 @@ def test_an_export_does_not_replace_what_no_export_wrote(workdir, capsys):
 
 def test_a_mistake_is_told(workdir, tmp_path, monkeypatch, capsys):
     for flags, message in (
-        ([f"--workdir={tmp_path / 'no'}", "--format=numpy"], "no run in"),
+        ([f"--workdir={tmp_path / 'no'}", "--format=numpy"], "contains no run"),
         ([f"--workdir={workdir}", "--format=onx"], "invalid choice: 'onx'"),
         ([f"--workdir={workdir}", "--format=numpy", "--step=3"], "no checkpoint of"),
     ):

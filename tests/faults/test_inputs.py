@@ -35,7 +35,7 @@ from flaxmnist.core import sharding
 from flaxmnist.data import idx
 from flaxmnist.errors import DamagedError, UserError
 from flaxmnist.inference.preprocess import prepare
-from flaxmnist.inference.saved_run import load_state
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
 
@@ -298,7 +298,7 @@ def test_a_model_that_is_larger_than_memory_is_not_allocated(finished_run, tmp_p
     config["model"]["hidden"] = [65_536] * 100
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="GB of memory"):
-        load_state(tmp_path / "run")
+        open_run(tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from helpers import SEED, assert_identical, lines, saved, shown, timeless, tiny_
 
 from flaxmnist import config as configs
 from flaxmnist.errors import UserError
-from flaxmnist.inference import saved_run
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.rundir import checkpoints as checkpoints_module
 from flaxmnist.rundir import commit, folder, manifest, metrics_log
 from flaxmnist.rundir.checkpoints import Checkpoints
@@ -523,7 +523,7 @@ def test_a_checkpoint_under_another_name_is_set_aside(
     rewrite(run, 40, change)
     (run / "checkpoints" / "40").rename(run / "checkpoints" / name)
     with pytest.raises(UserError, match=rf"of step {name} .* is damaged \(its content"):
-        saved_run.load_state(run)
+        open_run(run)
     for other in ("020", "²", "٢٠"):
         (run / "checkpoints" / other).mkdir()
     warnings = []
@@ -749,14 +749,14 @@ READING = """
 import sys
 from pathlib import Path
 from flaxmnist.errors import UserError
-from flaxmnist.inference.saved_run import load_state
+from flaxmnist.inference.saved_run import open_run
 
 while not (Path(sys.argv[1]) / "checkpoints" / "10").exists():
     pass
 read = late = 0
 while not (Path(sys.argv[1]) / "summary.json").exists():
     try:
-        load_state(sys.argv[1])
+        open_run(sys.argv[1])
         read += 1
     except UserError as error:
         assert "was deleted meanwhile" in str(error), error

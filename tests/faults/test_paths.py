@@ -9,8 +9,8 @@ from flaxmnist import config as configs
 from flaxmnist.cli import command, export, predict, report, train
 from flaxmnist.data import download
 from flaxmnist.errors import UserError, printable
-from flaxmnist.inference import saved_run
 from flaxmnist.inference.predict import predict_images
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
 from flaxmnist.report.plots import curves
 from flaxmnist.runtime import devices
@@ -44,10 +44,7 @@ def test_a_path_that_cannot_be_used_is_refused_before_anything_is_written(path, 
     said = REFUSED[path]
     for call in (
         lambda: loop.train_and_evaluate(tiny_config(), path),
-        lambda: saved_run.load_state(path),
-        lambda: saved_run.open_run(tiny_config(), path),
-        lambda: saved_run.predict_split(tiny_config(), path),
-        lambda: saved_run.export(path, "numpy"),
+        lambda: open_run(path),
         lambda: predict_images([], path),
         lambda: configs.make_config(num_steps=1, init_from=path),
         lambda: configs.make_config(num_steps=1, data={"dir": path}),
@@ -71,7 +68,7 @@ def test_a_tilde_is_the_home_directory_everywhere(finished_run, tmp_path, monkey
     run, _ = finished_run
     monkeypatch.setenv("HOME", str(run.parent))
     assert path_of("~/run") == run
-    saved_run.load_state("~/run")
+    open_run("~/run")
     config = configs.make_config(num_steps=1, init_from="~/run", data={"dir": "~"})
     assert (config.init_from, config.data.dir) == (str(run), str(run.parent))
 

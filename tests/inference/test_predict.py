@@ -197,9 +197,9 @@ def test_predict_images_takes_a_run_or_a_state_and_any_picture(finished_run, tmp
             prediction.digit,
             prediction.probabilities.max(),
         )
-    from flaxmnist.inference.saved_run import load_state
+    from flaxmnist.inference.saved_run import open_run
 
-    again = flaxmnist.predict_images(pictures[:1], load_state(workdir))
+    again = flaxmnist.predict_images(pictures[:1], open_run(workdir).state)
     np.testing.assert_allclose(
         again[0].probabilities, found[0].probabilities, rtol=1e-5
     )
@@ -280,7 +280,7 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
     ("flags", "message"),
     [
         (["a.png"], "the following arguments are required: --workdir"),
-        (["--workdir=nowhere", "a.png"], "no checkpoint in nowhere"),
+        (["--workdir=nowhere", "a.png"], "nowhere contains no run"),
         (["--workdir=nowhere", "--tpo=3", "a.png"], "did you mean '--top'"),
         (["--workdir=nowhere", "--top=11", "a.png"], "--top 11: expected 1 to 10"),
     ],

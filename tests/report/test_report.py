@@ -13,7 +13,7 @@ from flaxmnist import config as configs
 from flaxmnist import data
 from flaxmnist.cli import report
 from flaxmnist.core import models
-from flaxmnist.inference import saved_run
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.report import html, statistics
 from flaxmnist.training import loop
 
@@ -32,9 +32,9 @@ def test_a_run_ends_with_a_report_that_needs_nothing_else(reported):
     workdir = reported / "seed0"
     page = (workdir / "report.html").read_text()
     summary = json.loads((workdir / "summary.json").read_text())
-    assert f"{summary.test.accuracy:.2%}" in page
-    assert f"{summary.model.parameters:,}" in page
-    assert summary.dataset.fingerprint in page
+    assert f"{summary['test']['accuracy']:.2%}" in page
+    assert f"{summary['model']['parameters']:,}" in page
+    assert summary["dataset"]["fingerprint"] in page
     for name in ("curves", "confusion", "calibration", "mistakes", "filters"):
         assert (workdir / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert page.count("data:image/png;base64,") == 5
@@ -118,7 +118,7 @@ def test_a_report_shows_the_test_split(reported, monkeypatch):
         monkeypatch.setattr(html.plots, name, record)
     assert report.main([f"--workdir={workdir}"]) == 0
     config = configs.from_json((workdir / "config.json").read_text())
-    path = saved_run.predict_split(config, workdir, "test")
+    path = open_run(workdir, config=config, use_mesh=True).predict_split("test")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     wrong = [row for row in rows if row["label"] != row["classes"]]
     wrong.sort(key=lambda row: -max(row["probabilities"]))

@@ -31,7 +31,7 @@ from flaxmnist.cli import command, predict, train
 from flaxmnist.core.steps import predict_step
 from flaxmnist.data import idx
 from flaxmnist.errors import StoppedError, UserError
-from flaxmnist.inference import saved_run
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.report import html
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
@@ -380,11 +380,11 @@ def test_a_cut_or_garbled_line_of_metrics_is_dropped(finished_run, tmp_path):
 
 def test_eval_prints_the_table_of_the_best_or_of_a_step(finished_run, capsys):
     workdir, summary = finished_run
-    best = saved_run.evaluate_checkpoint(tiny_config(), workdir)
+    best = open_run(workdir, config=tiny_config(), use_mesh=True).summarize()
     assert best.test == summary.test
     assert best.evaluated_step == summary.evaluated_step
     assert f"{summary.test.accuracy:.2%}" in capsys.readouterr().out
-    early = saved_run.evaluate_checkpoint(tiny_config(), workdir, step=20)
+    early = open_run(workdir, step=20, config=tiny_config(), use_mesh=True).summarize()
     assert early.evaluated_step == 20
     assert early.test != best.test
 
@@ -650,7 +650,7 @@ def test_the_average_is_evaluated_predicted_and_taken_away(tmp_path):
     assert not np.array_equal(
         state.ema["Dense_0"]["bias"], state.params["Dense_0"]["bias"]
     )
-    loaded = saved_run.load_state(tmp_path / "run")
+    loaded = open_run(tmp_path / "run").state
     for found in (loaded.eval_params, state.eval_params):
         assert_identical(jax.device_get(found), state.ema)
     split = build(tiny_config(**options)).dataset.validation
@@ -660,7 +660,7 @@ def test_the_average_is_evaluated_predicted_and_taken_away(tmp_path):
     assert summary.validation.accuracy == accuracy
     assert loaded.model.dtype == "bfloat16"
     # In float32, and of the average; else the parity check would refuse it.
-    folder = saved_run.export(tmp_path / "run", "numpy")
+    folder = open_run(tmp_path / "run").export("numpy")
     weights = np.load(folder / "weights.npz")
     np.testing.assert_array_equal(
         weights["Dense_0.kernel"], state.ema["Dense_0"]["kernel"]
@@ -710,7 +710,7 @@ def test_other_data_to_evaluate_by_is_refused(
     monkeypatch.setattr(data, "load", other)
     said = f"with other examples in {split}; give"
     with pytest.raises(UserError, match=said):
-        saved_run.evaluate_checkpoint(tiny_config(), workdir)
+        open_run(workdir, config=tiny_config(), use_mesh=True).summarize()
     with pytest.raises(UserError, match=said):
         loop.train_and_evaluate(tiny_config(num_steps=60), workdir)
     for name in ("config.json", "metrics.jsonl", "summary.json"):

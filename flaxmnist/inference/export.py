@@ -1,0 +1,62 @@
+"""The export of a saved run: what is written, and what its card says."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+
+from flaxmnist import data, options
+from flaxmnist.core import models
+from flaxmnist.export.card import Card
+from flaxmnist.export.parity import CHECKED
+from flaxmnist.export.write import FORMATS, write_export
+from flaxmnist.rundir import integrity
+from flaxmnist.runtime.console import Console
+
+if TYPE_CHECKING:
+    from flaxmnist.inference.saved_run import SavedRun
+
+
+def export_run(run: "SavedRun", format: str) -> Path:
+    """Writes a run for other programs; see :meth:`SavedRun.export`."""
+    options.check("", {"format": format}, {"format": options.one_of(FORMATS)})
+    integrity.check_links(run.workdir)
+    dataset, summary = run.local_dataset(), run.saved_summary()
+    test = None if summary is None else summary.test
+    if test is None and dataset is not None:
+        test = run.evaluate("test")
+    checked_on = "test" if dataset is not None else "generated"
+    checked = dataset or data.load("synthetic", "synthetic")
+    images = checked.test.images[:CHECKED]
+    card = Card(
+        format=format,
+        model=run.config.model.name,
+        parameters=models.num_parameters(run.state.params),
+        step=run.step,
+        is_best=run.is_best,
+        test=test,
+        dataset=run.manifest.dataset,
+        licence=dataset.licence if dataset else None,
+        versions=run.manifest.versions,
+        checked=f"{len(images):,} {checked_on} images",
+    )
+    # Off the mesh, which a program would otherwise demand, and in float32.
+    state = jax.device_put(jax.device_get(run.state), jax.devices()[0])
+    model = models.build(**run.config.model)
+    state = dataclasses.replace(state, model=model, layout=None)
+    folder = run.workdir / "export" / format
+    difference = write_export(state, format, folder, images, card.render)
+    console = Console()
+    console.line(
+        f"{format}: largest difference to the checkpoint {difference:.1e}, over "
+        f"{card.checked}"
+    )
+    if dataset is None:
+        console.line(
+            "The data of the run were not found on this machine; to check with test "
+            "images, give their place with --config.data.dir=DIR"
+        )
+    names = ", ".join(path.name for path in sorted(folder.iterdir()))
+    console.line(f"{folder}: {names}")
+    return folder
