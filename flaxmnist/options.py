@@ -143,7 +143,8 @@ def _number(value: Any) -> float:
 
 
 def _folder(value: Any) -> str:
-    return os.path.normpath(paths.parse(_text(value)))
+    # Absolute: a run may be continued from another current directory.
+    return os.path.abspath(paths.parse(_text(value)))
 
 
 def _text(value: Any) -> str:

@@ -131,7 +131,10 @@ BAD_FLAGS = [
     ),
     ([*TINY, "--devices=first"], r"mesh.devices='first': expected whole numbers"),
     ([*TINY, "--devices=2", "--config.mesh.data=2"], r"mesh.data=2: there are 1 dev"),
-    ([*TINY, "--init_from=nowhere"], r"no checkpoint in nowhere/checkpoints: train"),
+    (
+        [*TINY, "--init_from=nowhere"],
+        r"no checkpoint in /.*/nowhere/checkpoints",
+    ),
     (
         [*TINY, "--mode=eval", "--workdir=x", "--init_from=y"],
         r"unknown argument '--init_from=y' for flaxmnist eval",
@@ -141,7 +144,7 @@ BAD_FLAGS = [
         r"=\(\): expected ids of devices \(cpu\), out of 0, 1",
     ),
     (["--config=cnn:smoke", "--config.model.kernel_size=99"], r"from 1 to 28, such as"),
-    ([*TINY, "--init_from=2024.10"], r"no checkpoint in 2024.10/checkpoints"),
+    ([*TINY, "--init_from=2024.10"], r"no checkpoint in /.*/2024.10/checkpoints"),
     ([*TINY, "--config.modell=1"], r"no option modell; did you mean 'model'"),
     ([*TINY, "--config.summaries=histgrams"], r"did you mean 'histograms'"),
     ([*TINY, "--config.log_tensors=probability"], r"did you mean 'probabilities'"),
@@ -433,7 +436,7 @@ def test_overrides_are_taken_in_every_form(tmp_path):
     assert config.optimizer.warmup == "0.5 epochs"
     assert config.log_every == 50
     assert config.patience is None
-    assert config.data.dir == "some/where"
+    assert config.data.dir == os.path.abspath("some/where")
     assert configs.from_json(configs.to_json(config)).to_dict() == config.to_dict()
     steps = configs.override(configs.load("cnn"), [("num_steps", "7")])
     assert (steps.num_steps, steps.num_epochs) == (7, None)

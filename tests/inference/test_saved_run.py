@@ -1,0 +1,111 @@
+"""A run is opened where it is now, with the data that it can find."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from helpers import tiny_config, write_idx
+
+from flaxmnist.errors import UserError
+from flaxmnist.inference.saved_run import open_run
+from flaxmnist.training import loop
+
+PICTURE = np.zeros((28, 28), np.uint8)
+PICTURE[4:24, 13:16] = 255
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with a run in ``run``, trained on the data in ``mnist``."""
+    home = tmp_path_factory.mktemp("home")
+    write_idx(home / "mnist")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        loop.train_and_evaluate(
+            tiny_config(
+                num_steps=5,
+                batch_size=4,
+                model={"name": "softmax"},
+                data={"source": "idx", "dir": "mnist"},
+            ),
+            "run",
+        )
+    return home
+
+
+@pytest.fixture
+def moved(home, tmp_path):
+    """A copy of that directory, as on another machine: the former place is gone."""
+    hidden = home.rename(home.with_name("gone"))
+    yield shutil.copytree(hidden, tmp_path / "moved")
+    hidden.rename(home)
+
+
+def test_a_run_may_be_evaluated_from_any_directory(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = open_run(home / "run")
+    config = json.loads((home / "run" / "config.json").read_text())
+    assert config["data"]["dir"] == str(home / "mnist")
+    assert saved.manifest.config["data"]["dir"] == str(home / "mnist")
+    assert saved.evaluate() == saved.saved_summary().test
+    assert repr(saved) == (
+        f"SavedRun('{home}/run', softmax, 7,850 parameters, step {saved.step})"
+    )
+
+
+def test_a_moved_run_predicts_and_exports_without_data(moved, capsys):
+    saved = open_run(moved / "run")
+    assert jax.tree.leaves(saved.state.opt_state) == []
+    (prediction,) = saved.predict(PICTURE)
+    assert prediction.probabilities.sum() == pytest.approx(1)
+    assert "dataset" not in vars(saved)  # Nothing was loaded.
+    card = (saved.export("numpy") / "README.md").read_text()
+    assert "on 500 generated images" in card
+    assert f"{saved.saved_summary().test.accuracy:.2%}" in card
+    said = capsys.readouterr().out
+    assert "over 500 generated images" in said
+    assert "--config.data.dir=DIR" in said
+    for needs_data in (saved.evaluate, saved.predict_split, saved.report):
+        with pytest.raises(UserError, match="does not exist or is not a directory"):
+            needs_data()
+
+
+def test_the_data_of_a_moved_run_are_found(moved, monkeypatch, capsys):
+    changes = {"data.dir": str(moved / "mnist")}
+    told = open_run(moved / "run", overrides=changes)
+    test = told.saved_summary().test
+    assert told.evaluate() == test
+    monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(moved / "mnist"))
+    saved = open_run(moved / "run")
+    assert saved.evaluate("test") == test
+    saved.export("numpy")
+    assert "over 12 test images" in capsys.readouterr().out
+    # What is told is used, and nothing else.
+    changes = {"data.dir": str(moved / "elsewhere")}
+    with pytest.raises(UserError, match=r"data.dir=.*elsewhere' does not exist"):
+        open_run(moved / "run", overrides=changes).export("numpy")
+
+
+def test_other_data_are_refused_and_the_recorded_place_is_tried(
+    home, tmp_path, monkeypatch
+):
+    write_idx(tmp_path / "other", counts=(36, 12))
+    monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(tmp_path / "other"))
+    saved = open_run(home / "run")
+    assert saved.evaluate() == saved.saved_summary().test
+    changes = [("data.dir", str(tmp_path / "other"))]
+    with pytest.raises(UserError, match="with other examples in train, validation"):
+        open_run(home / "run", overrides=changes).evaluate()
+
+
+def test_what_is_not_there_is_named(home, tmp_path):
+    with pytest.raises(UserError, match=r"contains no run: config.json is missing"):
+        open_run(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint of step 3"):
+        open_run(home / "run", 3)
+    with pytest.raises(UserError, match="split='tset' is unknown; did you mean 'test'"):
+        open_run(home / "run").evaluate("tset")
+    with pytest.raises(UserError, match="format='onx' is unknown; did you mean 'onnx'"):
+        open_run(home / "run").export("onx")
