@@ -76,15 +76,15 @@ def main() -> int:
     failed = False
     print(f"{'system':<20}{'first loss':>12}{'last loss':>12}{'difference':>12}")
     for system in SYSTEMS:
-        config = configs.load(system)
+        config = configs.resolve(configs.load(system))
         size = config.batch_size
         rows = epoch_order(0, 0, len(train))[: STEPS * size].reshape(STEPS, size)
         pixels = train.images.reshape(-1, 784).astype(np.float32) / 255
         batches = [(pixels[row], train.labels[row].astype(np.int32)) for row in rows]
-        options = config.model.to_dict()
+        options = configs.as_dict(config.model)
         if "dropout_rate" in options:
             options["dropout_rate"] = 0.0
-        optimizer = config.optimizer.to_dict()
+        optimizer = configs.as_dict(config.optimizer)
         del optimizer["warmup"]
         tx, _ = optim.build(**optimizer, total_steps=STEPS, steps_per_epoch=STEPS)
         state = flaxmnist.create_state(models.build(**options), tx, seed=0)

@@ -35,6 +35,39 @@ class OptionType:
     convert: Callable[[Any], Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option: its type and default, one sentence of help, and whether it is mutable.
+
+    A run that resumes may change a mutable option.
+    """
+
+    type: OptionType
+    default: Any
+    help: str
+    mutable: bool = False
+
+
+def option(default: Any, type: OptionType, help: str, *, mutable: bool = False) -> Any:
+    """Declares an option as a field of a dataclass; see :class:`Option`."""
+    metadata = {"option": Option(type, default, help, mutable)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def declared(cls: type) -> dict[str, Option]:
+    """Returns the options that a dataclass declares or inherits, by name.
+
+    A subclass may give an inherited option another default, as a plain value.
+    """
+    found: dict[str, Option] = {}
+    for base in reversed(cls.__mro__):
+        for field in vars(base).get("__dataclass_fields__", {}).values():
+            option = field.metadata.get("option", found.get(field.name))
+            if option is not None:
+                found[field.name] = dataclasses.replace(option, default=field.default)
+    return found
+
+
 def whole(minimum: int, *, below: float = math.inf) -> OptionType:
     """A whole number from `minimum`, under `below`; ``2.0`` is taken for 2."""
 
@@ -202,7 +235,7 @@ share = OptionType("a number from 0 to 1", _share)
 epochs = OptionType("a number, greater than 0", _epochs)
 boolean = OptionType("True or False", _boolean)
 text = OptionType("a text", _text)
-folder = OptionType("a folder", _folder)
+folder = OptionType("a directory", _folder)
 duration = OptionType(
     'a number of steps, 1 or more, or a text such as "2 epochs"', _duration
 )
@@ -255,7 +288,8 @@ def check(
     checked = {}
     for name, value in values.items():
         if name not in types:
-            raise UserError(f"no option {prefix}{name}{did_you_mean(name, types)}")
+            hint = did_you_mean(name, types)
+            raise UserError(f"unknown option '{prefix}{name}'{hint}")
         try:
             checked[name] = types[name].convert(value)
         except UserError as error:

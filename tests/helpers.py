@@ -87,7 +87,7 @@ def tiny_config(**changes):
         "mesh": {"data": 1},
         "report": False,
     }
-    return configs.make_config(**(options | changes))
+    return configs.resolve(configs.make_config(**(options | changes)))
 
 
 def batch_of(split, count, start=0):

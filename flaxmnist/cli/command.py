@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
-from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
 from flaxmnist.core.sharding import MAX_CPU_DEVICES
@@ -165,7 +164,7 @@ class Parser(argparse.ArgumentParser):
 
 def load_config(
     args: argparse.Namespace, overrides: list[tuple[str, str]]
-) -> ConfigDict:
+) -> configs.Config:
     """Returns the configuration of ``--config``, or that of ``--workdir``, changed.
 
     Raises:

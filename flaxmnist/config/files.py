@@ -14,7 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxmnist.config.schema import _flat, override, resolve
+from flaxmnist.config.conversion import as_config_dict, flat, override, resolve
+from flaxmnist.config.schema import Config
 from flaxmnist.errors import UserError, did_you_mean
 
 
@@ -67,7 +68,7 @@ def load(spec: str) -> ConfigDict:
         raise UserError(
             f"{path}: get_config returned {config!r}: expected a ConfigDict"
         )
-    return resolve(config)
+    return as_config_dict(resolve(config))
 
 
 @contextlib.contextmanager
@@ -117,9 +118,9 @@ def variant(arg: str | None, variants: dict[str, dict[str, Any]]) -> dict[str, A
     return variants[arg]
 
 
-def flags_of(config: ConfigDict) -> list[str]:
-    """Returns flags that give this configuration: one that is shipped, and changes."""
-    wanted = _flat(config.to_dict())
+def flags_of(config: Config) -> list[str]:
+    """Returns flags that give this configuration: a shipped one, and its changes."""
+    wanted = flat(config)
     model = ("model.name", config.model.name)
     candidates = []
     for name, path in shipped().items():
@@ -128,7 +129,7 @@ def flags_of(config: ConfigDict) -> list[str]:
             base = load(spec)
             named = [model] if base.model.name != config.model.name else []
             # Another model's name brings its own defaults.
-            there = _flat(override(base, named).to_dict())
+            there = flat(override(base, named))
             changes = named + [
                 (key, value)
                 for key, value in wanted.items()

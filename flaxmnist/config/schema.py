@@ -1,253 +1,342 @@
-"""Every option of a run: its type, its default, and whether it may change on resume."""
+"""Every option of a run: its type, default and help, and whether it is mutable."""
 
-import ast
-import json
-from collections.abc import Iterable
-from typing import Any
-
-from ml_collections import ConfigDict
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, ClassVar, cast
 
 from flaxmnist import options
 from flaxmnist.core import models, optim, sharding, state
 from flaxmnist.data import datasets
 from flaxmnist.data.datasets import SPLITS
 from flaxmnist.data.feeds import FEEDS
-from flaxmnist.errors import UserError, did_you_mean, shown
-from flaxmnist.runtime import files
+from flaxmnist.errors import UserError, shown
+from flaxmnist.options import Option, declared, one_of, option, optional, whole
 
-# Characters of an override that are parsed.
-_LONGEST = 1_000
 TENSORS = ("probabilities", "logits", "classes")
 SUMMARIES = ("norms", "histograms", "filters", "mistakes")
 PRECISIONS = ("float32", "bfloat16")
-
-_OPTIONS = {
-    "seed": options.seed,
-    "batch_size": options.count,
-    "grad_accumulation": options.count,
-    "precision": options.one_of(PRECISIONS),
-    "ema": state.OPTIONS["ema_decay"],
-    "on_nan": options.one_of(("stop", "rollback")),
-    "max_rollbacks": options.whole(1),
-    "eval_batch_size": options.count,
-    "num_epochs": options.optional(options.epochs),
-    "num_steps": options.optional(options.count),
-    "log_every": options.duration,
-    "eval_every": options.duration,
-    "checkpoint_every": options.duration,
-    "keep_checkpoints": options.whole(1),
-    "patience": options.optional(options.whole(1)),
-    "eval_splits": options.some_of(SPLITS, always="validation"),
-    "summaries": options.some_of(SUMMARIES),
-    "log_tensors": options.some_of(TENSORS),
-    "every_n_steps": options.duration,
-    "log_device_placement": options.boolean,
-    "init_from": options.optional(options.folder),
-    "report": options.boolean,
-}
-_DATA_OPTIONS = datasets.OPTIONS | {"placement": options.one_of(FEEDS)}
-_MESH_OPTIONS = sharding.OPTIONS | {"fsdp": options.boolean}
-_GROUP = options.OptionType("a group of options", lambda value: {**value})
-_GROUPS = ("model", "optimizer", "data", "mesh")
-# What may change between a run and its continuation: how long, how watched, where.
-FREE_TO_CHANGE = (
-    "num_epochs",
-    "num_steps",
-    "eval_batch_size",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "patience",
-    "on_nan",
-    "max_rollbacks",
-    "eval_splits",
-    "summaries",
-    "log_tensors",
-    "every_n_steps",
-    "log_device_placement",
-    "report",
-    "data.source",
-    "data.dir",
-    "data.placement",
-    "mesh.data",
-    "mesh.model",
-    "mesh.fsdp",
-    "mesh.devices",
-)
+DEFAULT_MODEL = "cnn"
 
 
-def _defaults() -> dict[str, Any]:
-    return {
-        "seed": 0,
-        "batch_size": 100,
-        "grad_accumulation": 1,
-        "precision": "float32",
-        "ema": None,
-        # Larger batches leave the processors' caches.
-        "eval_batch_size": 200,
-        "num_epochs": None,
-        "num_steps": None,
-        "log_every": 100,
-        "eval_every": "1 epochs",
-        "checkpoint_every": "1 epochs",
-        "keep_checkpoints": 3,
-        "patience": None,
-        "on_nan": "stop",
-        "max_rollbacks": 3,
-        "eval_splits": ("validation",),
-        "summaries": ("norms",),
-        "log_tensors": (),
-        "every_n_steps": 100,
-        "log_device_placement": False,
-        "init_from": None,
-        "report": True,
-        "model": {"name": "cnn"},
-        "optimizer": {name: None for name in optim.OPTIONS}
-        | {"name": "adam", "learning_rate": 1e-3, "schedule": "constant"},
-        "data": {"name": "mnist", "source": "auto", "dir": None, "placement": "device"},
-        "mesh": {"data": -1, "model": 1, "fsdp": False, "devices": None},
-    }
-
-
-def make_config(**changes: Any) -> ConfigDict:
-    """Returns the default configuration with `changes`, group by group.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """A group of options, checked and converted to canonical form when it is made.
 
     Raises:
-      UserError: as :func:`resolve`.
+      UserError: a value is not of its option's type.
     """
-    return resolve(ConfigDict(changes, type_safe=False))
+
+    group: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        types = {name: one.type for name, one in declared(type(self)).items()}
+        given = {name: getattr(self, name) for name in types}
+        for name, value in options.check(self.group, given, types).items():
+            object.__setattr__(self, name, value)
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
-    """Returns `config` checked, in canonical form, with every default filled in.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Group):
+    """The name of the model, and the options that the model itself declares."""
+
+    group: ClassVar[str] = "model"
+    name: str = dataclasses.field(init=False)
+
+
+def model_config(name: str) -> type[ModelConfig]:
+    """Returns the class of the options of the model `name`.
 
     Raises:
-      UserError: a name is unknown, a value is not possible, or two exclude each other.
+      UserError: the model is unknown.
     """
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"config={shown(config)}: expected what make_config(…) returns")
-    return _resolve(config.to_dict())
+    models.options(name)
+    # mypy does not know that classes are hashable.
+    return _model_config(name, cast(Any, models.MODELS[name]))
 
 
-def _resolve(changes: dict[str, Any]) -> ConfigDict:
-    # Check the names first: a ConfigDict cannot hold every name.
-    defaults = _defaults()
-    given = defaults | changes
-    values = options.check("", given, _OPTIONS | dict.fromkeys(_GROUPS, _GROUP))
-    model = defaults["model"] | given["model"]
-    values["model"] = {"name": model["name"]} | models.options(**model)
-    for group, kinds in (
-        ("optimizer", optim.OPTIONS),
-        ("data", _DATA_OPTIONS),
-        ("mesh", _MESH_OPTIONS),
-    ):
-        values[group] = options.check(group, defaults[group] | given[group], kinds)
-    if (values["num_epochs"] is None) == (values["num_steps"] is None):
-        raise UserError(
-            f"num_epochs={values['num_epochs']} and num_steps={values['num_steps']}: "
-            "expected one of them, and the other to be None"
-        )
-    return ConfigDict(values, type_safe=False)
-
-
-def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDict:
-    """Returns `config` with changes such as ``("optimizer.learning_rate", "3e-4")``.
-
-    Giving one of `num_epochs` and `num_steps` takes the other's place. Another
-    `model.name` brings that model's own defaults, and another `optimizer.name` drops
-    what only the former optimizer takes.
-
-    Raises:
-      UserError: as :func:`resolve`.
-    """
-    values = config.to_dict()
-    parsed = {key: _parse(key, text) for key, text in changes}
-    for group in _GROUPS:
-        if group in parsed:
-            raise UserError(
-                f"{group}={parsed[group]!r}: expected a group of options; set one of "
-                f"them, such as {group}.{next(iter(values[group]))}"
-            )
-    name = parsed.get("model.name", values["model"]["name"])
-    if name != values["model"]["name"]:
-        values["model"] = {"name": name}
-    old = values["optimizer"]["name"]
-    if parsed.get("optimizer.name", old) != old:
-        _, own = optim.OPTIMIZERS[old]
-        values["optimizer"] |= dict.fromkeys(own)
-    for one, other in (("num_epochs", "num_steps"), ("num_steps", "num_epochs")):
-        if parsed.get(one) is not None and other not in parsed:
-            values[other] = None
-    for key, value in parsed.items():
-        *groups, name = key.split(".")
-        if len(groups) > 1 or (groups and groups[0] not in _GROUPS):
-            raise UserError(f"no option {key}{did_you_mean(groups[0], _GROUPS)}")
-        (values[groups[0]] if groups else values)[name] = value
-    return _resolve(values)
-
-
-def _parse(key: str, text: str) -> Any:
-    lowered = {"true": True, "false": False, "none": None}
-    if text.lower() in lowered:
-        return lowered[text.lower()]
-    # A folder may be called 2024.10; and no value is so long.
-    if key in ("data.dir", "init_from") or len(text) > _LONGEST:
-        return text
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-def to_json(config: ConfigDict) -> str:
-    """Returns the configuration as JSON text."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
-
-
-def from_json(text: str | bytes) -> ConfigDict:
-    """Returns the configuration that :func:`to_json` wrote.
-
-    Raises:
-      ValueError: it is no configuration.
-      UserError: something in it is not possible.
-    """
-    return resolved(files.parse_json(text))
-
-
-def resolved(values: Any) -> ConfigDict:
-    """Returns the configuration of values as a JSON file holds them.
-
-    Raises:
-      ValueError: they are no configuration.
-      UserError: something in it is not possible.
-    """
-    if not isinstance(values, dict):
-        raise ValueError("it holds no configuration")
-    return _resolve(values)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def fixed_options(config: ConfigDict) -> dict[str, Any]:
-    """Returns the options that decide what a run computes, such as ``model.name``."""
-    flat = _flat(config.to_dict())
-    return {name: flat[name] for name in sorted(flat.keys() - set(FREE_TO_CHANGE))}
-
-
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns ``"batch_size: 100 there, 50 here"`` for each option that matters."""
-    before, after = fixed_options(old), fixed_options(new)
-    return [
-        f"{name}: {before.get(name)} there, {after.get(name)} here"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
+@functools.cache
+def _model_config(name: str, model: Any) -> type[ModelConfig]:
+    named = Option(one_of(models.MODELS), name, "Model; it decides the other options.")
+    field = dataclasses.field(default=name, init=False, metadata={"option": named})
+    fields: list[tuple[str, Any, Any]] = [("name", str, field)]
+    fields += [
+        (key, Any, option(one.default, one.type, one.help))
+        for key, one in models.options(name).items()
     ]
+    return dataclasses.make_dataclass(
+        "ModelConfig", fields, bases=(ModelConfig,), frozen=True, kw_only=True
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Group):
+    """The optimizer and its learning-rate schedule."""
+
+    group: ClassVar[str] = "optimizer"
+    name: str = option("adam", optim.OPTIONS["name"], "Optimizer.")
+    learning_rate: float = option(
+        1e-3, optim.OPTIONS["learning_rate"], "Largest learning rate of the schedule."
+    )
+    schedule: str = option(
+        "constant",
+        optim.OPTIONS["schedule"],
+        "Learning-rate schedule: cosine ends at zero, exponential decays every epoch, "
+        "one_cycle rises and then falls.",
+    )
+    warmup: int | str | None = option(
+        None,
+        optim.OPTIONS["warmup"],
+        "Length of the linear warmup, or of the rise of one_cycle.",
+    )
+    decay_rate: float | None = option(
+        None,
+        optim.OPTIONS["decay_rate"],
+        "Factor per epoch of the exponential schedule; None: 0.95.",
+    )
+    momentum: float | None = option(
+        None, optim.OPTIONS["momentum"], "Momentum of sgd; None: no momentum."
+    )
+    nesterov: bool | None = option(
+        None, optim.OPTIONS["nesterov"], "Whether the momentum of sgd is Nesterov's."
+    )
+    weight_decay: float | None = option(
+        None, optim.OPTIONS["weight_decay"], "Weight decay of adamw; None: 0.0001."
+    )
+    clip_norm: float | None = option(
+        None,
+        optim.OPTIONS["clip_norm"],
+        "Gradients with a larger global norm are scaled down to this norm.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Group):
+    """The data set, and the place from which it is read."""
+
+    group: ClassVar[str] = "data"
+    name: str = option(
+        "mnist",
+        datasets.OPTIONS["name"],
+        "Data set: mnist, fashion_mnist, kmnist, or the name of another 28×28×1 set of "
+        "TensorFlow Datasets.",
+    )
+    source: str = option(
+        "auto",
+        datasets.OPTIONS["source"],
+        "Source of the data; only auto falls back to another source.",
+        mutable=True,
+    )
+    dir: str | None = option(
+        None,
+        datasets.OPTIONS["dir"],
+        "Directory of the data files; None: FLAXMNIST_DATA_DIR, then the cache.",
+        mutable=True,
+    )
+    placement: str = option(
+        "device",
+        one_of(FEEDS),
+        "Where the examples are stored: on the devices, or on the host if they do not "
+        "fit.",
+        mutable=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig(Group):
+    """The devices, and what is split over them."""
+
+    group: ClassVar[str] = "mesh"
+    data: int = option(
+        -1,
+        sharding.OPTIONS["data"],
+        "Number of parts of each batch; -1: one for each device.",
+        mutable=True,
+    )
+    model: int = option(
+        1,
+        sharding.OPTIONS["model"],
+        "Number of parts of each dense layer.",
+        mutable=True,
+    )
+    fsdp: bool = option(
+        False,
+        options.boolean,
+        "Whether to split parameters and optimizer state over the data axis, too.",
+        mutable=True,
+    )
+    devices: tuple[int, ...] | None = option(
+        None,
+        sharding.OPTIONS["devices"],
+        "Ids of the devices; None: all.",
+        mutable=True,
+    )
+
+
+GROUPS: dict[str, type[Group]] = {
+    "model": ModelConfig,
+    "optimizer": OptimizerConfig,
+    "data": DataConfig,
+    "mesh": MeshConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Group):
+    """A configuration, which is always valid and in canonical form.
+
+    Use `dataclasses.replace` to change it.
+
+    Raises:
+      UserError: a value is not possible, or two values exclude each other.
+    """
+
+    group: ClassVar[str] = ""
+    seed: int = option(0, options.seed, "Seed of every random draw.")
+    batch_size: int = option(
+        100, options.count, "Examples per training step, summed over all devices."
+    )
+    grad_accumulation: int = option(
+        1,
+        options.count,
+        "Micro-batches per batch: only one at a time needs memory, and the update is "
+        "that of the whole batch.",
+    )
+    precision: str = option(
+        "float32",
+        one_of(PRECISIONS),
+        "Type that layers compute in; parameters, optimizer state, batch statistics, "
+        "logits and loss are float32 in any case.",
+    )
+    ema: float | None = option(
+        None,
+        state.OPTIONS["ema_decay"],
+        "Decay per step of an average of the parameters, such as 0.999; evaluation, "
+        "prediction and export use the average.",
+    )
+    num_epochs: int | float | None = option(
+        None,
+        optional(options.epochs),
+        "Length of the run in epochs; exactly one of num_epochs and num_steps is set.",
+        mutable=True,
+    )
+    num_steps: int | None = option(
+        None, optional(options.count), "Length of the run in steps.", mutable=True
+    )
+    log_every: int | str = option(
+        100,
+        options.duration,
+        "Interval between two lines of training metrics.",
+        mutable=True,
+    )
+    eval_every: int | str = option(
+        "1 epochs", options.duration, "Interval between two evaluations.", mutable=True
+    )
+    eval_splits: tuple[str, ...] = option(
+        ("validation",),
+        options.some_of(SPLITS, always="validation"),
+        "Splits that are evaluated during training.",
+        mutable=True,
+    )
+    eval_batch_size: int = option(
+        200,  # Larger batches do not fit in the caches of a CPU.
+        options.count,
+        "Examples per evaluation step, summed over all devices.",
+        mutable=True,
+    )
+    patience: int | None = option(
+        None,
+        optional(whole(1)),
+        "Number of evaluations without a better one after which training stops.",
+        mutable=True,
+    )
+    checkpoint_every: int | str = option(
+        "1 epochs", options.duration, "Interval between two checkpoints.", mutable=True
+    )
+    keep_checkpoints: int = option(
+        3,
+        whole(1),
+        "Number of newest checkpoints to keep, in addition to the best on validation.",
+        mutable=True,
+    )
+    init_from: str | None = option(
+        None,
+        optional(options.folder),
+        "Run directory whose best parameters are the initial parameters of this run.",
+    )
+    on_nan: str = option(
+        "stop",
+        one_of(("stop", "rollback")),
+        "What a non-finite loss causes: the run stops, or returns to the newest "
+        "checkpoint with half the learning rate.",
+        mutable=True,
+    )
+    max_rollbacks: int = option(
+        3, whole(1), "Maximum number of rollbacks of a run.", mutable=True
+    )
+    summaries: tuple[str, ...] = option(
+        ("norms",),
+        options.some_of(SUMMARIES),
+        "Summaries for TensorBoard: norms of gradients and parameters; at evaluation, "
+        "histograms of parameters, filters of the first layer, mistakes on validation.",
+        mutable=True,
+    )
+    log_tensors: tuple[str, ...] = option(
+        (),
+        options.some_of(TENSORS),
+        "Outputs for four validation images that are logged.",
+        mutable=True,
+    )
+    every_n_steps: int | str = option(
+        100, options.duration, "Interval between two logs of log_tensors.", mutable=True
+    )
+    log_device_placement: bool = option(
+        False,
+        options.boolean,
+        "Whether to print the device of each parameter and of each array of a batch.",
+        mutable=True,
+    )
+    report: bool = option(
+        True, options.boolean, "Whether to write report.html and plots/.", mutable=True
+    )
+    model: ModelConfig = dataclasses.field(
+        default_factory=lambda: model_config(DEFAULT_MODEL)()
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, cls in GROUPS.items():
+            if not isinstance(group := getattr(self, name), cls):
+                raise UserError(f"{name}={shown(group)}: expected a {cls.__name__}")
+        if (self.num_epochs is None) == (self.num_steps is None):
+            raise UserError(
+                f"num_epochs={self.num_epochs} and num_steps={self.num_steps}: "
+                "expected one of them, and the other to be None"
+            )
+
+
+def declarations() -> dict[str, dict[str, Option]]:
+    """Returns the declarations of every option, by its full name.
+
+    Those of an option such as ``"model.hidden"`` are by model; any other option has a
+    single one, under the name ``""``.
+    """
+    found = {name: {"": one} for name, one in declared(Config).items()}
+    for model in models.MODELS:
+        for name, one in declared(model_config(model)).items():
+            found.setdefault(f"model.{name}", {})[model] = one
+    for cls in (OptimizerConfig, DataConfig, MeshConfig):
+        found |= {f"{cls.group}.{key}": {"": one} for key, one in declared(cls).items()}
+    return found
+
+
+def walk(config: Group) -> Iterator[tuple[str, Option, Any]]:
+    """Yields the full name, the declaration and the value of each option."""
+    for name, one in declared(type(config)).items():
+        yield f"{config.group}.{name}".lstrip("."), one, getattr(config, name)
+    for value in vars(config).values():
+        if isinstance(value, Group):
+            yield from walk(value)

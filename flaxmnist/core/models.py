@@ -1,9 +1,8 @@
 """The networks: images in, ten logits out."""
 
-import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +14,18 @@ from jaxtyping import Array, Float, Shaped
 from flaxmnist.core import ops
 from flaxmnist.core.batch import NUM_CLASSES, as_images
 from flaxmnist.errors import UserError, did_you_mean
-from flaxmnist.options import OptionType, boolean, check, one_of, optional, real, sizes
+from flaxmnist.options import (
+    Option,
+    OptionType,
+    boolean,
+    check,
+    declared,
+    one_of,
+    option,
+    optional,
+    real,
+    sizes,
+)
 
 __all__ = [
     "CNN",
@@ -90,22 +100,29 @@ def _canonicalize(model: nn.Module) -> None:
     Raises:
       UserError: a value is not possible.
     """
-    given = {name: value for name, value in vars(model).items() if name in _OPTIONS}
-    for name, value in check("model", given, _OPTIONS).items():
+    types = {name: option.type for name, option in declared(type(model)).items()}
+    given = {name: getattr(model, name) for name in types}
+    for name, value in check("model", given, types).items():
         object.__setattr__(model, name, value)  # A module refuses assignments.
+
+
+_DTYPE = optional(
+    OptionType("a floating-point type such as 'float32' or 'bfloat16'", _floating)
+)
+_DTYPE_HELP = (
+    "Type that layers compute in; None: that of their inputs and parameters. "
+    "Parameters, batch statistics and logits are float32 in any case."
+)
 
 
 class SoftmaxRegression(nn.Module):
     """One dense layer from zero: "MNIST for ML Beginners".
 
-    Attributes:
-      dtype: as of an `MLP`.
-
     Raises:
       UserError: a value is not possible.
     """
 
-    dtype: Any = None
+    dtype: Any = option(None, _DTYPE, _DTYPE_HELP)
 
     def __post_init__(self) -> None:
         _canonicalize(self)
@@ -126,30 +143,36 @@ class SoftmaxRegression(nn.Module):
 class MLP(nn.Module):
     """Dense layers: "TensorFlow Mechanics 101".
 
-    Attributes:
-      hidden: width of each hidden layer; a number is one layer.
-      dropout_rate: share of each hidden layer's activations dropped in training.
-      activation: "relu", "sigmoid", "tanh" or "softplus".
-      batch_norm: whether each hidden layer is normalized before its activation.
-      kernel_init: "lecun_normal", "glorot_uniform", or TensorFlow's
-        "truncated_normal".
-      kernel_stddev: of "truncated_normal", before truncation; None: 1 / sqrt(fan_in).
-      bias_init: value of every bias.
-      dtype: what layers compute in, such as "bfloat16"; if None, what their inputs and
-        parameters are. Parameters, batch statistics and logits are float32 anyway.
+    Each attribute is described where it is declared.
 
     Raises:
       UserError: a value is not possible.
     """
 
-    hidden: Sizes = (128, 32)
-    dropout_rate: float = 0.0
-    activation: str = "relu"
-    batch_norm: bool = False
-    kernel_init: str = "lecun_normal"
-    kernel_stddev: float | None = None
-    bias_init: float = 0.0
-    dtype: Any = None
+    hidden: Sizes = option(
+        (128, 32), sizes(), "Width of each hidden layer; a number is one layer."
+    )
+    dropout_rate: float = option(
+        0.0, real(0, below=1), "Fraction of hidden activations dropped in training."
+    )
+    activation: str = option(
+        "relu", one_of(ACTIVATIONS), "Activation function of every hidden layer."
+    )
+    batch_norm: bool = option(
+        False, boolean, "Whether to normalize each hidden layer before its activation."
+    )
+    kernel_init: str = option(
+        "lecun_normal", one_of(_INITIALIZERS), "Initializer of every kernel."
+    )
+    kernel_stddev: float | None = option(
+        None,
+        optional(real(0, above=True, below=1_000)),
+        "Standard deviation of truncated_normal; None: 1 / sqrt(fan_in).",
+    )
+    bias_init: float = option(
+        0.0, real(-1_000, below=1_000), "Initial value of every bias."
+    )
+    dtype: Any = option(None, _DTYPE, _DTYPE_HELP)
 
     def __post_init__(self) -> None:
         _canonicalize(self)
@@ -192,24 +215,27 @@ class CNN(MLP):
 
     The default layers are those of "A Guide to TF Layers".
 
-    Attributes:
-      features: channels of each convolution; a number is one convolution.
-      kernel_size: height and width of every kernel; a number is both.
-      strides: of every convolution; a number is both.
-      padding: "SAME" or "VALID".
-      pool: "max", "average", or None.
-
     Raises:
-      UserError: a value is not possible, or nothing of an image is left.
+      UserError: a value is not possible, or no pixel of an image is left.
     """
 
     hidden: Sizes = (1024,)
     dropout_rate: float = 0.4
-    features: Sizes = (32, 64)
-    kernel_size: Sizes = (5, 5)
-    strides: Sizes = (1, 1)
-    padding: str = "SAME"
-    pool: str | None = "max"
+    features: Sizes = option(
+        (32, 64), sizes(), "Channels of each convolution; a number is one convolution."
+    )
+    kernel_size: Sizes = option(
+        (5, 5), sizes(2, most=28), "Height and width of every convolution kernel."
+    )
+    strides: Sizes = option(
+        (1, 1), sizes(2, most=28), "Vertical and horizontal stride of convolutions."
+    )
+    padding: str = option(
+        "SAME", one_of(("SAME", "VALID")), "Padding of every convolution."
+    )
+    pool: str | None = option(
+        "max", optional(one_of(POOLS)), "Pooling of 2×2 pixels after every convolution."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -251,39 +277,31 @@ MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
 }
-_OPTIONS = {
-    "hidden": sizes(),
-    "dropout_rate": real(0, below=1),
-    "activation": one_of(ACTIVATIONS),
-    "batch_norm": boolean,
-    "kernel_init": one_of(_INITIALIZERS),
-    "kernel_stddev": optional(real(0, above=True, below=1_000)),
-    "bias_init": real(-1_000, below=1_000),
-    "features": sizes(),
-    "kernel_size": sizes(2, most=28),
-    "strides": sizes(2, most=28),
-    "padding": one_of(("SAME", "VALID")),
-    "pool": optional(one_of(POOLS)),
-    "dtype": optional(
-        OptionType("a floating-point type such as 'float32' or 'bfloat16'", _floating)
-    ),
-}
 
 
-def options(name: Any, **given: Any) -> dict[str, Any]:
-    """Returns every option of the model `name`, checked; the defaults where not given.
+def options(name: Any, given: Iterable[str] = ()) -> dict[str, Option]:
+    """Returns the options of the model `name`.
+
+    Args:
+      name: one of `MODELS`.
+      given: the names of options that the model must have.
 
     Raises:
-      UserError: the model or an option is unknown, or a value is not possible.
+      UserError: the model or one of its options is unknown.
     """
-    if not isinstance(name, str) or name not in MODELS:
-        raise UserError(f"no model {name!r}{did_you_mean(name, MODELS)}")
-    defaults = {
-        field.name: cast(Any, field.default)
-        for field in dataclasses.fields(MODELS[name])
-        if field.name in _OPTIONS and field.name != "dtype"
-    }
-    return defaults | check("model", given, {name: _OPTIONS[name] for name in defaults})
+    check("model", {"name": name}, {"name": one_of(MODELS)})
+    known = dict(declared(MODELS[name]))
+    known.pop("dtype", None)
+    for key in given:
+        users = [other for other, model in MODELS.items() if key in declared(model)]
+        if key not in known and users:
+            raise UserError(
+                f"model.{key} has no use with model.name={name!r}; expected "
+                f"model.name to be {' or '.join(map(repr, users))}"
+            )
+        if key not in known:
+            raise UserError(f"unknown option 'model.{key}'{did_you_mean(key, known)}")
+    return known
 
 
 def build(name: Any, *, dtype: Any = None, **given: Any) -> nn.Module:
@@ -292,7 +310,8 @@ def build(name: Any, *, dtype: Any = None, **given: Any) -> nn.Module:
     Raises:
       UserError: as :func:`options` and the models themselves.
     """
-    return MODELS[name](dtype=dtype, **options(name, **given))
+    options(name, given)
+    return MODELS[name](dtype=dtype, **given)
 
 
 def num_parameters(params: Any) -> int:

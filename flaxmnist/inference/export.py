@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from flaxmnist import data, options
+from flaxmnist.config import as_dict
 from flaxmnist.core import models
 from flaxmnist.export.card import Card
 from flaxmnist.export.parity import CHECKED
@@ -43,7 +44,7 @@ def export_run(run: "SavedRun", format: str) -> Path:
     )
     # Off the mesh, which a program would otherwise demand, and in float32.
     state = jax.device_put(jax.device_get(run.state), jax.devices()[0])
-    model = models.build(**run.config.model)
+    model = models.build(**as_dict(run.config.model))
     state = dataclasses.replace(state, model=model, layout=None)
     folder = run.workdir / "export" / format
     difference = write_export(state, format, folder, images, card.render)

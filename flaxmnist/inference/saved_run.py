@@ -14,8 +14,8 @@ import optax
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from flaxmnist import config as configs
 from flaxmnist import data, options
-from flaxmnist.config import schema as configs
 from flaxmnist.core import models, sharding
 from flaxmnist.core.state import TrainState, abstract_state
 from flaxmnist.data import SPLITS, Dataset
@@ -65,7 +65,7 @@ class SavedRun:
     """
 
     workdir: Path
-    config: ConfigDict
+    config: configs.Config
     step: int
     last_step: int
     state: TrainState
@@ -284,7 +284,7 @@ def open_run(
     step: int | None = None,
     overrides: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     *,
-    config: ConfigDict | None = None,
+    config: ConfigDict | configs.Config | None = None,
     use_mesh: bool = False,
 ) -> SavedRun:
     """Opens a run to evaluate it, to predict by it or to export it.
@@ -307,7 +307,7 @@ def open_run(
     saved = workdirs.saved_config(workdir)
     if saved is None:
         raise UserError(f"{workdir} contains no run: config.json is missing")
-    given = saved if config is None else configs.resolve(config)
+    given = saved if config is None else config
     given = configs.override(given, dict(overrides).items())
     workdirs.check_same(saved, given)
     layout = make_layout(given) if use_mesh else None
@@ -317,7 +317,7 @@ def open_run(
             state, manifest = _restore(given, checkpoints, chosen, layout)
         last_step = checkpoints.steps[-1]
     places = [given.data.dir]
-    is_told = any(saved.data[key] != given.data[key] for key in ("dir", "source"))
+    is_told = (saved.data.dir, saved.data.source) != (given.data.dir, given.data.source)
     # Where no directory is given, these sources read FLAXMNIST_DATA_DIR.
     if not is_told and given.data.source in ("auto", "idx"):
         places = [None, *places] if os.environ.get("FLAXMNIST_DATA_DIR") else places
@@ -336,13 +336,13 @@ def open_run(
 
 
 def _restore(
-    config: ConfigDict,
+    config: configs.Config,
     checkpoints: Checkpoints,
     step: int,
     layout: sharding.Layout | None,
 ) -> tuple[TrainState, Manifest]:
     """Returns the parameters of a checkpoint in a state, and the manifest."""
-    model = models.build(dtype=config.precision, **config.model)
+    model = models.build(dtype=config.precision, **configs.as_dict(config.model))
     where = layout or SingleDeviceSharding(jax.local_devices()[0])
     state = abstract_state(model, optax.identity(), where, ema_decay=config.ema)
     size = 4 * models.num_parameters(state.params)
@@ -356,7 +356,7 @@ def _restore(
     wanted = {"state": {name: getattr(state, name) for name in names}}
 
     def check(manifest: Manifest) -> None:
-        workdirs.check_same(configs.resolved(manifest.config), config)
+        workdirs.check_same(configs.from_dict(manifest.config), config)
 
     tree, manifest = checkpoints.restore(step, wanted, check)
     return dataclasses.replace(state, **tree["state"]), manifest

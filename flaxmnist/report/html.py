@@ -71,8 +71,8 @@ class History:
     @property
     def recipe(self) -> str:
         """What runs of the same recipe and other seeds have in common."""
-        config = configs.resolved(self.summary.config)
-        config.seed = 0
+        config = configs.from_dict(self.summary.config)
+        config = dataclasses.replace(config, seed=0)
         dataset = self.summary.dataset
         return repr(
             [
@@ -210,7 +210,7 @@ def write_report(
         content = plots.png(figure)
         write_file(workdir / "plots" / f"{name}.png", content)
         pictures[name] = "data:image/png;base64," + base64.b64encode(content).decode()
-    flags = configs.flags_of(configs.resolved(summary.config))
+    flags = configs.flags_of(configs.from_dict(summary.config))
     page = _template().render(
         name=printable(workdir.resolve().name),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

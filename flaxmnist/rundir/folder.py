@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import jax
-from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
 from flaxmnist.errors import UserError
@@ -21,7 +20,7 @@ from flaxmnist.rundir.manifest import Summary
 from flaxmnist.runtime import durable, files, processes
 
 
-def saved_config(workdir: Path) -> ConfigDict | None:
+def saved_config(workdir: Path) -> configs.Config | None:
     """Returns the configuration of the run in `workdir`, if there is one.
 
     Raises:
@@ -58,7 +57,7 @@ def saved_steps(workdir: Path) -> list[int]:
     return integrity.saved_steps(workdir / "checkpoints")
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
+def check(workdir: Path, config: configs.Config) -> None:
     """Compares the run in the directory with a configuration; writes nothing.
 
     Raises:
@@ -70,7 +69,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
         check_same(before, config)
 
 
-def check_same(before: ConfigDict, config: ConfigDict) -> None:
+def check_same(before: configs.Config, config: configs.Config) -> None:
     """Raises UserError if a run's configuration differs in what matters."""
     if changed := configs.differences(before, config):
         raise UserError(

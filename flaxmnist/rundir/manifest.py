@@ -239,7 +239,7 @@ def _seconds(value: Any) -> dict[str, float]:
 _SUMMARY: options.Schema = {
     **_DESCRIPTION,
     "config": options.OptionType(
-        "a configuration", lambda value: configs.resolved(value).to_dict()
+        "a configuration", lambda value: configs.as_dict(configs.from_dict(value))
     ),
     "versions": options.by_name(options.text),
     "model": {"name": options.text, "parameters": _COUNT},

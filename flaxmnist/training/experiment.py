@@ -7,12 +7,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
-from ml_collections import ConfigDict
 
-from flaxmnist import config as configs
 from flaxmnist import data
+from flaxmnist.config import Config, as_dict, flat
 from flaxmnist.core import models, optim, sharding
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.data.feeds import FEEDS, Feed
@@ -33,7 +31,7 @@ class Evaluation:
       total_steps: of the whole training.
     """
 
-    config: ConfigDict
+    config: Config
     dataset: data.Dataset
     eval_feeds: dict[str, Feed]
     everywhere: NamedSharding
@@ -71,14 +69,13 @@ class Run(Evaluation):
         return min(step + most, self.total_steps, *events)
 
 
-def build(config: ConfigDict) -> Run:
+def build(config: Config) -> Run:
     """Builds what `config` describes.
 
     Raises:
       UserError: something in it is not possible; nothing was written.
     """
-    config = configs.resolve(config)
-    model = models.build(dtype=config.precision, **config.model)
+    model = models.build(dtype=config.precision, **as_dict(config.model))
     layout = make_layout(config)
     mesh = layout.mesh
     data_parts = mesh.shape["data"]
@@ -126,7 +123,7 @@ def build(config: ConfigDict) -> Run:
         schedule=jax.jit(schedule),
         total_steps=total_steps,
         every={
-            event: to_steps(config[option], steps_per_epoch)
+            event: to_steps(getattr(config, option), steps_per_epoch)
             for event, option in events.items()
         },
         everywhere=sharding.replicated(mesh),
@@ -138,25 +135,25 @@ def build(config: ConfigDict) -> Run:
     )
 
 
-def make_layout(config: ConfigDict) -> sharding.Layout:
+def make_layout(config: Config) -> sharding.Layout:
     """Returns the layout of the state over the mesh of `config`.
 
     Raises:
       UserError: the mesh needs other devices than there are.
     """
-    options = config.mesh.to_dict()
+    options = as_dict(config.mesh)
     fsdp = options.pop("fsdp")
     return sharding.Layout(sharding.make_mesh(**options), fsdp)
 
 
-def check_dataset(config: ConfigDict, dataset: data.Dataset) -> None:
+def check_dataset(config: Config, dataset: data.Dataset) -> None:
     """Checks that no split is empty, and that all processes have the same data.
 
     Raises:
       UserError: a split is empty, or another process has other options or data.
     """
     if jax.process_count() > 1:
-        facts = flatten_dict(config.to_dict(), sep=".")
+        facts = flat(config)
         del facts["data.dir"]  # Each process may have its own.
         for split, count in dataset.counts.items():
             facts[f"the {split} data"] = (
@@ -172,14 +169,14 @@ def check_dataset(config: ConfigDict, dataset: data.Dataset) -> None:
             raise UserError(f"the {split} split of {dataset.name} is empty")
 
 
-def eval_batch_size(config: ConfigDict, dataset: data.Dataset, mesh: Mesh) -> int:
+def eval_batch_size(config: Config, dataset: data.Dataset, mesh: Mesh) -> int:
     """Returns the size of an evaluation batch, a multiple of the mesh's data axis."""
     largest, parts = max(dataset.counts.values()), mesh.shape["data"]
     return -(-min(config.eval_batch_size, largest) // parts) * parts
 
 
 def make_optimizer(
-    config: ConfigDict, count: int
+    config: Config, count: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule, int]:
     """Returns the optimizer, its schedule, and the number of steps of the training.
 
@@ -199,7 +196,7 @@ def make_optimizer(
             f"num_epochs={config.num_epochs} are {total_steps:,} steps: expected fewer "
             f"than {MAX_STEPS:,}"
         )
-    optimizer = config.optimizer.to_dict()
+    optimizer = as_dict(config.optimizer)
     warmup = optimizer.pop("warmup")
     tx, schedule = optim.build(
         **optimizer,

@@ -31,7 +31,7 @@ DISPATCH_SECONDS = 0.5
 
 
 def train_and_evaluate(
-    config: ConfigDict,
+    config: ConfigDict | configs.Config,
     workdir: str | Path,
     console: Console | None = None,
     started: float | None = None,

@@ -72,7 +72,7 @@ def expected(run: Run) -> tuple[dict[str, Any], Callable[[Manifest], None]]:
 def _check_same_run(run: Run, manifest: Manifest) -> None:
     """Raises UserError unless a checkpoint is of this run."""
     check_same_data(manifest, run.dataset)
-    workdirs.check_same(configs.resolved(manifest.config), run.config)
+    workdirs.check_same(configs.from_dict(manifest.config), run.config)
 
 
 def check_same_data(manifest: Manifest, now: Dataset) -> None:
@@ -102,13 +102,12 @@ def begin(run: Run) -> Training:
     state = create_state(
         run.model, run.tx, run.config.seed, run.layout, **run.state_options
     )
-    if run.config.init_from is not None:
-        state = _warm_start(run, state)
+    if (source := run.config.init_from) is not None:
+        state = _warm_start(Path(source), state)
     return Training(0, state, run.no_metrics(), Best())
 
 
-def _warm_start(run: Run, state: TrainState) -> TrainState:
-    source = Path(run.config.init_from)
+def _warm_start(source: Path, state: TrainState) -> TrainState:
     with Checkpoints(source / "checkpoints", read_only=True) as checkpoints:
         config = workdirs.saved_config(source)
         decay = None if config is None else config.ema

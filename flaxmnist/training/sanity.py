@@ -3,10 +3,9 @@
 import dataclasses
 import math
 import time
+from typing import Any
 
-from ml_collections import ConfigDict
-
-from flaxmnist import config as configs
+from flaxmnist.config import Config
 from flaxmnist.core import models
 from flaxmnist.data import Split
 from flaxmnist.data.feeds import FEEDS, Feed
@@ -30,7 +29,7 @@ def _feed(run: Run, split: Split, count: int, seed: int | None = None) -> Feed:
     return FEEDS[run.config.data.placement](few, -(-size // parts) * parts, mesh, seed)
 
 
-def dry_run(config: ConfigDict, console: Console | None = None) -> None:
+def dry_run(config: Config, console: Console | None = None) -> None:
     """Builds what `config` describes, trains a step and evaluates a batch.
 
     Raises:
@@ -62,7 +61,7 @@ def dry_run(config: ConfigDict, console: Console | None = None) -> None:
     console.line("nothing was written; without --dry_run it trains")
 
 
-def overfit(config: ConfigDict, batches: int, console: Console | None = None) -> bool:
+def overfit(config: Config, batches: int, console: Console | None = None) -> bool:
     """Trains on a few batches alone, over and over, without dropout or schedule.
 
     A model and an optimizer that cannot learn one batch by heart can learn nothing: the
@@ -80,12 +79,22 @@ def overfit(config: ConfigDict, batches: int, console: Console | None = None) ->
       UserError: something in `config` is not possible, or there are fewer batches.
     """
     console = console or Console()
-    values = configs.resolve(config).to_dict()
-    values |= {"num_epochs": None, "num_steps": MOST_STEPS}
-    values["optimizer"] |= {"schedule": "constant", "warmup": None, "decay_rate": None}
-    if "dropout_rate" in values["model"]:
-        values["model"]["dropout_rate"] = 0.0
-    run = build(ConfigDict(values, type_safe=False))
+    model = config.model
+    if hasattr(model, "dropout_rate"):
+        no_dropout: dict[str, Any] = {"dropout_rate": 0.0}
+        model = dataclasses.replace(model, **no_dropout)
+    optimizer = dataclasses.replace(
+        config.optimizer, schedule="constant", warmup=None, decay_rate=None
+    )
+    run = build(
+        dataclasses.replace(
+            config,
+            num_epochs=None,
+            num_steps=MOST_STEPS,
+            model=model,
+            optimizer=optimizer,
+        )
+    )
     size, train = batches * run.config.batch_size, run.dataset.train
     if size > len(train):
         raise UserError(

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import jax
 
+from flaxmnist.config import as_dict
 from flaxmnist.core import models
 from flaxmnist.core.state import TrainState
 from flaxmnist.data import SPLITS
@@ -25,7 +26,7 @@ def describe(run: Evaluation) -> Description:
     """Returns configuration, data, versions and machine, as checkpoints record them."""
     dataset = run.dataset
     return Description(
-        config=run.config.to_dict(),
+        config=as_dict(run.config),
         dataset=DatasetInfo(
             dataset.name,
             dataset.source,

@@ -126,7 +126,7 @@ def test_the_bundled_subset_is_stratified_and_fixed():
         ({"name": None}, "data.name=None: expected a text"),
         ({"source": ["idx"]}, r"data.source=\['idx'\] is unknown"),
         ({"source": "idxs"}, "data.source='idxs' is unknown; did you mean 'idx'"),
-        ({"dir": 0 == 0}, "data.dir=True: expected a folder, or None"),
+        ({"dir": 0 == 0}, "data.dir=True: expected a directory, or None"),
     ],
 )
 def test_nonsense_given_to_load_is_refused_by_name(wrong, said):

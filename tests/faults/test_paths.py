@@ -49,7 +49,7 @@ def test_a_path_that_cannot_be_used_is_refused_before_anything_is_written(path, 
         lambda: configs.make_config(num_steps=1, init_from=path),
         lambda: configs.make_config(num_steps=1, data={"dir": path}),
     ):
-        with pytest.raises(UserError, match=f"{said}|: expected a folder"):
+        with pytest.raises(UserError, match=f"{said}|: expected a directory"):
             call()
     for program, flags in (
         (train, ["--config=mlp:smoke", f"--workdir={path}"]),

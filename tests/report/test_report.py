@@ -66,7 +66,7 @@ def test_a_model_of_ones_own_is_reported(tmp_path, monkeypatch, capsys):
 
 def test_the_command_in_a_report_gives_the_configuration_again():
     for spec in ("softmax", "mlp:mechanics", "cnn:deep"):
-        config = configs.load(spec)
+        config = configs.resolve(configs.load(spec))
         assert configs.flags_of(config) == [f"--config={spec}"]
     # The rate of `cnn`, of which another model's name would make the default.
     other = configs.override(
@@ -76,7 +76,7 @@ def test_the_command_in_a_report_gives_the_configuration_again():
         first, *changes = configs.flags_of(config)
         pairs = [flag.removeprefix("--config.").split("=", 1) for flag in changes]
         base = configs.load(first.removeprefix("--config="))
-        assert configs.override(base, pairs).to_dict() == config.to_dict()
+        assert configs.override(base, pairs) == config
 
 
 def test_runs_that_differ_in_their_seed_are_one_row(reported, capsys):

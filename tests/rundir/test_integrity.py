@@ -223,7 +223,7 @@ def test_a_configuration_is_read_or_refused(run):
         path.write_text(json.dumps(changed))
         with contextlib.suppress(UserError):
             config = workdirs.saved_config(run)
-            assert configs.resolve(config).to_dict() == config.to_dict(), where
+            assert configs.from_dict(configs.as_dict(config)) == config, where
 
 
 def test_damaged_lines_of_metrics_are_skipped_with_a_warning(run, capsys):

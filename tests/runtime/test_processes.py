@@ -83,7 +83,7 @@ def alone(workdir, devices, *flags):
 def parameters(workdir, step=None, devices=1):
     """The arrays of a checkpoint, read onto so many devices, and its record."""
     config = configs.from_json((Path(workdir) / "config.json").read_text())
-    config.mesh.data = devices
+    config = configs.override(config, [("mesh.data", str(devices))])
     tree, record = saved(config, workdir, step)
     return jax.tree.leaves(tree["state"]), record
 

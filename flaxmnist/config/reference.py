@@ -1,0 +1,106 @@
+"""The list of all options, for ``--help`` and as a page of Markdown."""
+
+import dataclasses
+import itertools
+import textwrap
+from collections.abc import Iterator
+
+from flaxmnist.config.schema import DEFAULT_MODEL, declarations
+from flaxmnist.options import Option
+
+_PAGE = """\
+# Options
+
+`--config.NAME=VALUE` on the command line and `make_config` in a configuration file set
+these options. A run that resumes may change those marked "yes"; all others must keep
+their values.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An option as its users read of it.
+
+    Attributes:
+      group: "run", or the part of `name` before the dot.
+      name: its full name, such as ``"optimizer.learning_rate"``.
+      default: its default; if models differ in it, that of each model.
+      expected: the values that it accepts.
+      help: its meaning, in one sentence.
+      mutable: whether a run that resumes may change it.
+    """
+
+    group: str
+    name: str
+    default: str
+    expected: str
+    help: str
+    mutable: bool
+
+
+def entries() -> Iterator[Entry]:
+    """Yields every option, group by group."""
+    for name, by_model in declarations().items():
+        group, dot, _ = name.partition(".")
+        *_, one = by_model.values()
+        yield Entry(
+            group if dot else "run",
+            name,
+            _default(name, by_model),
+            one.type.expected,
+            one.help,
+            one.mutable,
+        )
+
+
+def _default(name: str, by_model: dict[str, Option]) -> str:
+    """Returns a default such as ``"adam"``, or ``"mlp: 0.0; cnn: 0.4"`` by model."""
+    if name == "model.name":
+        return DEFAULT_MODEL
+    if not name.startswith("model."):
+        return str(by_model[""].default)
+    models: dict[str, list[str]] = {}
+    for model, one in by_model.items():
+        models.setdefault(str(one.default), []).append(model)
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in models.items())
+
+
+def _groups() -> Iterator[tuple[str, list[Entry]]]:
+    for group, found in itertools.groupby(entries(), lambda entry: entry.group):
+        yield group, list(found)
+
+
+def help_text() -> str:
+    """Returns the options by group, as ``--help`` prints them."""
+    lines = ["options (*: a run that resumes may change them):"]
+    for group, found in _groups():
+        lines += ["", f"{group}:"]
+        for entry in found:
+            star = "*" if entry.mutable else " "
+            lines.append(f"{star} --config.{entry.name}  (default: {entry.default})")
+            text = f"{entry.help} Expected: {entry.expected}."
+            indent = " " * 6
+            lines += textwrap.wrap(
+                text, 80, initial_indent=indent, subsequent_indent=indent
+            )
+    return "\n".join(lines)
+
+
+def markdown() -> str:
+    """Returns the page of all options."""
+    lines = [_PAGE]
+    for group, found in _groups():
+        lines += [
+            f"## {group}",
+            "",
+            "| option | default | expected | may change | meaning |",
+            "|---|---|---|---|---|",
+        ]
+        for entry in found:
+            mutable = "yes" if entry.mutable else "no"
+            lines.append(
+                f"| `{entry.name}` | `{entry.default}` | {entry.expected} | {mutable} "
+                f"| {entry.help} |"
+            )
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
