@@ -17,7 +17,7 @@ import optax
 
 # Functions of these packages depend on nothing but their arguments and their closures.
 _PURE = frozenset({"optax", "jax", "flaxmnist"})
-_CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes})
+_CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
 _IMMUTABLE = (type, np.dtype, np.generic)
 # The optimizer that a step was last traced with, by everything else that the compiled
 # program depends on.
@@ -28,6 +28,13 @@ class _OpaqueError(Exception):
     """A part can only be compared by identity."""
 
 
+def _content(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # The variable was never set.
+        return ...
+
+
 def _value_of(part: object) -> Hashable:
     """Returns a value that is equal for parts of optimizers that compute the same."""
     kind = type(part)
@@ -36,7 +43,7 @@ def _value_of(part: object) -> Hashable:
     if isinstance(part, types.FunctionType):
         if part.__globals__["__name__"].partition(".")[0] not in _PURE:
             raise _OpaqueError  # It may read a global variable that changes.
-        held = [cell.cell_contents for cell in part.__closure__ or ()]
+        held = [_content(cell) for cell in part.__closure__ or ()]
         held += part.__defaults__ or ()
         if part.__kwdefaults__:
             held += [part.__kwdefaults__[name] for name in sorted(part.__kwdefaults__)]
@@ -49,6 +56,10 @@ def _value_of(part: object) -> Hashable:
         return kind, _value_of((part.func, part.args, named))
     if isinstance(part, _IMMUTABLE):
         return kind, part
+    # A function that JAX has compiled, such as jnp.maximum, exists once.
+    module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", "<")
+    if module and module.partition(".")[0] in _PURE and "<" not in name:
+        return kind, id(part)
     raise _OpaqueError  # A list, a dictionary or an array may be changed in place.
 
 
@@ -58,8 +69,7 @@ class _ByValue:
         """What is compared: the parts, or both functions themselves."""
         try:
             return _value_of(tuple(self))
-        # An empty cell of a closure, a function that holds itself.
-        except (_OpaqueError, ValueError, RecursionError):
+        except (_OpaqueError, RecursionError):  # A closure may contain itself.
             return tuple(self)
 
     @functools.cached_property

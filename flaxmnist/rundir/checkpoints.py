@@ -1,150 +1,51 @@
-"""Checkpoints: with `commit`, the only module that knows Orbax.
+"""Saves and restores the checkpoints of a run.
 
-A checkpoint holds a tree of arrays and a JSON record, which carries a checksum of each
-array. It counts as saved once its folder is on the disk under its final name, so that a
-process killed at any moment, or a power failure, leaves whole checkpoints only.
+A checkpoint contains a tree of arrays and a JSON record with a checksum of each array.
+It is complete as soon as its directory is on the disk under its final name, so a
+process that is killed at any moment, or a power failure, leaves only complete
+checkpoints. Only this module, `verify`, `manager` and `commit` use Orbax.
 """
 
 import contextlib
 import dataclasses
 import functools
-import logging
-import operator
 import os
-import re
 import shlex
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Iterator
-from errno import EACCES, EMFILE, ENFILE, ENOENT, ENOMEM, EPERM
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epy
 
-from flaxmnist import options
-from flaxmnist.core.sharding import named_leaves
-from flaxmnist.errors import DamagedError, UserError, kind_of
-from flaxmnist.options import conform
-from flaxmnist.rundir import integrity
-from flaxmnist.rundir.manifest import (
-    Figures,
-    Manifest,
-    canonical_json,
-    read_record,
-    with_checksum,
-)
-from flaxmnist.runtime import durable, files, logs, processes
-from flaxmnist.runtime.failures import explain
+from flaxmnist.errors import DamagedError, UserError
+from flaxmnist.rundir import integrity, verify
+from flaxmnist.rundir.manifest import Figures, Manifest, read_record, with_checksum
+from flaxmnist.runtime import durable, processes
 
-# A run's first steps need none of it.
+# Orbax takes a second to import, and a run's first steps do not need it.
 with epy.lazy_imports():
     import orbax.checkpoint as ocp
-    from orbax.checkpoint import checkpoint_managers
-
-_ARRAYS, _RECORD = "arrays", "record"
-# Where Orbax moves, whole, what is kept no longer: deleted file by file in its place,
-# it would be a damaged checkpoint meanwhile. By this name Orbax takes it for one that
-# was not finished, and removes it at the next start.
-_DELETED = "deleted.orbax-checkpoint-tmp"
-# The schema of Orbax's file ``_CHECKPOINT_METADATA``. Orbax fails on any other content.
-_OBJECT = options.optional(options.OptionType("an object", lambda value: {**value}))
-_TIME = options.optional(options.whole(0, below=2**63))
-_METADATA: options.Schema = {
-    "item_handlers": options.optional(
-        options.OptionType(
-            "an object or a text",
-            lambda value: value if isinstance(value, str) else {**value},
-        )
-    ),
-    "metrics": _OBJECT,
-    "performance_metrics": _OBJECT,
-    "init_timestamp_nsecs": _TIME,
-    "commit_timestamp_nsecs": _TIME,
-    "custom_metadata": _OBJECT,
-}
-
-
-def _rank(metrics: dict[str, float]) -> float:
-    """Ranks the validation figures that Orbax keeps beside a checkpoint."""
-    return Figures.from_json(metrics).rank
-
-
-def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yields each array of a tree, or its shape and dtype, under its name."""
-    for name, leaf in named_leaves(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = (
-                jax.random.key_data(leaf)
-                if isinstance(leaf, jax.Array)
-                else jax.eval_shape(jax.random.key_data, leaf)
-            )
-        yield name, leaf
-
-
-def _kinds(tree: Any) -> dict[str, str]:
-    """Returns ``{"state/params/Dense_0/bias": "float32 [128]", …}``."""
-    return {name: kind_of(leaf) for name, leaf in _leaves(tree)}
-
-
-def _checksums(tree: Any) -> dict[str, int]:
-    """Returns a CRC-32 of each array by its name, whatever its sharding."""
-    return {
-        name: zlib.crc32(
-            np.ascontiguousarray(processes.gather(leaf)).reshape(-1).view(np.uint8).data
-        )
-        for name, leaf in _leaves(tree)
-    }
-
-
-def _check_step(record: dict[str, Any], step: int) -> None:
-    """Raises ValueError if a record belongs to another step than its folder."""
-    # Older records contain no step, only a checksum of the step in the state.
-    checksum = record["checksums"].get("state/step")
-    other = checksum not in (None, zlib.crc32(np.int32(step).tobytes()))
-    if record.get("step", step) != step or other:
-        raise ValueError(f"its content is of step {record.get('step', 'another')}")
-
-
-@contextlib.contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
-    """Has TensorStore, too, tell of a full disk by an OSError."""
-    try:
-        yield
-    except ValueError as error:
-        if not (found := re.search(r"(?:os_error_code='|OS error )(\d+)", str(error))):
-            raise
-        number = int(found[1])
-        raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _raise_unless_damage(error: Exception) -> None:
-    """Raises an error of reading a checkpoint, unless its content is the cause."""
-    limits = (EACCES, EPERM, EMFILE, ENFILE, ENOMEM)
-    if isinstance(error, OSError) and error.errno in limits:
-        raise UserError(explain(error)) from error
-    if isinstance(error, UserError | MemoryError):
-        raise error
 
 
 class Checkpoints:
     """The checkpoints of a run: the last few, and the best on validation.
 
-    A context manager: on leaving, all that was given to `save` is on disk.
+    A context manager: when the block ends, everything passed to `save` is on disk.
 
     Args:
-      directory: their folder; it must exist before `save`.
-      keep: how many of the latest are kept, beside the best.
-      read_only: nothing in the folder is changed.
-      warn: is told of damaged checkpoints, which are moved aside, to
+      directory: contains one directory per checkpoint; must exist before `save`.
+      keep: number of latest checkpoints to keep, in addition to the best.
+      read_only: whether nothing in the directory may change.
+      warn: called with a message for each damaged checkpoint, which is then moved to
         ``damaged-checkpoints``.
-      check: called before each write; raises if nothing may be written any more.
+      check: called before each write; raises if this run may no longer write.
 
     Raises:
-      UserError: `read_only`, and there is no such folder.
+      UserError: `read_only`, and the directory does not exist.
       DamagedError: `read_only`, and a checkpoint cannot be listed.
     """
 
@@ -158,7 +59,7 @@ class Checkpoints:
     ):
         if read_only and not directory.is_dir():
             raise UserError(f"no checkpoint in {directory}: train first")
-        # Orbax takes absolute paths alone.
+        # Orbax accepts only absolute paths.
         self.directory = directory.absolute()
         self._keep, self._read_only = keep, read_only
         self._warn, self._check = warn, check
@@ -169,85 +70,43 @@ class Checkpoints:
         return [self.directory / str(step) for step in steps]
 
     def _unlistable(self) -> Iterator[DamagedError]:
-        """Yields what Orbax could not open the folder with, or not tell the best."""
+        """Yields the checkpoints that Orbax could not list or rank."""
         for folder in self._folders():
             try:
-                integrity.check_checkpoint(folder)
-                conform(files.read_json(folder / "_CHECKPOINT_METADATA"), _METADATA)
-                validation = None
-                if (metrics := folder / "metrics" / "metrics").exists():
-                    validation = files.read_json(metrics)
-                    Figures.from_json(validation)
-                record = read_record(folder / _RECORD)
-                _check_step(record, int(folder.name))
-                said = record.get("validation", validation)
-                if canonical_json(said) != canonical_json(validation):
-                    raise ValueError("its figures on validation differ")
-            except Exception as error:  # Whatever JSON may hold.
-                _raise_unless_damage(error)
-                if folder.exists():  # A run that goes on may have deleted it.
+                verify.check_metadata(folder)
+            except Exception as error:  # JSON may contain any value.
+                verify.raise_unless_damage(error)
+                if folder.exists():  # Another run may have deleted it.
                     yield DamagedError(self.directory, int(folder.name), error)
 
     @functools.cached_property
     def _manager(self) -> "ocp.CheckpointManager":
-        from flaxmnist.rundir.commit import SyncedPath
+        from flaxmnist.rundir import manager
 
-        policies = checkpoint_managers
-        options = ocp.CheckpointManagerOptions(
-            best_fn=_rank,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(self._keep),
-                    policies.BestN(
-                        get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False
-                    ),
-                ]
-            ),
-            todelete_subdir=None if self._read_only else _DELETED,
-            temporary_path_class=SyncedPath,
-            # In a thread, a folder that cannot be made would be waited for.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            create=not self._read_only,
-            # Orbax would delete them in a thread, which may outlive a short run.
-            cleanup_tmp_directories=False,
-            read_only=self._read_only,
-            save_interval_steps=0 if self._read_only else 1,
-        )
-        if not self._read_only and processes.is_first():
-            for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left)  # A killed process left it.
-        while True:
-            try:
-                with logs.at_levels(absl=logging.ERROR):  # It warns of `read_only`.
-                    return ocp.CheckpointManager(
-                        self.directory, options=options, item_names=(_ARRAYS, _RECORD)
-                    )
-            except FileNotFoundError:  # A run that goes on deleted one meanwhile.
-                if not self._read_only:
-                    raise
+        return manager.make_manager(self.directory, self._keep, self._read_only)
 
     @functools.cached_property
     def _reader(self) -> "ocp.Checkpointer":
-        # Of this process alone: where one fails to read, none waits for it.
+        # Each process reads alone: if one fails, the others do not wait for it.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
         )
         return ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(_ARRAYS),
+            ocp.CompositeCheckpointHandler(verify.ARRAYS),
             multiprocessing_options=alone,
         )
 
     @property
     def steps(self) -> list[int]:
-        """Steps that are saved, in order."""
+        """The saved steps, in ascending order."""
         return sorted(self._manager.all_steps())
 
     @property
     def best_step(self) -> int:
-        """Step of the best on validation; the latest, if none was evaluated.
+        """The step that is best on validation, or the latest if none was evaluated.
 
         Raises:
-          UserError: there is no checkpoint.
+          UserError: no checkpoint exists.
         """
         best, latest = self._manager.best_step(), self._manager.latest_step()
         if latest is None:
@@ -261,14 +120,14 @@ class Checkpoints:
         manifest: Manifest,
         validation: Figures | None,
     ) -> None:
-        """Copies `tree` and starts writing; training may go on at once.
+        """Copies `tree`, starts to write it and returns.
 
-        An earlier write that is not finished is waited for.
+        Waits first for an unfinished earlier write.
 
         Args:
-          step: names the checkpoint.
+          step: the name of the checkpoint.
           tree: arrays, on any devices.
-          manifest: written beside them, as JSON.
+          manifest: written beside the arrays, as JSON.
           validation: the figures of this step, if it was evaluated.
 
         Raises:
@@ -276,23 +135,23 @@ class Checkpoints:
         """
         self.wait()
         self._check()
-        if not self.directory.is_dir():  # Orbax would make it, and nothing else there.
+        if not self.directory.is_dir():  # Orbax would create only this directory.
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self.directory))
-        manager = self._manager  # The first time, this takes a second.
+        manager = self._manager  # The first access takes a second.
         metrics = validation and dataclasses.asdict(validation)
         record = manifest.to_json() | {
             "step": step,
             "validation": metrics,
-            "arrays": _kinds(tree),
-            "checksums": _checksums(tree),
+            "arrays": verify.descriptions(tree),
+            "checksums": verify.checksums(tree),
         }
         items = {
-            _ARRAYS: ocp.args.PyTreeSave(tree),
-            _RECORD: ocp.args.JsonSave(with_checksum(record)),
+            verify.ARRAYS: ocp.args.PyTreeSave(tree),
+            verify.RECORD: ocp.args.JsonSave(with_checksum(record)),
         }
-        # Right before Orbax, which would replace a checkpoint of another run.
+        # Last check before Orbax, which would replace a checkpoint of another run.
         self._check()
-        with _os_errors(self.directory / str(step)):
+        with verify.os_errors(self.directory / str(step)):
             manager.save(
                 step,
                 args=ocp.args.Composite(**items),
@@ -307,93 +166,68 @@ class Checkpoints:
 
         Args:
           step: one of `steps`.
-          abstract: `jax.ShapeDtypeStruct`s, with the shardings wanted; a part of the
-            tree that was saved is enough.
+          abstract: tree of `jax.ShapeDtypeStruct` with the shardings to restore into:
+            the saved tree, or a part of it.
           check: called with the manifest before the arrays are read; raises
             `UserError` if the checkpoint is of another run.
 
         Raises:
-          UserError: there is no such step, its arrays are not those of `abstract`, or
-            (`DamagedError`) it is damaged.
+          UserError: the step does not exist, or its arrays do not match `abstract`.
+          DamagedError: the checkpoint is damaged.
         """
         if step not in self.steps:
-            there = ", ".join(map(str, self.steps)) or "none"
+            saved = ", ".join(map(str, self.steps)) or "none"
             raise UserError(
-                f"no checkpoint of step {step} in {self.directory}: there are {there}"
+                f"checkpoint {step} does not exist in {self.directory}; saved steps: "
+                f"{saved}"
             )
-        with self._found_damaged(step):
-            record = read_record(self.directory / str(step) / _RECORD)
-            expected = record.pop("checksums")
+        folder = self.directory / str(step)
+        with self._damage_reported(step):
+            record = read_record(folder / verify.RECORD)
             manifest = Manifest.from_json(record)
             check(manifest)
-            self._check_kinds(step, record.pop("arrays"), _kinds(abstract))
-            self._check_chunks(step)
+            verify.check_model(folder, record["arrays"], verify.descriptions(abstract))
+            verify.check_chunks(folder)
             arrays = ocp.args.PyTreeRestore(
                 abstract,
                 ocp.checkpoint_utils.construct_restore_args(abstract),
                 partial_restore=True,
             )
             tree = self._reader.restore(
-                self.directory / str(step),
-                args=ocp.args.Composite(**{_ARRAYS: arrays}),
-            )[_ARRAYS]
-        with self._found_damaged(step):
-            for path, found in _checksums(tree).items():
-                if expected.get(path, found) != found:
-                    raise ValueError(f"the checksum of {path} differs")
+                folder, args=ocp.args.Composite(**{verify.ARRAYS: arrays})
+            )[verify.ARRAYS]
+        with self._damage_reported(step):
+            verify.check_checksums(tree, record["checksums"])
         return tree, manifest
 
     @contextlib.contextmanager
-    def _found_damaged(self, step: int) -> Iterator[None]:
+    def _damage_reported(self, step: int) -> Iterator[None]:
         """Raises DamagedError in every process if the block fails in one."""
         found = None
         try:
-            with _os_errors(self.directory / str(step)):
+            with verify.os_errors(self.directory / str(step)):
                 yield
         except Exception as error:  # Orbax and TensorStore raise many kinds.
-            _raise_unless_damage(error)
+            verify.raise_unless_damage(error)
             if not (self.directory / str(step)).exists():
                 raise UserError(
-                    f"the checkpoint of step {step} in {self.directory} was deleted "
-                    "meanwhile, by a run that goes on there: try again"
+                    f"checkpoint {step} in {self.directory} was deleted by another run "
+                    "while it was read; try again"
                 ) from None
             found = error
         if processes.all_processes_max(found is not None):
             found = found or RuntimeError("another process cannot read it")
             raise DamagedError(self.directory, step, found) from found
 
-    def _check_kinds(
-        self, step: int, there: dict[str, str], here: dict[str, str]
-    ) -> None:
-        parts = {name.split("/")[1] for name in here}
-        there = {
-            name: kind for name, kind in there.items() if name.split("/")[1] in parts
-        }
-        for name in sorted(there.keys() | here.keys()):
-            if there.get(name) != here.get(name):
-                raise UserError(
-                    f"the checkpoint of step {step} in {self.directory} is of another "
-                    f"model: {name.partition('/')[2]} is {there.get(name, 'not')} "
-                    f"there, {here.get(name, 'not')} here"
-                )
-
-    def _check_chunks(self, step: int) -> None:
-        # A chunk is allocated whole, and what is compressed says nothing of its size.
-        handler = ocp.PyTreeCheckpointHandler()
-        stored = handler.metadata(self.directory / str(step) / _ARRAYS)
-        for array in jax.tree.leaves(stored):
-            if any(map(operator.gt, array.storage.chunk_shape, array.shape)):
-                raise ValueError(f"the chunks of {array.name} are larger than it is")
-
     def restore_newest(
         self, abstract: Any, check: Callable[[Manifest], None]
     ) -> tuple[int, Any, Manifest] | None:
-        """Returns step, tree and manifest of the newest checkpoint that is whole.
+        """Returns step, tree and manifest of the newest undamaged checkpoint.
 
         The arguments are those of `restore`.
 
         Raises:
-          UserError: there are checkpoints, but all are damaged.
+          UserError: all checkpoints are damaged.
         """
         damaged: list[DamagedError] = []
         for step in reversed(processes.broadcast(self.steps)):
@@ -413,7 +247,7 @@ class Checkpoints:
 
     def _all_damaged(self, error: DamagedError) -> UserError:
         return UserError(
-            f"{error}, and so is every one before it: start anew with another --workdir"
+            f"{error}, and so are all earlier ones; start again with another --workdir"
         )
 
     def _put_aside(self, damaged: list[DamagedError]) -> None:
@@ -428,10 +262,11 @@ class Checkpoints:
         if damaged:
             self._check()
         aside = self.directory.parent / "damaged-checkpoints"
-        processes.wait_for_all()  # Until then, others look at what is moved.
+        processes.wait_for_all()  # The other processes may still be reading.
         for error in damaged if processes.is_first() else ():
             self._warn(
-                f"{error}\nIt is now in {aside}; the newest that is whole is used."
+                f"{error}\nIt was moved to {aside}. The newest undamaged checkpoint is "
+                "used instead."
             )
             durable.make_directory(aside)
             name = f"{error.step}-{time.strftime('%Y%m%dT%H%M%S')}"
@@ -439,13 +274,13 @@ class Checkpoints:
         processes.wait_for_all()
 
     def wait(self) -> None:
-        """Returns when all that was given to `save` is on disk; raises if it is not."""
-        if "_manager" not in vars(self):  # Nothing was given to `save`.
+        """Waits until everything passed to `save` is on disk; raises if that fails."""
+        if "_manager" not in vars(self):  # `save` was never called.
             return
-        with _os_errors(self.directory):
+        with verify.os_errors(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        deleted = self.directory / _DELETED
+        deleted = self.directory / verify.DELETED
         if not self._read_only and processes.is_first() and deleted.is_dir():
             self._check()
             durable.sync(self.directory)  # Flush the moves before the deletion.
@@ -456,8 +291,8 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Waits as `wait` does and ends Orbax's threads."""
-        # They wait for a process that is no more.
+        # Without that process, Orbax's threads would wait forever.
         if processes.is_peer_failure(error) or "_manager" not in vars(self):
             return
-        with _os_errors(self.directory), contextlib.closing(self._manager):
+        with verify.os_errors(self.directory), contextlib.closing(self._manager):
             self.wait()

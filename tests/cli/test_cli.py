@@ -413,7 +413,7 @@ def test_a_step_that_is_not_there_lists_those_that_are(capsys, finished_run):
     flags = ["--mode=eval", f"--workdir={workdir}", "--step=7"]
     code, _, error = run(capsys, *flags)
     assert code == 2
-    assert "no checkpoint of step 7" in error
+    assert "checkpoint 7 does not exist" in error
     assert error.strip().endswith("there are 20, 40")
 
 

@@ -21,8 +21,7 @@ from helpers import SEED, assert_identical, lines, saved, shown, timeless, tiny_
 from flaxmnist import config as configs
 from flaxmnist.errors import UserError
 from flaxmnist.inference.saved_run import open_run
-from flaxmnist.rundir import checkpoints as checkpoints_module
-from flaxmnist.rundir import commit, folder, manifest, metrics_log
+from flaxmnist.rundir import commit, folder, manifest, metrics_log, verify
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.runtime.console import process_age
 from flaxmnist.training import loop, resume
@@ -406,7 +405,7 @@ def test_a_disk_that_can_no_longer_be_read_does_not_hide_the_error(
 WRITES = {
     "before a line is written": (metrics_log.MetricsWriter, "write", 5),
     "before it is saved": (Checkpoints, "save", 1),
-    "before Orbax saves it": (checkpoints_module, "_checksums", 2),
+    "before Orbax saves it": (verify, "checksums", 2),
 }
 
 
@@ -759,7 +758,7 @@ while not (Path(sys.argv[1]) / "summary.json").exists():
         open_run(sys.argv[1])
         read += 1
     except UserError as error:
-        assert "was deleted meanwhile" in str(error), error
+        assert "was deleted by another run" in str(error), error
         late += 1
 print(read, late)
 """

@@ -459,16 +459,19 @@ def test_a_run_begins_with_the_parameters_of_another(tmp_path):
     [
         (
             {"name": "cnn", "features": (2, 4), "hidden": (17,)},
-            r"Dense_0/bias is float32 \[16\] there, float32 \[17\] here",
+            r"bias is float32 \[16\] in the checkpoint, float32 \[17\] in the model",
         ),
         (
             {"name": "cnn", "features": (2, 4), "hidden": ()},
-            r"Dense_0/bias is float32 \[16\] there, float32 \[10\] here",
+            r"bias is float32 \[16\] in the checkpoint, float32 \[10\] in the model",
         ),
-        ({"name": "softmax"}, r"Conv_0/bias is float32 \[2\] there, not here"),
+        (
+            {"name": "softmax"},
+            r"Conv_0/bias is float32 \[2\] in the checkpoint, missing in the model",
+        ),
         (
             {"name": "cnn", "features": (2, 4), "hidden": (16,), "batch_norm": True},
-            r"batch_stats/BatchNorm_0/mean is not there, float32 \[2\] here",
+            r"_0/mean is missing in the checkpoint, float32 \[2\] in the model",
         ),
     ],
 )
@@ -537,7 +540,7 @@ def test_all_damaged_is_an_error_that_loses_nothing(how, finished_run, tmp_path)
     workdir = shutil.copytree(finished_run[0], tmp_path / "run")
     for step in (20, 40):
         corrupt(workdir, step, how)
-    with pytest.raises(UserError, match="and so is every one before"):
+    with pytest.raises(UserError, match="and so are all earlier ones"):
         loop.train_and_evaluate(tiny_config(), workdir)
     assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"20", "40"}
     for name in ("config.json", "metrics.jsonl", "summary.json"):
