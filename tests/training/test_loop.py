@@ -451,7 +451,7 @@ def test_a_run_begins_with_the_parameters_of_another(tmp_path):
     # It resumes from its own checkpoints, even where the other run is no more.
     shutil.rmtree(source)
     longer = tiny_config(model=model, **changes, num_steps=60)
-    assert loop.train_and_evaluate(longer, tmp_path / "warm")["step"] == 60
+    assert loop.train_and_evaluate(longer, tmp_path / "warm").step == 60
 
 
 @pytest.mark.parametrize(
