@@ -1,0 +1,99 @@
+"""A train state in one file: for training loops of the user."""
+
+import io
+import os
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from flaxmnist.core.sharding import named_leaves
+from flaxmnist.errors import UserError, kind_of
+from flaxmnist.paths import path_of
+from flaxmnist.runtime import durable, files, processes
+
+_MAX_BYTES = 1 << 40
+_State = TypeVar("_State")
+
+
+def save_state(path: str | os.PathLike[str], state: Any) -> None:
+    """Writes all arrays of a state into one file, and replaces a former one.
+
+    The file is complete on the disk before it gets its name: a process that is killed
+    meanwhile leaves the former file. Of several processes, the first writes.
+
+    Args:
+      path: the file, such as ``"state.npz"``: a NumPy archive, with a CRC-32 per array.
+      state: a `TrainState`, or another tree of arrays.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    target = path_of(path, "path")
+    arrays = {name: processes.gather(_data(leaf)) for name, leaf in named_leaves(state)}
+    if processes.is_first():
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        try:
+            durable.write_file(target, content.getvalue())
+        except OSError as error:
+            raise UserError(f"{target} cannot be written ({error.strerror})") from None
+    processes.wait_for_all()
+
+
+def load_state(path: str | os.PathLike[str], like: _State) -> _State:
+    """Returns a state like `like` with the arrays of a file that `save_state` wrote.
+
+    Args:
+      path: the file.
+      like: a state of the same model and optimizer, as `create_state` returns it. Each
+        array is placed as the one in `like` is.
+
+    Raises:
+      UserError: the file does not exist, is damaged, or is of another model or
+        optimizer.
+    """
+    source = path_of(path, "path")
+    wanted = dict(named_leaves(like))
+    try:
+        with files.open_regular(source, _MAX_BYTES) as file, np.load(file) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror})") from None
+    except UserError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise many kinds.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{source} is damaged, or not a saved state ({reason[:160]})"
+        ) from None
+    for name in wanted.keys() & arrays.keys():
+        # The format of NumPy does not know bfloat16.
+        if arrays[name].dtype.kind == "V":
+            arrays[name] = arrays[name].view(wanted[name].dtype)
+    for name in sorted(wanted.keys() | arrays.keys()):
+        found = kind_of(arrays[name]) if name in arrays else "missing"
+        expected = kind_of(_data(wanted[name])) if name in wanted else "missing"
+        if found != expected:
+            raise UserError(
+                f"{source} does not match this state: {name} is {found} in the file, "
+                f"{expected} in the state"
+            )
+    leaves = [_placed(arrays[name], leaf) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf: Any) -> Any:
+    """Returns an array, or the numbers of a PRNG key."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _placed(array: np.ndarray, leaf: Any) -> jax.Array:
+    if _is_key(leaf):
+        key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        return jax.device_put(key, leaf.sharding)
+    return jax.device_put(array, leaf.sharding)

@@ -1,0 +1,89 @@
+"""The state of a user's own loop in one file: saved whole, and read as it was saved."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from helpers import assert_identical, batch_of
+
+import flaxmnist
+from flaxmnist import CNN, MLP, UserError, train_step
+from flaxmnist.runtime import durable
+
+TX = optax.adam(1e-2)
+
+
+def new_state(model=None, tx=TX, seed=0):
+    model = model or MLP(hidden=(4,), batch_norm=True, dropout_rate=0.5)
+    return flaxmnist.create_state(model, tx, seed, ema_decay=0.9)
+
+
+def numbers(state):
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+@pytest.fixture
+def trained(synthetic):
+    state, _ = train_step(new_state(), batch_of(synthetic.train, 20))
+    return state
+
+
+def test_a_loop_goes_on_where_it_was_saved(trained, synthetic, tmp_path):
+    path = tmp_path / "state.npz"
+    flaxmnist.save_state(path, trained)
+    loaded = flaxmnist.load_state(path, like=new_state(seed=7))
+    assert_identical(numbers(loaded), numbers(trained))
+    batch = batch_of(synthetic.train, 20, start=20)
+    states = [train_step(state, batch)[0] for state in (trained, loaded)]
+    assert_identical(*map(numbers, states))
+    assert [item.name for item in tmp_path.iterdir()] == ["state.npz"]
+
+
+def test_arrays_of_any_dtype_are_kept(tmp_path):
+    tree = {"a": jnp.arange(3, dtype=jnp.bfloat16), "b": jnp.zeros((), bool)}
+    flaxmnist.save_state(tmp_path / "tree", tree)
+    loaded = flaxmnist.load_state(tmp_path / "tree", tree)
+    assert_identical(loaded, tree)
+    assert loaded["a"].dtype == jnp.bfloat16
+
+
+def test_a_save_that_is_interrupted_leaves_the_former_file(
+    trained, tmp_path, monkeypatch
+):
+    path = tmp_path / "state.npz"
+    flaxmnist.save_state(path, trained)
+    before = path.read_bytes()
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(durable, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        flaxmnist.save_state(path, new_state(seed=1))
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_does_not_match_or_is_damaged_is_refused(trained, tmp_path):
+    path = tmp_path / "state.npz"
+    with pytest.raises(UserError, match=r"state.npz cannot be read \(No such file"):
+        flaxmnist.load_state(path, trained)
+    flaxmnist.save_state(path, trained)
+    for other, said in (
+        (new_state(MLP(hidden=(5,), batch_norm=True)), r"float32 \[4\] in the file, "),
+        (new_state(CNN(features=(2,), hidden=())), "float32 .* missing in the state"),
+        (new_state(tx=optax.sgd(0.1)), "opt_state/0/count is int32 .* missing"),
+    ):
+        with pytest.raises(UserError, match=f"does not match this state: .*{said}"):
+            flaxmnist.load_state(path, other)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 29):
+        damaged = bytearray(whole)
+        damaged[place] ^= 255
+        path.write_bytes(damaged)
+        try:  # Some bytes say nothing of the arrays, such as the time of the writing.
+            loaded = flaxmnist.load_state(path, trained)
+            assert_identical(numbers(loaded), numbers(trained))
+        except UserError:
+            refused += 1
+    assert refused > len(whole) / 29 / 2
