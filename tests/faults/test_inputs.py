@@ -1,7 +1,7 @@
-"""What a stranger may give: it is read, or refused in a sentence, and nothing else.
+"""Untrusted inputs are read, or refused with one sentence, and do nothing else.
 
-Most of it is valid files with some bytes changed. As a program, it takes a number of
-inputs and checks so many, in little memory: `python -m tests.test_hostile 100000`.
+Most inputs are valid files with some changed bytes. As a program, this module checks as
+many inputs as its argument says, in little memory.
 """
 
 import collections
@@ -11,6 +11,7 @@ import functools
 import gzip
 import io
 import json
+import os
 import resource
 import shutil
 import struct
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorstore
-from helpers import saved, tiny_config
+from helpers import ROOT, saved, tiny_config
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -303,8 +304,11 @@ def test_a_model_that_is_larger_than_memory_is_not_allocated(finished_run, tmp_p
 
 @pytest.mark.slow
 def test_a_hundred_thousand_inputs_in_a_gigabyte():
-    command = [sys.executable, "-m", "tests.test_hostile", "100000"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    command = [sys.executable, __file__, "100000"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=3600, env=environment
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
 
