@@ -238,7 +238,7 @@ def _quiet() -> Iterator[None]:
 
 
 def print_error(text: str) -> None:
-    """Prints an error for a person, on the error stream."""
+    """Prints a message on the error stream."""
     text = printable(text, keep="\n")
     with contextlib.suppress(OSError):  # The error stream may be on a full disk.
         print(f"flaxmnist: {text}", file=sys.stderr, flush=True)

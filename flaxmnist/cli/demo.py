@@ -1,4 +1,4 @@
-"""A page to draw a digit on: what the network sees, thinks, and looks at."""
+"""`flaxmnist demo`: a page to draw a digit on."""
 
 import base64
 import functools
@@ -32,11 +32,11 @@ Opens a page to draw a digit on; needs 'flaxmnist[demo]', and no network.
   %(prog)s --workdir runs/a
   %(prog)s --workdir runs/a --host 0.0.0.0    (anyone who reaches this machine may draw)
 """
-# Sides in screen pixels: of the canvas; of each of the 28×28 pixels that are shown.
+# Side in screen pixels: of the canvas; of each of the 28×28 pixels.
 _CANVAS, _ZOOM = 280, 8
 # A drawing takes about 20,000 bytes.
 MAX_REQUEST_BYTES = 1 << 20
-# The ends of the paths at which Gradio stores what it is sent.
+# Ends of the paths at which Gradio stores uploads.
 _UPLOADS = ("/upload", "/process_recording")
 _HTML = f"""\
 <canvas width="{_CANVAS}" height="{_CANVAS}"></canvas>
@@ -77,12 +77,12 @@ element.querySelector("button").addEventListener("click", () => { clear(); tell(
 def saliency(
     state: TrainState, images: Float[Array, "batch 28 28 1"]
 ) -> Float[Array, "batch 28 28"]:
-    """Returns how much each pixel weighs: the size of the first choice's gradient.
+    """Returns the importance of each pixel: the gradient magnitude of the top logit.
 
     Simonyan et al., 2013, "Deep Inside Convolutional Networks".
 
     Args:
-      state: whose model looks.
+      state: the model and its parameters.
       images: in [0, 1].
     """
 
@@ -95,9 +95,9 @@ def saliency(
 def classify(
     state: TrainState, picture: Picture
 ) -> tuple[dict[str, float], Image.Image, Image.Image]:
-    """Returns probabilities, and pictures of what the network sees and looks at.
+    """Returns probabilities, and pictures of the network's input and of `saliency`.
 
-    There is no probability where nothing is drawn.
+    An empty drawing has no probabilities.
     """
     seen = prepare(picture).image
     if not seen.any():
@@ -181,7 +181,7 @@ def build(state: TrainState) -> Any:
 
 
 def guard(app: Any, host: str) -> Any:
-    """Returns an ASGI application that passes on to `app` the requests of its own page.
+    """Returns an ASGI application that forwards only requests of its page to `app`.
 
     Any page that the user visits can send requests to this machine, also under a name
     of its own (DNS rebinding). A request must name this server, come from this page,
@@ -240,10 +240,10 @@ def _host_name(host: str) -> str | None:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Does what the command line says, until it is interrupted.
+    """Serves the page until it is interrupted.
 
     Raises:
-      UserError: it cannot be done.
+      UserError: the flags, the run or the port cannot be used.
     """
     parser = command.Parser("demo", _DESCRIPTION)
     parser.add_run()

@@ -1,4 +1,4 @@
-"""What this machine offers, where data will come from, and what stands in the way."""
+"""`flaxmnist doctor`: checks this machine, its devices and the data."""
 
 import functools
 import importlib.metadata
@@ -24,14 +24,14 @@ from flaxmnist.runtime.machine import PACKAGES, versions
 from flaxmnist.runtime.memory import available_memory
 
 _DESCRIPTION = """\
-Says what this machine offers, where data will come from, and what stands in the way.
+Prints versions, devices, memory and the source of the data, and lists problems.
 
   %(prog)s
 
-The exit code is 1 if something should be changed.
+The exit code is 1 if there is a problem.
 """
 _ON = "(?i)^(1|true|yes|y|on|t)$"
-# Environment variables, a pattern in their value, and what to do about them.
+# Environment variable, pattern in its value, problem.
 _KNOWN_BAD = (
     ("XLA_FLAGS", "xla_cpu_use_thunk_runtime", "is gone from XLA, which will abort"),
     (
@@ -43,11 +43,11 @@ _KNOWN_BAD = (
     ("JAX_DEBUG_NANS", _ON, "reads every result back, and is slow: for debugging"),
     ("JAX_ENABLE_X64", _ON, "computes in float64 what is meant for float32"),
 )
-_LEAST_DISK = 1e9
+_MIN_DISK = 1e9
 
 
 def problems_before_start() -> Iterator[str]:
-    """Yields what is wrong with versions and the environment; JAX is not started."""
+    """Yields problems with versions and the environment; does not start JAX."""
     for text in importlib.metadata.requires("flaxmnist") or ():
         requirement = Requirement(text)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -74,26 +74,27 @@ def problems_before_start() -> Iterator[str]:
 
 
 def problems_with_devices(wanted: str | None) -> Iterator[str]:
-    """Yields what is wrong with devices, disk, data and network.
+    """Yields problems with devices, disk, data and network.
 
     Args:
-      wanted: the platform that was asked for.
+      wanted: the platform that the user asked for.
     """
     found = jax.devices()[0].platform
     if wanted is None and shutil.which("nvidia-smi") and found == "cpu":
         yield (
-            "there is an NVIDIA GPU, and jax does not see it: "
+            "this machine has an NVIDIA GPU, but JAX does not find it: "
             "pip install -U 'jax[cuda13]'"
         )
-    if (free := shutil.disk_usage(".").free) < _LEAST_DISK:
+    if (free := shutil.disk_usage(".").free) < _MIN_DISK:
         yield f"{_size(free)} are free on this disk: checkpoints may not fit"
     try:
         if locate("mnist"):
             load("mnist")
         elif not reachable(registered("mnist")[0].url):
             yield (
-                "there is no MNIST here and no network: runs will train on the bundled "
-                "subset of 5,000 images; set FLAXMNIST_DATA_DIR to the four files"
+                "MNIST is missing and its server cannot be reached: runs will train on "
+                "the bundled subset of 5,000 images; set FLAXMNIST_DATA_DIR to the "
+                "directory of the four files"
             )
     except UserError as error:
         yield str(error)
@@ -104,7 +105,7 @@ def _size(count: float) -> str:
 
 
 def _devices() -> str:
-    # Not every system tells which cores a process may use.
+    # Not every system reports the usable cores of a process.
     affinity = getattr(psutil.Process(), "cpu_affinity", list)
     cores = len(affinity()) or psutil.cpu_count()
     total = psutil.virtual_memory().total
@@ -140,7 +141,7 @@ def _caches() -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Does what the command line says; returns 1 if there are problems."""
+    """Prints facts and problems; returns 1 if there are problems."""
     parser = command.Parser("doctor", _DESCRIPTION)
     args = parser.parse_args(argv)
     console = Console()

@@ -9,7 +9,7 @@ from flaxmnist.export.write import FORMATS
 from flaxmnist.inference.saved_run import open_run
 
 _DESCRIPTION = """\
-Takes a run's best model away, checked against the checkpoint, with a model card.
+Exports a run's best model, compares it with the checkpoint, and adds a model card.
 
   %(prog)s --workdir runs/a --format stablehlo    (jax.export, for cpu, cuda and tpu)
   %(prog)s --workdir runs/a --format onnx         (needs 'flaxmnist[onnx]')
@@ -20,10 +20,10 @@ Takes a run's best model away, checked against the checkpoint, with a model card
 
 
 def run(argv: Sequence[str]) -> int:
-    """Does what the command line says; returns 1 if the check fails.
+    """Exports as the flags say; returns 1 if the export differs from the checkpoint.
 
     Raises:
-      UserError: it cannot be done.
+      UserError: the run or the format cannot be used, or the export not written.
     """
     parser = command.Parser("export", _DESCRIPTION)
     parser.add_run()

@@ -19,10 +19,10 @@ Runs that differ in their seed alone are drawn as one: mean and standard deviati
 
 
 def run(argv: Sequence[str]) -> None:
-    """Does what the command line says.
+    """Writes the report as the flags say.
 
     Raises:
-      UserError: it cannot be done.
+      UserError: the runs or their data cannot be used, or the report not written.
     """
     parser = command.Parser("report", _DESCRIPTION)
     parser.add_run()

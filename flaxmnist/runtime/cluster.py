@@ -1,4 +1,4 @@
-"""Whether this process is one of several: by flags, or by a cluster's environment."""
+"""Detection of several processes, from flags or from the environment of a cluster."""
 
 import contextlib
 import dataclasses
@@ -53,10 +53,10 @@ def find(
     process_id: int | None,
     timeout: int,
 ) -> Process | None:
-    """Returns what this process is, or None if it is the only one.
+    """Returns a description of this process, or None if it is the only one.
 
     Args:
-      coordinator: see `flaxmnist.runtime.processes.start`, as of the next two.
+      coordinator: address of process 0; see `flaxmnist.runtime.processes.start`.
       num_processes: the number of processes.
       process_id: the number of this process, from 0.
       timeout: seconds for JAX to look up the machine of process 0.

@@ -1,4 +1,4 @@
-"""Which devices JAX uses, and where it keeps compiled programs."""
+"""The choice of devices, and the cache of compiled programs."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.runtime import machine, processes
 from flaxmnist.runtime.files import cache_dir
 
-# What JAX calls each, in the order in which they are tried.
+# The names of JAX for each platform, in the order in which they are tried.
 PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda,cpu", "rocm,cpu"), "tpu": ("tpu,cpu",)}
 
 
@@ -21,7 +21,7 @@ _DAMAGED_PROGRAM = "Error reading persistent compilation cache entry"
 
 
 def _keep_programs() -> None:
-    """Has JAX keep what it compiles, for the next run; damaged files are deleted."""
+    """Has JAX keep compiled programs for later processes; deletes damaged files."""
     # Programs are of one kind of processor, and a home may be shared by several.
     try:
         folder = cache_dir() / "programs" / machine.cpu_kind()[1]
@@ -98,7 +98,7 @@ def _check_devices() -> None:
 
 
 def _choose_platform(wanted: str) -> None:
-    """Has JAX use the devices of a platform alone; raises UserError if it has none."""
+    """Restricts JAX to a platform; raises UserError if that has no devices."""
     reason = ""
     # "gpu" would fail in JAX where only one of the two kinds is installed.
     for name in PLATFORMS[wanted]:

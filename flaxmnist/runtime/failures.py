@@ -1,4 +1,4 @@
-"""Failures of the machine, such as a full disk, as messages that say what to do."""
+"""Messages for failures of the machine, such as a full disk, with advice."""
 
 import errno
 import os

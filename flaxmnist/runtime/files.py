@@ -1,4 +1,4 @@
-"""Files that others may have written: opened with limits, and made under a lock."""
+"""Reading of untrusted files with limits, and directories for incomplete files."""
 
 import contextlib
 import io
@@ -62,13 +62,13 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 def partial_folder(
     parent: Path, recover: Callable[[Path], None] = lambda left: None
 ) -> Iterator[Path]:
-    """Makes a folder in `parent` for incomplete files, and deletes it afterwards.
+    """Creates a directory in `parent` for incomplete files, and deletes it afterwards.
 
-    Folders of killed processes are deleted first: their locks ended with them. Each is
-    given to `recover` before.
+    Deletes the directories of killed processes first, whose locks have ended. Passes
+    each to `recover` before.
 
     Raises:
-      OSError: the folder cannot be made.
+      OSError: the directory cannot be created.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -86,7 +86,7 @@ def partial_folder(
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Locks a folder; yields False where another process or the system prevents it."""
+    """Locks a directory; yields False if another process or the system prevents it."""
     with contextlib.ExitStack() as stack:
         success = False
         with contextlib.suppress(ImportError, OSError):
@@ -123,10 +123,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def cache_dir() -> Path:
-    """Returns the folder for downloads: FLAXMNIST_CACHE_DIR, or the user's cache.
+    """Returns the directory for downloads: FLAXMNIST_CACHE_DIR, or the user's cache.
 
     Raises:
-      DownloadError: the user has no home directory, or FLAXMNIST_CACHE_DIR is no path.
+      DownloadError: the user has no home directory, or FLAXMNIST_CACHE_DIR is not a
+        path.
     """
     try:
         if path := os.environ.get("FLAXMNIST_CACHE_DIR"):

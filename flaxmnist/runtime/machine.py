@@ -1,4 +1,4 @@
-"""Versions and the processor: with its inputs, they determine a result's bits."""
+"""Versions and processor, which determine the bits of a result, given its inputs."""
 
 import functools
 import importlib.metadata
@@ -48,7 +48,7 @@ def cpu_kind() -> tuple[str, str]:
 
 
 def cpu_threads() -> int:
-    """Returns how many threads XLA computes with on CPU: one for each usable core."""
+    """Returns the number of threads of XLA on CPU: one for each usable core."""
     for variable in ("PJRT_NPROC", "NPROC"):  # In this order, as XLA reads them.
         if (value := os.environ.get(variable, "")).isdigit():
             return int(value)

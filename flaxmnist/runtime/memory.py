@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""The memory that is available to this process."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -64,24 +64,22 @@ def start(
       UserError: the arguments or the environment are incomplete or invalid, the
         processes differ, or one does not join in time.
     """
-    global _watcher
     process = cluster.find(coordinator, num_processes, process_id, JOIN_SECONDS)
     if process is None:
         return
     facts = {"--num_processes": process.count, "jax": jax.__version__} | (facts or {})
     try:
-        rendezvous.meet(
-            process.host,
-            process.port,
-            process.count,
-            process.index,
-            facts,
-            JOIN_SECONDS,
-        )
+        rendezvous.meet(process, facts, JOIN_SECONDS)
     except UserError as error:
         raise UserError(f"{error}{process.advice}") from None
-    # Otherwise JAX would handle SIGTERM instead of `flaxmnist.signals`. JAX 0.7.2 has
-    # no option for that.
+    _connect(process)
+
+
+def _connect(process: cluster.Process) -> None:
+    """Has JAX connect this process to the others, and watches for their failures."""
+    global _watcher
+    # Otherwise JAX would handle SIGTERM instead of `runtime.interrupts`. JAX 0.7.2
+    # has no option for that.
     vars(runtime.global_state)["initialize_preemption_sync_manager"] = lambda: None
     name = f"process {process.index} of {process.count}"
     _report_crash(
@@ -99,7 +97,7 @@ def start(
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except Exception as error:  # Of many kinds, depending on the cluster.
+    except Exception as error:  # The type depends on the cluster.
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"--coordinator {process.coordinator}: {name} cannot start ({reason})"
@@ -113,7 +111,7 @@ def start(
 def check_devices() -> None:
     """Raises UserError in every process if they have different numbers of devices."""
     if not jax.distributed.is_initialized():
-        return  # JAX need not look for devices yet.
+        return  # Leave the devices uninitialized for now.
     found = find_difference({"the number of devices": jax.local_device_count()})
     if found:
         raise UserError(f"{found}; give every process the same number of devices")
@@ -194,7 +192,7 @@ def exit_process(code: int, failure: str | None) -> int:
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that writes and prints."""
+    """Returns whether this process writes and prints: of several, only process 0."""
     return runtime.global_state.process_id == 0
 
 
@@ -231,8 +229,8 @@ def all_processes_max(number: int) -> int:
 def broadcast(value: T) -> T:
     """Returns the value of process 0, in every process; waits for it.
 
-    Call it for what is read in a run directory and decides what all processes do next:
-    a network file system may show the processes different files.
+    Call it for a value that was read in a run directory and decides what all processes
+    do next: a network file system may show the processes different files.
 
     Args:
       value: as JSON can represent it; that of other processes is ignored.
@@ -263,7 +261,7 @@ def find_difference(facts: dict[str, Any]) -> str | None:
 
 
 def gather(array: jax.Array) -> np.ndarray:
-    """Returns a whole array; waits for all processes if each holds a part of it."""
+    """Returns a whole array; waits for all processes if each has a part of it."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

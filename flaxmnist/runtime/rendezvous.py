@@ -13,30 +13,21 @@ import time
 from typing import Any
 
 from flaxmnist.errors import UserError
+from flaxmnist.runtime.cluster import Process
 
-# What process 0 sends first, so that other programs are told from it.
+# First message of process 0; it distinguishes process 0 from other programs.
 _GREETING = "flaxmnist process 0"
 # Timeouts in seconds: for a connection, a greeting or a first message; for processes
-# that start after a mistake was found, so that they report it, too.
+# that start after a mistake was found, so that they also report it.
 _ANSWER_SECONDS, _LINGER_SECONDS = 5, 3
 _SAME_COMMAND = "start every process with the same command, except for --process_id"
 
 
-def meet(
-    host: str,
-    port: int,
-    num_processes: int,
-    process_id: int,
-    facts: dict[str, Any],
-    timeout: int,
-) -> None:
+def meet(process: Process, facts: dict[str, Any], timeout: int) -> None:
     """Returns when all processes have met and have the same `facts`.
 
     Args:
-      host: the name or address of the machine of process 0.
-      port: a free port there.
-      num_processes: the number of processes.
-      process_id: the number of this process, from 0.
+      process: this process; its `port` must be free on `host`.
       facts: name → value, as JSON can represent it; each process must have the same.
       timeout: seconds after the start of process 0 for the others to join, and after
         the start of another process for process 0 to start.
@@ -44,6 +35,7 @@ def meet(
     Raises:
       UserError: in every process that has joined, with the same text.
     """
+    host, port = process.host, process.port
     try:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -53,10 +45,11 @@ def meet(
             "the name or address of the machine of process 0"
         ) from None
     facts = json.loads(json.dumps(facts))
-    if process_id == 0:
-        refusal = _host(port, num_processes, facts, timeout)
+    if process.index == 0:
+        refusal = _host(port, process.count, facts, timeout)
     else:
-        refusal = _join(host, port, {"process": process_id, "facts": facts}, timeout)
+        message = {"process": process.index, "facts": facts}
+        refusal = _join(host, port, message, timeout)
     if refusal:
         raise UserError(refusal)
 

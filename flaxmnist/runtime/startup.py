@@ -1,4 +1,4 @@
-"""What a program does first, before it imports the rest of the library."""
+"""Preparation of a program, before it imports the rest of the library."""
 
 import contextlib
 import functools
@@ -36,7 +36,7 @@ def prepare() -> None:
         _check_threads()
         _check_xla_flags()
         import jax  # noqa: F401
-    # Of an environment variable, of too little memory, or of a damaged installation.
+    # Causes: environment variables, too little memory, a damaged installation.
     except Exception as error:
         if verbose:
             raise

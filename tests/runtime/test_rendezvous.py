@@ -1,4 +1,4 @@
-"""The meeting of processes, played by threads: who may start, and what is refused."""
+"""Processes that meet before they start, simulated by threads."""
 
 import functools
 import socket
@@ -9,6 +9,7 @@ import pytest
 
 from flaxmnist.errors import UserError
 from flaxmnist.runtime import rendezvous
+from flaxmnist.runtime.cluster import Process
 
 
 def free_port():
@@ -24,7 +25,8 @@ def meet(*processes, port=None, timeout=20):
     def one(process):
         count, index, facts = process
         try:
-            rendezvous.meet("127.0.0.1", port, count, index, facts, timeout)
+            process = Process("127.0.0.1", port, count, index, None, "")
+            rendezvous.meet(process, facts, timeout)
         except UserError as error:
             return str(error)
 
