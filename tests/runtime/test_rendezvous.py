@@ -179,5 +179,6 @@ def test_a_message_with_an_invalid_process_is_ignored(process):
 
 
 def test_an_unknown_host_is_refused_at_once():
+    process = Process("no-such-host.invalid", 1234, 2, 1, None, "")
     with pytest.raises(UserError, match="unknown host 'no-such-host"):
-        rendezvous.meet("no-such-host.invalid", 1234, 2, 1, {}, timeout=1000)
+        rendezvous.meet(process, {}, timeout=1000)
