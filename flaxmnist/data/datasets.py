@@ -13,6 +13,7 @@ import numpy as np
 
 from flaxmnist import options
 from flaxmnist.data import download, idx, tfds
+from flaxmnist.data.rows import is_mapped, slabs
 from flaxmnist.errors import UserError, did_you_mean, kind_of, shown
 from flaxmnist.paths import path_of
 from flaxmnist.runtime.memory import available_memory
@@ -119,7 +120,8 @@ class Dataset:
 def _fingerprint(split: Split) -> str:
     crc = 0
     for array in (split.images, split.labels):
-        crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+        for part in slabs(array) if is_mapped(array) else (array,):
+            crc = zlib.crc32(np.ascontiguousarray(part).data, crc)
     return f"{crc:08x}"
 
 

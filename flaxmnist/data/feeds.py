@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from flaxmnist import options
 from flaxmnist.core import sharding
 from flaxmnist.data.datasets import Split
-from flaxmnist.data.rows import Read, gather, reader
+from flaxmnist.data.rows import Read, gather, in_memory, reader
 from flaxmnist.errors import UserError, shown
 from flaxmnist.runtime.memory import available_memory
 
@@ -195,7 +195,9 @@ class DeviceFeed:
         everywhere = sharding.replicated(mesh)
         self._mesh = mesh
         _check_fits(split, mesh)
-        self._images = sharding.put(split.images.reshape(-1, 784), everywhere)
+        self._images = sharding.put(
+            in_memory(split.images).reshape(-1, 784), everywhere
+        )
         self._labels = sharding.put(split.labels.astype(np.int32), everywhere)
         self._start(order)
 

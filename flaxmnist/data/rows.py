@@ -5,7 +5,7 @@ import itertools
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from flaxmnist.errors import UserError, shown
 
 # Each image is a read of its own, and a disk is faster with many reads at once.
 THREADS = 16
+# Bytes that are read at once where the whole array is read in order.
+SLAB_BYTES = 1 << 24
 _threads = concurrent.futures.ThreadPoolExecutor(THREADS, "flaxmnist-read")
 Read = Callable[[np.ndarray, np.ndarray], Any]
 
@@ -61,12 +63,35 @@ class _File:
         )
 
 
+def is_mapped(array: Any) -> bool:
+    """Returns whether the rows of an array can be read from its mapped file."""
+    whole_rows = isinstance(array, np.memmap) and array.flags.c_contiguous
+    return bool(
+        whole_rows and array.mode == "r" and array.filename and hasattr(os, "preadv")
+    )
+
+
 def reader(array: Any, shuffled: bool) -> Read:
     """Returns a function that writes rows of an array to another array."""
-    whole_rows = isinstance(array, np.memmap) and array.flags.c_contiguous
-    if whole_rows and array.mode == "r" and array.filename and hasattr(os, "preadv"):
+    if is_mapped(array):
         return _File(array, shuffled).take
     return lambda rows, out: np.take(array, rows, axis=0, out=out, mode="clip")
+
+
+def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields an array in consecutive parts, in memory, of about `SLAB_BYTES` each."""
+    read = reader(array, shuffled=False)
+    count = max(1, SLAB_BYTES * len(array) // max(array.nbytes, 1))
+    for start in range(0, len(array), count):
+        rows = np.arange(start, min(start + count, len(array)))
+        out = np.empty((len(rows), *array.shape[1:]), array.dtype)
+        read(rows, out)
+        yield out
+
+
+def in_memory(array: np.ndarray) -> np.ndarray:
+    """Returns an array without a mapped file behind it."""
+    return np.concatenate(list(slabs(array))) if is_mapped(array) else array
 
 
 def gather(array: np.ndarray, read: Read, rows: np.ndarray) -> np.ndarray:

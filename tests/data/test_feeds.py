@@ -51,6 +51,18 @@ def test_a_raw_file_that_does_not_fit_into_memory_stays_on_disk(tmp_path, monkey
         data.load("mnist", "idx", str(tmp_path / "packed"))
 
 
+def test_a_file_that_becomes_shorter_before_its_use_is_reported(
+    tmp_path, mesh, any_size
+):
+    write_idx(tmp_path, counts=(24_000, 12))
+    dataset = data.load("mnist", "idx", str(tmp_path))
+    os.truncate(tmp_path / NAMES[0], 1_000_000)
+    with pytest.raises(UserError, match="became shorter"):
+        _ = dataset.fingerprints
+    with pytest.raises(UserError, match="became shorter"):
+        DeviceFeed(dataset.train, 1_000, mesh, 0)
+
+
 @pytest.mark.parametrize("seed", [None, 0])
 def test_a_file_that_becomes_shorter_in_use_is_reported(tmp_path, mesh, any_size, seed):
     write_idx(tmp_path, counts=(24_000, 12))
