@@ -64,17 +64,28 @@ def test_the_metadata_has_version_links_and_python_versions(metadata):
     assert "Typing :: Typed" in classifiers
 
 
+def links_of(text):
+    """Returns the targets of the links and images of a Markdown text."""
+    tokens = MarkdownIt().enable("table").parse(text)
+    inline = [child for token in tokens for child in token.children or ()]
+    targets = [token.attrGet("href") or token.attrGet("src") for token in inline]
+    return [str(target) for target in targets if target]
+
+
+def test_every_link_of_the_docs_works():
+    pages = [*ROOT.glob("docs/**/*.md")]
+    assert pages
+    for page in pages:
+        for link in links_of(page.read_text()):
+            path = page.parent / link.partition("#")[0]
+            assert link.startswith("https://") or path.exists(), f"{page}: {link}"
+
+
 def test_every_link_of_the_readme_works_outside_the_repository(metadata):
     assert metadata["Description-Content-Type"] == "text/markdown"
-    tokens = MarkdownIt().enable("table").parse(metadata.get_payload())
-    inline = [child for token in tokens for child in token.children or ()]
-    links = [
-        target
-        for token in inline
-        if (target := token.attrGet("href") or token.attrGet("src"))
-    ]
-    assert len(links) > 20
-    for link in map(str, links):
+    links = links_of(metadata.get_payload())
+    assert len(links) > 15
+    for link in links:
         assert link.startswith(("https://", "#")), f"{link} is relative"
         if own := OWN_FILE.match(link):
             assert (ROOT / own[1]).is_file(), f"{link} does not exist"
