@@ -26,6 +26,18 @@ class Metrics:
     confusion: Any
     invalid: Any = 0
 
+    def __repr__(self) -> str:
+        try:
+            count, invalid = int(self.count), int(self.invalid)
+            correct, loss_sum = int(self.confusion.trace()), float(self.loss_sum)
+        except (AttributeError, TypeError, RuntimeError):  # Abstract, or donated.
+            return "Metrics(without values)"
+        rest = f", {invalid:,} invalid labels" if invalid else ""
+        return (
+            f"Metrics({count:,} examples, loss {loss_sum / max(count, 1):.4f}, "
+            f"accuracy {correct / max(count, 1):.2%}{rest})"
+        )
+
     @classmethod
     def empty(cls) -> "Metrics":
         """Returns the metrics of no example."""

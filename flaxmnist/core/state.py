@@ -60,6 +60,15 @@ class TrainState:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tx", by_value(self.tx))
 
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        count = sum(getattr(leaf, "size", 0) for leaf in leaves)
+        try:
+            step = f"step {int(self.step):,}"
+        except (TypeError, RuntimeError):  # Abstract, or donated.
+            step = "without values"
+        return f"TrainState({type(self.model).__name__}, {count:,} parameters, {step})"
+
     @property
     def eval_params(self) -> Any:
         """The parameters to evaluate, predict and export by: `ema`, if there is one."""

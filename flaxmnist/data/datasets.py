@@ -56,6 +56,9 @@ class Split:
                 "0 to 9"
             )
 
+    def __repr__(self) -> str:
+        return f"Split({len(self):,} examples)"
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -78,6 +81,10 @@ class Dataset:
     test: Split
     warning: str | None = None
     files: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{split} {n:,}" for split, n in self.counts.items())
+        return f"Dataset({self.name}, {self.source}: {counts})"
 
     @property
     def counts(self) -> dict[str, int]:

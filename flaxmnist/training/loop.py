@@ -1,6 +1,7 @@
 """A run: started or resumed, trained, evaluated and summed up."""
 
 import math
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ DISPATCH_SECONDS = 0.5
 
 
 def train_and_evaluate(
-    config: ConfigDict | configs.Config,
+    config: ConfigDict | configs.Config | str | os.PathLike[str],
     workdir: str | Path,
     console: Console | None = None,
     started: float | None = None,
@@ -39,7 +40,8 @@ def train_and_evaluate(
     """Trains to the end, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      config: see `flaxmnist.config.schema.make_config`.
+      config: as :func:`flaxmnist.config.make_config` or :func:`flaxmnist.config.load`
+        returns it; or what `load` takes, such as ``"cnn"`` or the path of a file.
       workdir: gets ``config.json``, ``metrics.jsonl``, ``summary.json``,
         ``report.html``, ``plots/``, ``checkpoints/`` and ``tensorboard/``.
       console: where to speak; the standard output if None.
@@ -55,6 +57,8 @@ def train_and_evaluate(
     """
     console, clock = console or Console(), Clock(started)
     workdir = path_of(workdir, "workdir")
+    if isinstance(config, str | os.PathLike):
+        config = configs.load(os.fspath(config))
     config = configs.resolve(config)
     run = build(config)
     if run.dataset.warning:
