@@ -142,9 +142,18 @@ def test_every_notebook_is_tested():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SHORT)
 
 
+DOCUMENTS = [
+    str(path.relative_to(ROOT))
+    for pattern in ("README.md", "docs/**/*.md", "colab/*.ipynb", "examples/*.py")
+    for path in sorted(ROOT.glob(pattern))
+]
+
+
 def code_of(document: str) -> str:
-    """Returns the Python code of a notebook or of a Markdown file."""
+    """Returns the Python code of a notebook, of a Markdown file or of a module."""
     path = ROOT / document
+    if path.suffix == ".py":
+        return path.read_text()
     if path.suffix == ".md":
         return "\n".join(
             re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
@@ -185,13 +194,23 @@ def is_public(name: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", *(f"colab/{n}.ipynb" for n in SHORT)]
-)
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_document_uses_public_names_only(document):
     names = set(own_names(code_of(document)))
-    assert "flaxmnist.load" in names
+    if document.startswith("colab"):
+        assert "flaxmnist.load" in names
     assert [name for name in sorted(names) if not is_public(name)] == []
+
+
+def test_every_public_name_is_documented():
+    inline = "\n".join(
+        code
+        for path in (ROOT / document for document in DOCUMENTS)
+        for code in re.findall(r"`([^`\n]+)`", path.read_text())
+    )
+    code = "\n".join(map(code_of, DOCUMENTS))
+    words = set(re.findall(r"\w+", f"{inline}\n{code}"))
+    assert sorted(set(flaxmnist.__all__) - words) == []
 
 
 def test_a_private_name_in_a_document_is_found():

@@ -5,6 +5,7 @@ import os
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxmnist.core.sharding import named_leaves
@@ -94,6 +95,8 @@ def _data(leaf: Any) -> Any:
 
 def _placed(array: np.ndarray, leaf: Any) -> jax.Array:
     if _is_key(leaf):
-        key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        key = jax.random.wrap_key_data(
+            jnp.asarray(array), impl=jax.random.key_impl(leaf)
+        )
         return jax.device_put(key, leaf.sharding)
     return jax.device_put(array, leaf.sharding)
