@@ -18,6 +18,7 @@ from .core.steps import train_steps as train_steps
 from .data import load as load
 from .errors import DamagedError as DamagedError
 from .errors import DownloadError as DownloadError
+from .errors import HookError as HookError
 from .errors import NotFiniteError as NotFiniteError
 from .errors import ParityError as ParityError
 from .errors import StoppedError as StoppedError
@@ -25,6 +26,8 @@ from .errors import UserError as UserError
 from .inference.predict import predict_images as predict_images
 from .inference.saved_run import SavedRun as SavedRun
 from .inference.saved_run import open_run as open_run
+from .rundir.metrics_log import Record as Record
+from .rundir.results import Summary as Summary
 from .rundir.state_file import load_state as load_state
 from .rundir.state_file import save_state as save_state
 from .training.loop import train_and_evaluate as train_and_evaluate

@@ -95,5 +95,9 @@ class NotFiniteError(Exception):
         )
 
 
+class HookError(Exception):
+    """A hook of the user failed; the cause is its own error."""
+
+
 class ParityError(Exception):
     """What was exported does not predict what the checkpoint does."""

@@ -21,7 +21,7 @@ from flaxmnist.data import idx
 from flaxmnist.rundir import metrics_log
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.training import resume
-from flaxmnist.training.experiment import build
+from flaxmnist.training.experiment import Experiment
 
 try:
     from jax import enable_x64 as enable_x64
@@ -114,7 +114,7 @@ def saved(config, workdir, step=None):
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
     step = checkpoints.steps[-1] if step is None else step
     tree, manifest = checkpoints.restore(
-        step, resume.abstract_tree(build(config)), lambda manifest: None
+        step, resume.abstract_tree(Experiment.build(config)), lambda manifest: None
     )
     tree["state"] = tree["state"].replace(key=jax.random.key_data(tree["state"].key))
     return jax.device_get(tree), manifest
@@ -138,7 +138,7 @@ def stop_at(when, monkeypatch, number=signal.SIGINT):
 
     def write_and_signal(self, record):
         write(self, record)
-        if (record["step"], record["split"]) == when:
+        if (record.step, record.split) == when:
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(metrics_log.MetricsWriter, "write", write_and_signal)

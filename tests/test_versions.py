@@ -18,7 +18,7 @@ from helpers import ROOT, tiny_config
 from flaxmnist.core.sharding import named_leaves
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.training import loop, resume
-from flaxmnist.training.experiment import build
+from flaxmnist.training.experiment import Experiment
 
 RUNS = ROOT / "tests/fixtures/saved"
 STEPS = 20
@@ -49,7 +49,9 @@ def digests(tree):
 def restored(workdir):
     """Returns the arrays of the newest checkpoint."""
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        tree, _ = checkpoints.restore(STEPS, *resume.expected(build(config())))
+        tree, _ = checkpoints.restore(
+            STEPS, *resume.expected(Experiment.build(config()))
+        )
     return tree
 
 

@@ -122,7 +122,7 @@ def run(argv: Sequence[str]) -> int:
     with _workdir(args) as workdir:
         console.line(f"workdir: {workdir}")
         started = time.perf_counter() - process_age()
-        loop.train_and_evaluate(config, workdir, console, started)
+        loop.train_and_evaluate(config, workdir, console=console, started=started)
     return 0
 
 

@@ -150,7 +150,7 @@ def gradient(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]
 @functools.partial(jax.jit, donate_argnames="state")
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Makes one update; `state` is donated, so use the returned one from here on."""
-    warn_if_rebuilt(state.tx, state.replace(tx=optax.identity()), batch)
+    warn_if_rebuilt(state.tx, dataclasses.replace(state, tx=optax.identity()), batch)
     grads, (metrics, model_state) = gradient(state, batch)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from flaxmnist.report import statistics
-from flaxmnist.rundir.manifest import DatasetInfo, Figures
+from flaxmnist.rundir.results import DatasetInfo, Figures
 
 _USE = {
     "stablehlo": """\

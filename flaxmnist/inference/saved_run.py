@@ -28,7 +28,8 @@ from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.checkpoints import Checkpoints
-from flaxmnist.rundir.manifest import Figures, Manifest, Summary
+from flaxmnist.rundir.manifest import Manifest
+from flaxmnist.rundir.results import Figures, Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.durable import write_file
@@ -123,7 +124,7 @@ class SavedRun:
         """
         integrity.check_links(self.workdir)
         run = self._evaluation([split])
-        outputs = predict(self.state, run.eval_feeds[split], run.everywhere)
+        outputs = predict(self.state, run.eval_feeds[split], run.replicated)
         lines = [
             json.dumps(
                 {
@@ -264,7 +265,7 @@ class SavedRun:
                 split: make_feed(dataset.split(split), size, self.mesh)
                 for split in splits
             },
-            everywhere=sharding.replicated(self.mesh),
+            replicated=sharding.replicated(self.mesh),
             total_steps=self.manifest.total_steps,
         )
 

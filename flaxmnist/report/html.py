@@ -19,8 +19,8 @@ from flaxmnist.errors import UserError, printable
 from flaxmnist.report import plots, statistics
 from flaxmnist.report.gallery import filters, mistakes
 from flaxmnist.rundir import folder as workdirs
-from flaxmnist.rundir.manifest import Figures, Summary
 from flaxmnist.rundir.metrics_log import records
+from flaxmnist.rundir.results import Figures, Summary
 from flaxmnist.runtime.durable import make_directory, write_file
 
 _SHOWN_MISTAKES = 36

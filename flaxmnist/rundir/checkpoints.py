@@ -23,7 +23,8 @@ from etils import epy
 
 from flaxmnist.errors import DamagedError, UserError
 from flaxmnist.rundir import integrity, verify
-from flaxmnist.rundir.manifest import Figures, Manifest, read_record, with_checksum
+from flaxmnist.rundir.manifest import Manifest, read_record, with_checksum
+from flaxmnist.rundir.results import Figures
 from flaxmnist.runtime import durable, processes
 
 # Orbax takes a second to import, and a run's first steps do not need it.

@@ -16,7 +16,7 @@ import jax
 from flaxmnist import config as configs
 from flaxmnist.errors import UserError
 from flaxmnist.rundir import integrity
-from flaxmnist.rundir.manifest import Summary
+from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import durable, files, processes
 
 

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from flaxmnist.rundir.commit import SyncedPath
-from flaxmnist.rundir.manifest import Figures
+from flaxmnist.rundir.results import Figures
 from flaxmnist.rundir.verify import ARRAYS, DELETED, RECORD
 from flaxmnist.runtime import logs, processes
 

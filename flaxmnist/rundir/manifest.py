@@ -1,4 +1,4 @@
-"""Typed contents of a run's JSON files, and the schema that each file is read with."""
+"""The manifest of a checkpoint: its content, its format and its checksum."""
 
 import dataclasses
 import json
@@ -6,64 +6,23 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from flaxmnist import config as configs
 from flaxmnist import options
-from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError
+from flaxmnist.rundir.results import (
+    COUNT,
+    DESCRIPTION,
+    FIGURES,
+    STEP,
+    Description,
+    Figures,
+    build,
+    build_description,
+    object_of,
+)
 from flaxmnist.runtime import files
 
 # Format 1 had no number, no checksum of the manifest and no validation figures.
 FORMAT = 2
-
-
-def _object(schema: options.Schema) -> options.OptionType:
-    return options.OptionType("an object", lambda value: options.conform(value, schema))
-
-
-_COUNT = options.whole(0, below=2**63)
-_STEP = options.whole(0, below=options.MAX_STEPS)
-_ANY_OBJECT = options.OptionType("an object", lambda value: {**value})
-# The loss of a checkpoint may be infinite or NaN, that of a summary may not.
-_FIGURES: options.Schema = {
-    "loss": options.number,
-    "accuracy": options.share,
-    "count": _COUNT,
-}
-_FINITE_FIGURES: options.Schema = {
-    "loss": options.real(0, below=3.5e38),
-    "accuracy": options.share,
-    "count": options.whole(1, below=2**63),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Figures:
-    """What one pass over examples measured.
-
-    Attributes:
-      loss: mean cross-entropy in nats.
-      accuracy: share of correct predictions, from 0 to 1.
-      count: number of examples.
-    """
-
-    loss: float
-    accuracy: float
-    count: int
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Figures":
-        """Reads the figures of a checkpoint.
-
-        Raises:
-          ValueError: `value` has another form.
-        """
-        return _build(cls, options.conform(value, _FIGURES))
-
-    @property
-    def rank(self) -> float:
-        """Orders evaluations: a higher accuracy is better, then a lower loss."""
-        # Accuracies differ by at least one example, which is far more than 1e-5.
-        return self.accuracy - 1e-7 * min(self.loss, 100.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,96 +59,16 @@ class LogPosition:
     checksum: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetInfo:
-    """The data of a run.
-
-    Attributes:
-      name: name of the data set.
-      source: where its files came from.
-      counts: number of examples by split.
-      fingerprint: CRC-32 of the training split, in hexadecimal digits.
-      fingerprints: the same by split; None in runs of older versions.
-    """
-
-    name: str
-    source: str
-    counts: dict[str, int]
-    fingerprint: str
-    fingerprints: dict[str, str] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelInfo:
-    """The name of a model and its number of parameters."""
-
-    name: str
-    parameters: int
-
-
-@dataclasses.dataclass(frozen=True)
-class DevicesInfo:
-    """Platform, kind and number of the devices that a run used."""
-
-    platform: str
-    kind: str
-    count: int
-
-
-_DESCRIPTION: dict[str, options.Schema] = {
-    "config": _ANY_OBJECT,
-    "dataset": {
-        "name": options.text,
-        "source": options.text,
-        "counts": options.by_name(_COUNT),
-        "fingerprint": options.text,
-        "fingerprints": options.optional(options.by_name(options.text)),
-    },
-    "total_steps": _STEP,
-    "versions": options.optional(options.by_name(options.text)),
-    "machine": options.optional(
-        _object(
-            {
-                "device": options.text,
-                "threads": options.optional(options.whole(1)),
-            }
-        )
-    ),
-}
 _MANIFEST: options.Schema = {
-    **_DESCRIPTION,
+    **DESCRIPTION,
     "best": {
-        "validation": options.optional(_object(_FIGURES)),
-        "step": options.optional(_STEP),
-        "waited": _STEP,
+        "validation": options.optional(object_of(FIGURES)),
+        "step": options.optional(STEP),
+        "waited": STEP,
     },
-    "rollbacks": options.optional(_STEP),
-    "metrics": options.optional(_object({"lines": _COUNT, "checksum": _COUNT})),
+    "rollbacks": options.optional(STEP),
+    "metrics": options.optional(object_of({"lines": COUNT, "checksum": COUNT})),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Description:
-    """Configuration, data, versions and machine of a run.
-
-    Attributes:
-      config: all options, as ``config.json`` has them.
-      dataset: the data.
-      total_steps: number of steps of a complete run.
-      versions: version by package.
-      machine: `device` and, on CPU, number of `threads`; empty in runs of older
-        versions.
-    """
-
-    config: dict[str, Any]
-    dataset: DatasetInfo
-    total_steps: int
-    versions: dict[str, str]
-    machine: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns an object that `json.dumps` accepts."""
-        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,100 +96,16 @@ class Manifest(Description):
         best, metrics = found["best"], found.get("metrics")
         validation = best.get("validation")
         found |= {
-            **_described(found),
+            **build_description(found),
             "best": Best(
-                validation and _build(Figures, validation),
+                validation and build(Figures, validation),
                 best.get("step"),
                 best["waited"],
             ),
             "rollbacks": found.get("rollbacks") or 0,
-            "metrics": metrics and _build(LogPosition, metrics),
+            "metrics": metrics and build(LogPosition, metrics),
         }
-        return _build(cls, found)
-
-
-def _seconds(value: Any) -> dict[str, float]:
-    seconds = options.by_name(options.real(0, below=1e12)).convert(value)
-    if not seconds.get("total"):
-        raise ValueError
-    return seconds
-
-
-_SUMMARY: options.Schema = {
-    **_DESCRIPTION,
-    "config": options.OptionType(
-        "a configuration", lambda value: configs.as_dict(configs.from_dict(value))
-    ),
-    "versions": options.by_name(options.text),
-    "model": {"name": options.text, "parameters": _COUNT},
-    "step": _STEP,
-    "evaluated_step": _STEP,
-    **dict.fromkeys(SPLITS, _FINITE_FIGURES),
-    "devices": {"platform": options.text, "kind": options.text, "count": _COUNT},
-    "seconds": options.optional(
-        options.OptionType("seconds by name, and their total", _seconds)
-    ),
-    "images_per_second": options.optional(options.real(0, below=1e15)),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Summary(Description):
-    """The result of a run: the content of ``summary.json``.
-
-    Attributes:
-      model: its name and size.
-      step: last step trained.
-      evaluated_step: step of the parameters that were evaluated.
-      train: figures of the training split.
-      validation: figures of the validation split.
-      test: figures of the test split.
-      devices: what the run used.
-      seconds: elapsed time by activity, with ``total``; None if nothing was trained.
-      images_per_second: training speed; None if nothing was trained.
-    """
-
-    model: ModelInfo
-    step: int
-    evaluated_step: int
-    train: Figures
-    validation: Figures
-    test: Figures
-    devices: DevicesInfo
-    seconds: dict[str, float] | None = None
-    images_per_second: float | None = None
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Summary":
-        """Reads the content of ``summary.json``.
-
-        Raises:
-          ValueError: `value` has another form.
-        """
-        found = options.conform(value, _SUMMARY)
-        if missing := set(SPLITS) - found["dataset"]["counts"].keys():
-            raise ValueError(f"no count of the examples of {min(missing)}")
-        found |= {
-            **_described(found),
-            "model": _build(ModelInfo, found["model"]),
-            "devices": _build(DevicesInfo, found["devices"]),
-            **{split: _build(Figures, found[split]) for split in SPLITS},
-        }
-        return _build(cls, found)
-
-
-def _described(found: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "dataset": _build(DatasetInfo, found["dataset"]),
-        "versions": found.get("versions") or {},
-        "machine": found.get("machine") or {},
-    }
-
-
-def _build(cls: Any, values: dict[str, Any]) -> Any:
-    """Builds a dataclass; a missing value is None, an unknown one is ignored."""
-    names = (field.name for field in dataclasses.fields(cls))
-    return cls(**{name: values.get(name) for name in names})
+        return build(cls, found)
 
 
 def canonical_json(record: Any) -> str:

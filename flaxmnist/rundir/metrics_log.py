@@ -1,6 +1,7 @@
-"""What a run writes: ``metrics.jsonl`` and TensorBoard's event files."""
+"""The figures of a run: ``metrics.jsonl`` and TensorBoard's event files."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import zlib
@@ -30,18 +31,60 @@ _RECORD: options.Schema = {
 _MAX_LINE = 1 << 16
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A line of ``metrics.jsonl``.
+
+    Attributes:
+      step: number of updates made.
+      epoch: the same in epochs.
+      split: "train" for figures of training itself; "validation", "test" or
+        "train_eval" for those of an evaluation.
+      loss: mean cross-entropy in nats.
+      accuracy: share of correct predictions, from 0 to 1.
+      images_per_second: training speed since the last log; None for evaluations.
+      learning_rate: of the last update; None for evaluations.
+      gradient_norm: of the next update, if `summaries` contains "norms".
+      parameter_norm: of the parameters, if `summaries` contains "norms".
+    """
+
+    step: int
+    epoch: float
+    split: str
+    loss: float
+    accuracy: float
+    images_per_second: float | None = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    parameter_norm: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the values that are not None."""
+        values = vars(self).items()
+        return {name: value for name, value in values if value is not None}
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the figures by split, such as ``{"validation/loss": 0.026, …}``."""
+        values = self.to_json().items()
+        return {
+            f"{self.split}/{name}": value
+            for name, value in values
+            if name not in ("step", "split")
+        }
+
+
 class MetricsWriter:
     """Appends records to ``metrics.jsonl`` and to TensorBoard's event files.
 
-    A context manager. Of several processes, the first alone writes.
+    A context manager. Of several processes, only the first writes.
 
     Args:
-      workdir: folder of the run.
-      step: where the run resumes; records of later steps are removed, because they
-        will be written again.
-      eval_splits: those that are evaluated while training.
-      written: what `sync` returned at `step`, if it is known.
-      warn: is told if ``metrics.jsonl`` is not as `written` says.
+      workdir: the run directory.
+      step: step from which the run resumes; records of later steps are removed, because
+        they will be written again.
+      eval_splits: splits that are evaluated during training.
+      written: what `sync` returned at `step`, if known.
+      warn: called with a warning if ``metrics.jsonl`` differs from `written`.
       check: called before each write; raises if nothing may be written any more.
     """
 
@@ -69,7 +112,7 @@ class MetricsWriter:
         durable.write_file(self._path, "".join(kept))
         self._file = self._stack.enter_context(self._path.open("a", encoding="utf-8"))
         self._events = {}
-        # Those of an earlier process, too, whose later steps are taken back.
+        # Also those of an earlier process, whose later steps are removed.
         before = (path.name for path in workdir.glob("tensorboard/*/"))
         for split in {"train", *map(eval_name, eval_splits), *before}:
             events = EventFile(workdir / "tensorboard" / split, step)
@@ -79,23 +122,23 @@ class MetricsWriter:
         lines, checksum = self._written.lines, self._written.checksum
         self._written = LogPosition(lines + 1, zlib.crc32(line.encode(), checksum))
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Writes a record, which holds ``step``, ``split`` and figures."""
+    def write(self, record: Record) -> None:
+        """Writes a record to ``metrics.jsonl`` and to the event file of its split."""
         if not processes.is_first():
             return
         self._check()
-        # What is written into a file that was removed is lost without an error.
+        # Writing to a file that was removed raises no error.
         if not os.path.samefile(self._file.fileno(), self._path):
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self._path))
-        line = _line(record)
+        line = _line(values := record.to_json())
         self._file.write(line)
         self._file.flush()
         self._count(line)
-        self._events[record["split"]].write(
-            record["step"],
+        self._events[record.split].write(
+            record.step,
             *(
                 _summary(name, simple_value=value)
-                for name, value in record.items()
+                for name, value in values.items()
                 if name not in ("step", "split")
             ),
         )
@@ -125,9 +168,10 @@ class MetricsWriter:
 
 
 def eval_name(split: str) -> str:
-    """Returns what the figures of a split's evaluation are written under.
+    """Returns the name under which the evaluation of a split is logged.
 
-    "train" are those of training itself, of parameters that move and with dropout.
+    "train" stands for the figures of training itself: the parameters change from step
+    to step, and dropout is active.
     """
     return "train_eval" if split == "train" else split
 

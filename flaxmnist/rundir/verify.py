@@ -18,7 +18,8 @@ from flaxmnist import options
 from flaxmnist.core.sharding import named_leaves
 from flaxmnist.errors import UserError, kind_of
 from flaxmnist.rundir import integrity
-from flaxmnist.rundir.manifest import Figures, canonical_json, read_record
+from flaxmnist.rundir.manifest import canonical_json, read_record
+from flaxmnist.rundir.results import Figures
 from flaxmnist.runtime import files, processes
 from flaxmnist.runtime.failures import explain
 

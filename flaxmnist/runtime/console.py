@@ -1,4 +1,4 @@
-"""The output of a run for people, and its time table."""
+"""Terminal and notebook output of a run, and its time table."""
 
 import contextlib
 import functools
@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from flaxmnist.errors import UserError, printable
 from flaxmnist.runtime import processes
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
+# Called with the step, the epoch, the loss and a text.
+Bar = Callable[[int, float, float, str], None]
 
 
 def sparkline(values: list[float], width: int = 8) -> str:
@@ -45,7 +46,7 @@ def output_errors() -> Iterator[None]:
 
 
 class Console:
-    """Prints live bars on a terminal and in a notebook, and plain lines elsewhere.
+    """Prints progress bars on a terminal and in a notebook, and lines elsewhere.
 
     Only terminals get colours, unless ``NO_COLOR`` is set. Of several processes, only
     the first prints.
@@ -59,22 +60,22 @@ class Console:
             force_terminal=sys.stdout.isatty(),
         )
         widgets = self._rich.is_jupyter and find_spec("ipywidgets") is not None
-        self._speaks = processes.is_first()
-        self._live = self._speaks and (self._rich.is_terminal or widgets)
+        self._prints = processes.is_first()
+        self._live = self._prints and (self._rich.is_terminal or widgets)
         self._bars: Progress | None = None
 
     def line(self, text: str = "") -> None:
-        """Prints a line, above the bars if there are any."""
+        """Prints a line, above the progress bars if there are any."""
         text = printable(text, keep="\n")
         with output_errors():
             if self._live and self._rich.is_terminal:
                 self._rich.print(text, soft_wrap=True)
-            elif self._speaks:
+            elif self._prints:
                 print(text, flush=True)
 
     def warn(self, text: str) -> None:
         """Prints a warning between rules, on the error stream."""
-        if not self._speaks:
+        if not self._prints:
             return
         rule = "!" * 78
         lines = "\n".join(f"! {printable(line)}" for line in text.splitlines())
@@ -83,11 +84,11 @@ class Console:
 
     @contextlib.contextmanager
     def _bar(self, total: int, **start: Any) -> Iterator[Callable[..., None]]:
-        """Shows a bar while the block runs, below any other; yields what moves it."""
+        """Shows a progress bar below any other; yields a function that updates it."""
         if not self._live:
             yield lambda **changes: None
             return
-        # A notebook's output is drawn by this thread alone, so that lines stay lines.
+        # Only this thread draws in a notebook; otherwise lines would be broken.
         notebook = self._rich.is_jupyter
         with contextlib.ExitStack() as stack:
             if self._bars is None:
@@ -110,62 +111,48 @@ class Console:
             self._bars.remove_task(task)
 
     @contextlib.contextmanager
-    def training(self, step: int, total: int) -> Iterator[Callable[..., None]]:
-        """Shows the run's bar; yields what is told of a record and the seconds left."""
+    def training(self, step: int, total: int) -> Iterator[Bar]:
+        """Shows the progress bar of training; yields what updates it."""
         losses: list[float] = []
         with self._bar(total, description="", completed=step) as move:
 
-            def update(record: dict[str, Any], seconds_left: float) -> None:
-                losses.append(record["loss"])
-                eta = timedelta(seconds=round(seconds_left))
+            def update(step: int, epoch: float, loss: float, text: str) -> None:
+                losses.append(loss)
                 move(
-                    completed=record["step"],
-                    description=f"epoch {record['epoch']:.1f}",
-                    figures=f"loss {record['loss']:.3f} {sparkline(losses)} "
-                    f"{record['accuracy']:.1%} "
-                    f"{record['images_per_second']:,.0f} images/s ETA {eta}",
+                    completed=step,
+                    description=f"epoch {epoch:.1f}",
+                    figures=f"loss {loss:.3f} {sparkline(losses)} {text}",
                 )
 
             yield update
 
     @contextlib.contextmanager
     def evaluating(self, split: str, batches: int) -> Iterator[Callable[[int], None]]:
-        """Shows a bar; yields what is told of each so many batches more."""
+        """Shows a progress bar; yields a function that adds a number of batches."""
         with self._bar(batches, description=split) as move:
             yield lambda more: move(advance=more)
 
-    def report(self, record: dict[str, Any], total: int) -> None:
-        """Prints a record as a line; where there is a bar, training's are its alone."""
-        if self._bars and record["split"] == "train":
-            return
-        text = (
-            f"step {record['step']}/{total}  epoch {record['epoch']:.2f}  "
-            f"{record['split']:<10}  loss {record['loss']:.4f}  "
-            f"accuracy {record['accuracy']:.4f}"
-        )
-        if "images_per_second" in record:
-            text += (
-                f"  {record['images_per_second']:,.0f} images/s"
-                f"  learning rate {record['learning_rate']:.2e}"
-            )
-        self.line(text)
+    def line_without_bar(self, text: str) -> None:
+        """Prints a line where no progress bar shows its content."""
+        if not self._bars:
+            self.line(text)
 
 
 def process_age() -> float:
     """Returns the seconds since this process started.
 
-    On Linux by a clock that is never set, unlike the one that tells the date.
+    On Linux, the clock is monotonic: setting the date does not change it.
     """
     stat = Path("/proc/self/stat")
     if not stat.exists():
         return time.time() - psutil.Process().create_time()
-    # Field 22 of the line, which is counted from the end of the program's name.
+    # Field 22 of the line; the program's name may contain spaces.
     ticks = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Clock:
-    """Adds up elapsed seconds by what they were spent on.
+    """Adds up elapsed seconds by activity.
 
     Args:
       started: `time.perf_counter()` at the start; now if None.
@@ -177,13 +164,13 @@ class Clock:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Counts the block's seconds under `name`."""
+        """Adds the seconds of the block to `name`."""
         begin = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - begin
 
     def started_up(self) -> None:
-        """Counts all until now as start-up, but what was counted already."""
+        """Adds all seconds so far that were not counted yet to start-up."""
         self.seconds["startup"] = (
             time.perf_counter() - self._started - sum(self.seconds.values())
         )

@@ -1,6 +1,6 @@
-"""Ctrl-C and termination, handled between two steps instead of within one.
+"""Handling of Ctrl-C and of termination between two steps instead of within one.
 
-Clouds and clusters announce a preemption to a process by SIGTERM, too.
+Clouds and clusters announce a preemption by SIGTERM.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from flaxmnist.errors import StoppedError
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Listener:
-    """Holds the `number` of the signal that was heard, or 0."""
+class Interrupt:
+    """The `number` of the signal that was received, or 0."""
 
     number = 0
 
 
 @contextlib.contextmanager
 def _handled(handle: Callable[[int], None]) -> Iterator[None]:
-    """Has the first SIGINT or SIGTERM call `handle`; a second ends the process at once.
+    """Calls `handle` at the first SIGINT or SIGTERM; a second ends the process at once.
 
-    Outside the main thread, where Python handles no signals, nothing is changed.
+    Outside the main thread, where Python handles no signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,7 +32,7 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
     before = {
         number: handler
         for number in _SIGNALS
-        # What a script or `nohup` has us ignore stays ignored.
+        # A signal that a script or `nohup` ignores stays ignored.
         if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
     }
 
@@ -40,12 +40,12 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def hear(number: int, frame: object) -> None:
+    def receive(number: int, frame: object) -> None:
         restore()
         handle(number)
 
     for number in before:
-        signal.signal(number, hear)
+        signal.signal(number, receive)
     try:
         yield
     finally:
@@ -53,21 +53,21 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Listener]:
+def record_interrupts() -> Iterator[Interrupt]:
     """Records the first SIGINT or SIGTERM; a second ends the process at once.
 
     A recorded signal takes effect after the block, unless the block raises an error.
     """
-    listener = Listener()
-    with _handled(functools.partial(setattr, listener, "number")):
-        yield listener
-    if listener.number:
-        signal.raise_signal(listener.number)
+    interrupt = Interrupt()
+    with _handled(functools.partial(setattr, interrupt, "number")):
+        yield interrupt
+    if interrupt.number:
+        signal.raise_signal(interrupt.number)
 
 
 @contextlib.contextmanager
-def stopping(message: str) -> Iterator[None]:
-    """Has the first SIGINT or SIGTERM raise StoppedError with `message` at once."""
+def stop_at_interrupt(message: str) -> Iterator[None]:
+    """Raises StoppedError with `message` at the first SIGINT or SIGTERM."""
 
     def stop(number: int) -> None:
         raise StoppedError(number, message, alone=True)

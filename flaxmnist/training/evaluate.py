@@ -1,4 +1,4 @@
-"""One exact pass over a split."""
+"""Exact passes over a split: every example counts once."""
 
 import functools
 from collections.abc import Callable
@@ -14,29 +14,29 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import Batches, eval_steps, predict_step
 from flaxmnist.data.feeds import Feed
 
-# Batches between two movements of the bar.
+# Batches between two updates of the progress bar.
 DISPATCH = 50
 
 
 def evaluate(
     state: TrainState,
     feed: Feed,
-    everywhere: NamedSharding,
+    replicated: NamedSharding,
     advance: Callable[[int], None] = lambda batches: None,
 ) -> Metrics:
     """Returns the metrics of every example of a split, each counted once.
 
     Args:
-      state: whose parameters and model state are evaluated.
+      state: provides the parameters and the model state.
       feed: the split, in order and padded (`seed=None`).
-      everywhere: the sharding of what every device holds.
-      advance: told of each so many batches that are done.
+      replicated: sharding of arrays that every device holds completely.
+      advance: called with the number of batches since its last call.
     """
-    metrics, total = sharding.zeros(Metrics.empty, everywhere), feed.steps_per_epoch
+    metrics, total = sharding.zeros(Metrics.empty, replicated), feed.steps_per_epoch
     for begin in range(0, total, DISPATCH):
         first = begin
         for batches, count in feed.spans(begin, min(begin + DISPATCH, total)):
-            span = sharding.put_tree((np.int32(first), np.int32(count)), everywhere)
+            span = sharding.put_tree((np.int32(first), np.int32(count)), replicated)
             metrics = eval_steps(state, metrics, batches, *span)
             first += count
         jax.block_until_ready(metrics)
@@ -45,9 +45,9 @@ def evaluate(
 
 
 def predict(
-    state: TrainState, feed: Feed, everywhere: NamedSharding
+    state: TrainState, feed: Feed, replicated: NamedSharding
 ) -> dict[str, np.ndarray]:
-    """Returns what `predict_step` does for every example of a split, in its order.
+    """Returns the outputs of `predict_step` for a split, in its order.
 
     The arguments are those of :func:`evaluate`.
 
@@ -58,20 +58,20 @@ def predict(
     parts, step = [], 0
     for batches, count in feed.spans(0, feed.steps_per_epoch):
         for _ in range(count):
-            at = sharding.put(np.int32(step), everywhere)
-            parts.append(_predict(state, batches, at, everywhere))
+            at = sharding.put(np.int32(step), replicated)
+            parts.append(_predict(state, batches, at, replicated))
             step += 1
     whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *jax.device_get(parts))
     mask = whole.pop("mask")
     return {name: array[mask] for name, array in whole.items()}
 
 
-@functools.partial(jax.jit, static_argnames="everywhere")
+@functools.partial(jax.jit, static_argnames="replicated")
 def _predict(
-    state: TrainState, batches: Batches, step: Any, everywhere: NamedSharding
+    state: TrainState, batches: Batches, step: Any, replicated: NamedSharding
 ) -> dict[str, Any]:
     batch = batches.at(step)
     outputs = predict_step(state, batch["image"])
     outputs |= {"labels": batch["label"], "mask": batch["mask"]}
-    # Whole on every device, so that every process can read all of it.
-    return jax.lax.with_sharding_constraint(outputs, everywhere)
+    # Replicate them, so that every process can read all of them.
+    return jax.lax.with_sharding_constraint(outputs, replicated)

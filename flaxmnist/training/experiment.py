@@ -1,4 +1,4 @@
-"""What a configuration describes, built: data, model, optimizer, mesh."""
+"""Experiments: data, model, optimizer and mesh, built from a configuration."""
 
 import dataclasses
 from typing import Any
@@ -13,34 +13,47 @@ from flaxmnist import data
 from flaxmnist.config import Config, as_dict, flat
 from flaxmnist.core import models, optim, sharding
 from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.steps import train_steps
 from flaxmnist.data.feeds import FEEDS, Feed
 from flaxmnist.errors import UserError
 from flaxmnist.options import MAX_STEPS, to_steps
+from flaxmnist.rundir.results import Figures
 from flaxmnist.runtime import processes
+from flaxmnist.training.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What evaluates a state.
+    """Everything that the evaluation of a state needs.
 
     Attributes:
       config: of the run.
       dataset: its data.
       eval_feeds: the splits to evaluate, in order and padded.
-      everywhere: the sharding of what every device holds.
-      total_steps: of the whole training.
+      replicated: sharding of arrays that every device holds completely.
+      total_steps: number of steps of a complete run.
     """
 
     config: Config
     dataset: data.Dataset
     eval_feeds: dict[str, Feed]
-    everywhere: NamedSharding
+    replicated: NamedSharding
     total_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Evaluation):
-    """The parts of a run; nothing is on disk yet."""
+class Experiment(Evaluation):
+    """Everything that a run needs and no step changes; nothing is on disk yet.
+
+    Attributes:
+      feed: the training split, in a new order every epoch.
+      model: what is trained.
+      tx: the optimizer.
+      schedule: the learning rate by step.
+      every: number of steps between two events, by event.
+      layout: where the arrays of the state are.
+      state_options: further arguments of `create_state`.
+    """
 
     feed: Feed
     model: nn.Module
@@ -50,35 +63,87 @@ class Run(Evaluation):
     layout: sharding.Layout
     state_options: dict[str, Any]
 
-    def put(self, number: int) -> jax.Array:
-        """Returns a number as every device's int32."""
-        return sharding.put(np.int32(number), self.everywhere)
+    @classmethod
+    def build(cls, config: Config) -> "Experiment":
+        """Builds the experiment that `config` describes; writes nothing.
 
-    def no_metrics(self) -> Metrics:
-        """Returns the metrics of no example, on every device."""
-        return sharding.zeros(Metrics.empty, self.everywhere)
+        Raises:
+          UserError: the options, the devices or the data do not fit together.
+        """
+        model = models.build(dtype=config.precision, **as_dict(config.model))
+        layout = make_layout(config)
+        _check_batch_split(config, layout.mesh.shape["data"])
+        dataset = _load_dataset(config)
+        tx, schedule, total_steps = make_optimizer(config, len(dataset.train))
+        feed, eval_feeds = _make_feeds(config, dataset, layout.mesh)
+        return cls(
+            config=config,
+            dataset=dataset,
+            feed=feed,
+            eval_feeds=eval_feeds,
+            model=model,
+            tx=tx,
+            schedule=jax.jit(schedule),
+            total_steps=total_steps,
+            every=_events(config, feed.steps_per_epoch),
+            replicated=sharding.replicated(layout.mesh),
+            layout=layout,
+            state_options={
+                "ema_decay": config.ema,
+                "grad_accumulation": config.grad_accumulation,
+            },
+        )
+
+    def advance(self, progress: Progress, max_steps: int) -> Progress:
+        """Trains in one dispatch up to the next event, at most `max_steps` steps.
+
+        The arrays of `progress` are donated.
+        """
+        stop = self.next_stop(progress.step, max_steps)
+        state, metrics = progress.state, progress.metrics_since_log
+        # Without compilation, each operation transfers its constants.
+        eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        with jax.transfer_guard("allow" if eager else "disallow"):
+            for batches, count in self.feed.spans(progress.step, stop):
+                state, metrics = train_steps(state, metrics, batches, self.put(count))
+            figures = Figures(**jax.device_get(metrics).compute())
+        return dataclasses.replace(
+            progress,
+            step=stop,
+            state=state,
+            metrics_since_log=metrics,
+            figures=figures,
+            validation=None,
+            records=(),
+        )
+
+    def is_finished(self, progress: Progress) -> bool:
+        """Returns whether all steps are trained or `config.patience` is exhausted."""
+        patience = self.config.patience
+        out_of_patience = patience is not None and progress.best.waited >= patience
+        return progress.step >= self.total_steps or out_of_patience
 
     def due(self, event: str, step: int) -> bool:
         """Returns whether `event`, one of `every`, falls on `step`."""
         every = self.every.get(event)
         return every is not None and (step % every == 0 or step == self.total_steps)
 
-    def next_stop(self, step: int, most: int) -> int:
-        """Returns the step of the next event after `step`, at most `most` ahead."""
+    def next_stop(self, step: int, max_steps: int) -> int:
+        """Returns the step of the next event, at most `max_steps` after `step`."""
         events = [(step // every + 1) * every for every in self.every.values()]
-        return min(step + most, self.total_steps, *events)
+        return min(step + max_steps, self.total_steps, *events)
+
+    def put(self, number: int) -> jax.Array:
+        """Returns a number as an int32 on every device."""
+        return sharding.put(np.int32(number), self.replicated)
+
+    def no_metrics(self) -> Metrics:
+        """Returns the metrics of no example, on every device."""
+        return sharding.zeros(Metrics.empty, self.replicated)
 
 
-def build(config: Config) -> Run:
-    """Builds what `config` describes.
-
-    Raises:
-      UserError: something in it is not possible; nothing was written.
-    """
-    model = models.build(dtype=config.precision, **as_dict(config.model))
-    layout = make_layout(config)
-    mesh = layout.mesh
-    data_parts = mesh.shape["data"]
+def _check_batch_split(config: Config, data_parts: int) -> None:
+    """Raises UserError unless every device gets equally many examples of a batch."""
     parts = data_parts * config.grad_accumulation
     if config.batch_size % parts:
         below, above = (config.batch_size // parts + n for n in (0, 1))
@@ -88,6 +153,9 @@ def build(config: Config) -> Run:
             f"(mesh.data) times {config.grad_accumulation} (grad_accumulation): "
             f"expected a multiple of {parts}, such as {sizes}"
         )
+
+
+def _load_dataset(config: Config) -> data.Dataset:
     dataset = data.load(config.data.name, config.data.source, config.data.dir)
     check_dataset(config, dataset)
     if config.batch_size > len(dataset.train):
@@ -95,44 +163,38 @@ def build(config: Config) -> Run:
             f"batch_size={config.batch_size}: expected at most {len(dataset.train):,}, "
             f"the training examples of {dataset.name} ({dataset.source})"
         )
-    steps_per_epoch = len(dataset.train) // config.batch_size
-    tx, schedule, total_steps = make_optimizer(config, len(dataset.train))
-    # Reads the data in order; where they are on disk, feeds do so at random.
+    return dataset
+
+
+def _make_feeds(
+    config: Config, dataset: data.Dataset, mesh: Mesh
+) -> tuple[Feed, dict[str, Feed]]:
+    """Returns the feed of training, and those of evaluation by split."""
+    # This reads files on disk in order; feeds read them in random order.
     _ = dataset.fingerprints
     make_feed = FEEDS[config.data.placement]
     feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
     eval_batch = eval_batch_size(config, dataset, mesh)
-    events = {
+    return feed, {
+        "train": feed.in_order(eval_batch),
+        "validation": make_feed(dataset.validation, eval_batch, mesh),
+        "test": make_feed(dataset.test, eval_batch, mesh),
+    }
+
+
+def _events(config: Config, steps_per_epoch: int) -> dict[str, int]:
+    """Returns the number of steps between two events, by event."""
+    options = {
         "log": "log_every",
         "eval": "eval_every",
         "checkpoint": "checkpoint_every",
     }
     if config.log_tensors:
-        events["tensors"] = "every_n_steps"
-    return Run(
-        config=config,
-        dataset=dataset,
-        feed=feed,
-        eval_feeds={
-            "train": feed.in_order(eval_batch),
-            "validation": make_feed(dataset.validation, eval_batch, mesh),
-            "test": make_feed(dataset.test, eval_batch, mesh),
-        },
-        model=model,
-        tx=tx,
-        schedule=jax.jit(schedule),
-        total_steps=total_steps,
-        every={
-            event: to_steps(getattr(config, option), steps_per_epoch)
-            for event, option in events.items()
-        },
-        everywhere=sharding.replicated(mesh),
-        layout=layout,
-        state_options={
-            "ema_decay": config.ema,
-            "grad_accumulation": config.grad_accumulation,
-        },
-    )
+        options["tensors"] = "every_n_steps"
+    return {
+        event: to_steps(getattr(config, option), steps_per_epoch)
+        for event, option in options.items()
+    }
 
 
 def make_layout(config: Config) -> sharding.Layout:

@@ -11,37 +11,29 @@ from pathlib import Path
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import DamagedError
 from flaxmnist.rundir.checkpoints import Checkpoints
-from flaxmnist.rundir.folder import Lock
-from flaxmnist.rundir.manifest import Summary
+from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import processes
-from flaxmnist.runtime.console import Clock, Console
-from flaxmnist.runtime.interrupts import stopping
-from flaxmnist.training.experiment import Run
-from flaxmnist.training.resume import Training, with_parameters
+from flaxmnist.runtime.console import Console
+from flaxmnist.runtime.interrupts import stop_at_interrupt
+from flaxmnist.training.experiment import Experiment
+from flaxmnist.training.hooks import Outputs
+from flaxmnist.training.progress import Progress
+from flaxmnist.training.resume import with_parameters
 from flaxmnist.training.summary import print_table, summarize
 
 _LOG = logging.getLogger(__name__)
 
 
 def finish(
-    run: Run,
-    at: Training,
-    first_step: int,
-    lock: Lock,
-    checkpoints: Checkpoints,
-    console: Console,
-    clock: Clock,
+    experiment: Experiment, progress: Progress, first_step: int, outputs: Outputs
 ) -> Summary:
     """Evaluates the best state of a trained run, and writes summary and report.
 
     Args:
-      run: the parts of the run.
-      at: where training ended.
-      first_step: where this process began.
-      lock: of the run's directory.
-      checkpoints: of the run.
-      console: where to speak.
-      clock: what the time was spent on.
+      experiment: what was trained.
+      progress: the end of training.
+      first_step: the step at which this process started.
+      outputs: where to write and print.
 
     Returns:
       the content of ``summary.json``.
@@ -49,76 +41,86 @@ def finish(
     Raises:
       StoppedError: Ctrl-C or SIGTERM stopped it.
     """
-    workdir, best_step = lock.workdir, processes.broadcast(checkpoints.best_step)
-    with stopping(_interrupted(at, workdir)):
+    rundir, console, clock = outputs.rundir, outputs.console, outputs.clock
+    checkpoints, best_step = outputs.checkpoints, outputs.checkpoints.best_step
+    with stop_at_interrupt(_interrupted(progress, rundir.workdir)):
         try:
-            best_state = _state(at, checkpoints, best_step)
+            best_state = _state(progress, checkpoints, best_step)
         except DamagedError as error:
             console.warn(f"{error}\nThe last state is evaluated instead.")
-            best_step, best_state = at.step, at.state
+            best_step, best_state = progress.step, progress.state
         with clock("evaluate"):
-            summary = summarize(run, best_state, at.step, best_step, console)
-        seconds, trained = clock.table(), (at.step - first_step) * run.config.batch_size
+            summary = summarize(
+                experiment, best_state, progress.step, best_step, console
+            )
+        trained = (progress.step - first_step) * experiment.config.batch_size
+        seconds = clock.table()
         summary = dataclasses.replace(
             summary,
             seconds=seconds,
             images_per_second=trained / clock.seconds["train"] if trained else None,
         )
         print_table(console, summary)
-        lock.remove("report.html")  # It is of an earlier summary.
-        lock.write("summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
-        if run.config.report:
-            with _only_warned_of(workdir, console):
-                _report(run, best_state, summary, workdir)
+        rundir.remove("report.html")  # It is of an earlier summary.
+        rundir.write("summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
+        if experiment.config.report:
+            with _errors_as_warnings(rundir.workdir, console):
+                _report(experiment, best_state, summary, rundir.workdir)
     saved = ", ".join(map(str, checkpoints.steps))
-    report = "report.html, plots/, " if (workdir / "report.html").exists() else ""
+    has_report = (rundir.workdir / "report.html").exists()
+    report = "report.html, plots/, " if has_report else ""
     spent = ", ".join(f"{name} {s:.1f}" for name, s in seconds.items())
     console.line(f"\nseconds: {spent}")
     console.line(
-        f"{workdir}: {report}config.json, metrics.jsonl, summary.json, tensorboard/, "
-        f"checkpoints/ (steps {saved})"
+        f"{rundir.workdir}: {report}config.json, metrics.jsonl, summary.json, "
+        f"tensorboard/, checkpoints/ (steps {saved})"
     )
     return summary
 
 
 def finish_again(
-    run: Run,
-    at: Training,
-    summary: Summary,
-    lock: Lock,
-    checkpoints: Checkpoints,
-    console: Console,
+    experiment: Experiment, progress: Progress, summary: Summary, outputs: Outputs
 ) -> None:
-    """Prints the summary of a finished run, and writes its report if that is missing.
+    """Prints the summary of a finished run, and writes a missing report.
 
-    The arguments are those of :func:`finish`.
+    Args:
+      experiment: what was trained.
+      progress: the end of training.
+      summary: the result of the run.
+      outputs: where to write and print.
+
+    Raises:
+      StoppedError: Ctrl-C or SIGTERM stopped it.
     """
+    rundir, console = outputs.rundir, outputs.console
     print_table(console, summary)
-    has_report = processes.broadcast((lock.workdir / "report.html").exists())
-    if run.config.report and not has_report:
-        lock.check()
+    has_report = processes.broadcast((rundir.workdir / "report.html").exists())
+    if experiment.config.report and not has_report:
+        rundir.check()
         with (
-            stopping(_interrupted(at, lock.workdir)),
-            _only_warned_of(lock.workdir, console),
+            stop_at_interrupt(_interrupted(progress, rundir.workdir)),
+            _errors_as_warnings(rundir.workdir, console),
         ):
-            state = _state(at, checkpoints, summary.evaluated_step)
-            _report(run, state, summary, lock.workdir)
+            state = _state(progress, outputs.checkpoints, summary.evaluated_step)
+            _report(experiment, state, summary, rundir.workdir)
 
 
-def _state(at: Training, checkpoints: Checkpoints, step: int) -> TrainState:
-    return at.state if step == at.step else with_parameters(at.state, checkpoints, step)
+def _state(progress: Progress, checkpoints: Checkpoints, step: int) -> TrainState:
+    if step == progress.step:
+        return progress.state
+    return with_parameters(progress.state, checkpoints, step)
 
 
-def _interrupted(at: Training, workdir: Path) -> str:
+def _interrupted(progress: Progress, workdir: Path) -> str:
     return (
-        f"interrupted: training is complete, and step {at.step} is saved; the same "
-        f"command with --workdir {shlex.quote(str(workdir))} evaluates it and writes "
-        "the report"
+        f"interrupted: training is complete, and step {progress.step} is saved; the "
+        f"same command with --workdir {shlex.quote(str(workdir))} evaluates it and "
+        "writes the report"
     )
 
 
 @contextlib.contextmanager
-def _only_warned_of(workdir: Path, console: Console) -> Iterator[None]:
+def _errors_as_warnings(workdir: Path, console: Console) -> Iterator[None]:
     """Turns an error of the report into a warning: the results are saved already."""
     try:
         yield
@@ -134,11 +136,13 @@ def _only_warned_of(workdir: Path, console: Console) -> Iterator[None]:
         )
 
 
-def _report(run: Run, state: TrainState, summary: Summary, workdir: Path) -> None:
-    # Not before: what draws takes long to import.
+def _report(
+    experiment: Experiment, state: TrainState, summary: Summary, workdir: Path
+) -> None:
+    # Matplotlib takes long to import.
     from flaxmnist.report.html import write_report
     from flaxmnist.training.results import collect
 
-    results = collect(run, state, summary)
+    results = collect(experiment, state, summary)
     if processes.is_first():
         write_report(results, workdir)

@@ -1,10 +1,11 @@
-"""A run: started or resumed, trained, evaluated and summed up."""
+"""Training from beginning to end: start or resume, train, evaluate, report."""
 
+import dataclasses
 import math
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -16,24 +17,36 @@ from flaxmnist.errors import NotFiniteError, StoppedError
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
-from flaxmnist.rundir.manifest import Figures, Manifest, Summary
-from flaxmnist.rundir.metrics_log import MetricsWriter, eval_name
+from flaxmnist.rundir.metrics_log import MetricsWriter
+from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Clock, Console
-from flaxmnist.runtime.interrupts import listening
-from flaxmnist.training.experiment import Run, build
+from flaxmnist.runtime.interrupts import record_interrupts
+from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.finish import finish, finish_again
-from flaxmnist.training.hooks import show_summaries, show_tensors, watched_norms
-from flaxmnist.training.resume import Training, begin, resume, roll_back
-from flaxmnist.training.summary import describe, evaluate_splits
+from flaxmnist.training.hooks import (
+    CallUserHooks,
+    Evaluate,
+    Hook,
+    LogMetrics,
+    LogTensors,
+    Outputs,
+    SaveCheckpoint,
+    UserHook,
+    call_user_hooks,
+)
+from flaxmnist.training.observe import observed_norms
+from flaxmnist.training.progress import Progress
+from flaxmnist.training.resume import begin, resume, roll_back
 
-# How long a dispatch should take: the bar moves and signals are heard between two.
+# Duration of a dispatch: between two, the bar moves and interrupts take effect.
 DISPATCH_SECONDS = 0.5
 
 
 def train_and_evaluate(
     config: ConfigDict | configs.Config | str | os.PathLike[str],
     workdir: str | Path,
+    hooks: Sequence[UserHook] = (),
     console: Console | None = None,
     started: float | None = None,
 ) -> Summary:
@@ -41,239 +54,219 @@ def train_and_evaluate(
 
     Args:
       config: as :func:`flaxmnist.config.make_config` or :func:`flaxmnist.config.load`
-        returns it; or what `load` takes, such as ``"cnn"`` or the path of a file.
-      workdir: gets ``config.json``, ``metrics.jsonl``, ``summary.json``,
-        ``report.html``, ``plots/``, ``checkpoints/`` and ``tensorboard/``.
-      console: where to speak; the standard output if None.
+        returns it; or an argument of `load`, such as ``"cnn"`` or the path of a file.
+      workdir: the run directory; receives ``config.json``, ``metrics.jsonl``,
+        ``summary.json``, ``report.html``, ``plots/``, ``checkpoints/`` and
+        ``tensorboard/``.
+      hooks: each is called with a `Record` after every log and every evaluation, once
+        everything about that step is written, and with the `Summary` at the end. Both
+        have `step` and `to_json()`. Of several processes, only the first calls them. An
+        exception of a hook ends the run, which can be resumed.
+      console: where to print; the standard output if None.
       started: `time.perf_counter()` at the start of the time table; now if None.
 
     Returns:
       the content of ``summary.json``.
 
     Raises:
-      UserError: the configuration, the data or the folder cannot be used, another run
-        is in it, or the loss is not finite any more.
-      StoppedError: Ctrl-C or SIGTERM stopped it, after it was saved.
+      UserError: the configuration, the data or the directory cannot be used, another
+        process is training in it, or the loss is not finite.
+      StoppedError: Ctrl-C or SIGTERM stopped the run; it is saved.
+      HookError: a hook raised an OSError.
     """
     console, clock = console or Console(), Clock(started)
     workdir = path_of(workdir, "workdir")
     if isinstance(config, str | os.PathLike):
         config = configs.load(os.fspath(config))
-    config = configs.resolve(config)
-    run = build(config)
-    if run.dataset.warning:
-        console.warn(run.dataset.warning)
+    experiment = Experiment.build(configs.resolve(config))
+    if experiment.dataset.warning:
+        console.warn(experiment.dataset.warning)
     # Lock the directory before reading it: another process may still change it.
-    with workdirs.locked(workdir) as lock:
-        workdirs.check(lock.workdir, config)
-        is_new = processes.broadcast(not workdirs.saved_steps(lock.workdir))
-        fresh = begin(run) if is_new else None
-        lock.prepare()
+    with workdirs.locked(workdir) as rundir:
+        workdirs.check(rundir.workdir, experiment.config)
+        is_new = processes.broadcast(not workdirs.saved_steps(rundir.workdir))
+        fresh = begin(experiment) if is_new else None
+        rundir.prepare()
         with Checkpoints(
-            lock.workdir / "checkpoints",
-            config.keep_checkpoints,
+            rundir.workdir / "checkpoints",
+            experiment.config.keep_checkpoints,
             warn=console.warn,
-            check=lock.check,
+            check=rundir.check,
         ) as checkpoints:
-            at = fresh or resume(run, checkpoints, console)
-            return _train_and_evaluate(run, at, lock, checkpoints, console, clock)
+            outputs = Outputs(rundir, checkpoints, console, clock)
+            progress = fresh or resume(experiment, checkpoints, console)
+            summary = _train_and_finish(experiment, progress, outputs, hooks)
+    call_user_hooks(hooks, summary)
+    return summary
 
 
-def _train_and_evaluate(
-    run: Run,
-    at: Training,
-    lock: workdirs.Lock,
-    checkpoints: Checkpoints,
-    console: Console,
-    clock: Clock,
+def _train_and_finish(
+    experiment: Experiment,
+    progress: Progress,
+    outputs: Outputs,
+    hooks: Sequence[UserHook],
 ) -> Summary:
-    workdir, first_step = lock.workdir, at.step
-    if at.step:
-        what = "is finished" if at.finished(run) else "resumes"
-        console.line(f"{workdir} {what} at step {at.step} of {run.total_steps}")
-    if at.finished(run):
-        summary = processes.broadcast(workdirs.saved_summary(workdir, at.step))
-        if summary is not None:
-            finish_again(run, at, summary, lock, checkpoints, console)
-            return summary
-    lock.write("config.json", configs.to_json(run.config))
-    if run.config.log_device_placement:
-        _log_placement(run, at, console)
-    clock.started_up()
-
+    """Trains from `progress` to the end and evaluates the best state."""
+    workdir, console = outputs.rundir.workdir, outputs.console
+    first_step, finished = progress.step, experiment.is_finished(progress)
+    if first_step:
+        what, total = "is finished" if finished else "resumes", experiment.total_steps
+        console.line(f"{workdir} {what} at step {first_step} of {total}")
+    if finished and (summary := _saved_summary(workdir, first_step)):
+        finish_again(experiment, progress, summary, outputs)
+        return summary
+    outputs.rundir.write("config.json", configs.to_json(experiment.config))
+    if experiment.config.log_device_placement:
+        _log_placement(experiment, progress, console)
+    outputs.clock.started_up()
     while True:
         try:
-            with MetricsWriter(
-                workdir,
-                at.step,
-                run.config.eval_splits,
-                written=at.written,
-                warn=console.warn,
-                check=lock.check,
-            ) as writer:
-                _train(run, at, checkpoints, console, writer, clock)
+            progress = _train(experiment, progress, outputs, hooks)
             break
         except NotFiniteError as error:
-            at = roll_back(run, at, checkpoints, console, error)
-    return finish(run, at, first_step, lock, checkpoints, console, clock)
+            progress = roll_back(
+                experiment, progress, outputs.checkpoints, console, error
+            )
+    return finish(experiment, progress, first_step, outputs)
 
 
-def _compile_training(run: Run, at: Training) -> None:
-    """Dispatches zero steps: that compiles, and changes nothing."""
-    batches, _ = next(run.feed.spans(at.step, at.step + 1))
-    at.state, at.window = train_steps(at.state, at.window, batches, run.put(0))
-
-
-def _compile_reports(run: Run, at: Training) -> None:
-    """Does so with all that follows on training steps."""
-    zero = run.put(0)
-    watched_norms(run, at.state, at.step)
-    for feed in run.eval_feeds.values():
-        batches, _ = next(feed.spans(0, 1))
-        eval_steps(at.state, run.no_metrics(), batches, zero, zero)
-    all_finite(at.state)
-    run.schedule(zero)
-
-
-def _log_placement(run: Run, at: Training, console: Console) -> None:
-    """Prints where each parameter and each array of a batch lives."""
-    batches, _ = next(run.feed.spans(at.step, at.step + 1))
-    batch = jax.jit(lambda batches, step: batches.at(step))(batches, at.state.step)
-    console.line(f"mesh: {dict(run.everywhere.mesh.shape)}")
-    for line in sharding.placement({"params": at.state.params, "batch": batch}):
-        console.line(line)
+def _saved_summary(workdir: Path, step: int) -> Summary | None:
+    """Returns the summary of a finished run, the same in every process."""
+    summary = workdirs.saved_summary(workdir, step)
+    found = processes.broadcast(None if summary is None else summary.to_json())
+    return None if found is None else Summary.from_json(found)
 
 
 def _train(
-    run: Run,
-    at: Training,
-    checkpoints: Checkpoints,
-    console: Console,
-    writer: MetricsWriter,
-    clock: Clock,
-) -> None:
-    """Trains until `at` is finished."""
-    started, pace = at.step, 1
-    logged_step, logged_seconds = at.step, clock.seconds["train"]
-    with listening() as signals, console.training(at.step, run.total_steps) as update:
-        if not at.finished(run):
+    experiment: Experiment,
+    progress: Progress,
+    outputs: Outputs,
+    user_hooks: Sequence[UserHook],
+) -> Progress:
+    """Trains until the experiment is finished.
+
+    Raises:
+      NotFiniteError: the loss or the state is not finite.
+      StoppedError: a signal stopped the run; it is saved.
+    """
+    clock, first_step, pace = outputs.clock, progress.step, 1
+    with (
+        _open_log(experiment, progress, outputs) as writer,
+        record_interrupts() as interrupt,
+        outputs.console.training(first_step, experiment.total_steps) as bar,
+    ):
+        # In the order in which results must reach the disk.
+        hooks: list[Hook] = [
+            LogMetrics(experiment, outputs, writer, bar, first_step),
+            Evaluate(experiment, outputs, writer),
+            LogTensors(experiment, outputs, writer),
+            SaveCheckpoint(experiment, outputs, writer),
+            CallUserHooks(user_hooks),
+        ]
+        if not experiment.is_finished(progress):
             with clock("compile"):
-                _compile_training(run, at)
+                progress = _compile_training(experiment, progress)
             processes.wait_for_all()
-        while not at.finished(run):
-            first, begin = at.step, clock.seconds["train"]
+        while not experiment.is_finished(progress):
+            step, seconds = progress.step, clock.seconds["train"]
             with clock("train"):
-                figures = advance(run, at, run.next_stop(first, pace))
-            if first == started:
-                # Not sooner: a first step that fails is heard of at once.
+                progress = experiment.advance(progress, pace)
+            if step == first_step:
+                # Not earlier: an error in the first step should be reported at once.
                 with clock("compile"):
-                    _compile_reports(run, at)
-            stop = processes.all_processes_max(signals.number)
-            finite = math.isfinite(figures.loss)
-            if finite and (stop or any(run.due(event, at.step) for event in run.every)):
-                # The loss is of before the last update; what that made may not be.
-                finite = all_finite(at.state)
-            if not finite:
-                raise NotFiniteError(first, at.step)
-            pace = _pace(run, at.step - first, clock.seconds["train"] - begin)
-
-            record = _record(run, at.step, "train", figures)
-            record["images_per_second"] = (
-                (at.step - logged_step)
-                * run.config.batch_size
-                / (clock.seconds["train"] - logged_seconds)
-            )
-            left = (run.total_steps - at.step) / (at.step - started)
-            update(record, left * (clock.seconds["train"] + clock.seconds["evaluate"]))
-
-            # Whatever is written of a step is written before its checkpoint: a run
-            # that resumes from it takes back only what comes after.
-            if run.due("log", at.step):
-                rate = float(run.schedule(run.put(at.step - 1)))
-                record["learning_rate"] = rate * at.rate_scale
-                with clock("train"):
-                    record |= watched_norms(run, at.state, at.step)
-                console.report(record, run.total_steps)
-                writer.write(record)
-                at.window = run.no_metrics()
-                logged_step, logged_seconds = at.step, clock.seconds["train"]
-            validation = None
-            if run.due("eval", at.step):
-                with clock("evaluate"):
-                    validation = _evaluate(run, at, console, writer)
-                    show_summaries(run, at.state, at.step, writer)
-                at.best = at.best.updated(validation, at.step)
-            if run.due("tensors", at.step):
-                show_tensors(run, at.state, at.step, console, writer)
-            improved = at.best.step == at.step
-            last = stop or at.finished(run)
-            if run.due("checkpoint", at.step) or improved or last:
-                checkpoints.save(
-                    at.step,
-                    {"state": at.state, "window": at.window.sums},
-                    Manifest(
-                        **vars(describe(run)),
-                        best=at.best,
-                        rollbacks=at.rollbacks,
-                        metrics=writer.sync(),
-                    ),
-                    validation,
-                )
-            if stop:
+                    _compile_reports(experiment, progress)
+            number = processes.all_processes_max(interrupt.number)
+            progress = dataclasses.replace(progress, interrupt=number)
+            if not _is_finite(experiment, progress):
+                raise NotFiniteError(step, progress.step)
+            seconds = clock.seconds["train"] - seconds
+            pace = _pace(experiment, progress.step - step, seconds)
+            for hook in hooks:
+                progress = hook(progress)
+            if progress.interrupt:
                 break
-        checkpoints.wait()
-        if stop := processes.all_processes_max(signals.number):  # Or one heard since.
-            then = "evaluates it" if at.finished(run) else "resumes from there"
-            workdir = shlex.quote(str(checkpoints.directory.parent))
-            raise StoppedError(
-                stop,
-                f"stopped at step {at.step} of {run.total_steps}, which is saved; "
-                f"--workdir {workdir} {then}",
-            )
-    if at.step < run.total_steps:
-        console.line(
-            f"stopped early: no better than step {at.best.step} "
-            f"in {at.best.waited} evaluations"
+        outputs.checkpoints.wait()
+        if number := processes.all_processes_max(interrupt.number):  # Or a later one.
+            raise _stopped(experiment, progress, outputs, number)
+    if progress.step < experiment.total_steps:
+        outputs.console.line(
+            f"stopped early: no better than step {progress.best.step} "
+            f"in {progress.best.waited} evaluations"
         )
+    return progress
 
 
-def advance(run: Run, at: Training, stop: int) -> Figures:
-    """Trains up to `stop` and returns the figures of the window."""
-    # Without compilation, each operation transfers its constants.
-    eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
-    with jax.transfer_guard("allow" if eager else "disallow"):
-        for batches, count in run.feed.spans(at.step, stop):
-            at.state, at.window = train_steps(
-                at.state, at.window, batches, run.put(count)
-            )
-        at.step = stop
-        return Figures(**jax.device_get(at.window).compute())
+def _open_log(
+    experiment: Experiment, progress: Progress, outputs: Outputs
+) -> MetricsWriter:
+    return MetricsWriter(
+        outputs.rundir.workdir,
+        progress.step,
+        experiment.config.eval_splits,
+        written=progress.log_position,
+        warn=outputs.console.warn,
+        check=outputs.rundir.check,
+    )
 
 
-def _evaluate(
-    run: Run, at: Training, console: Console, writer: MetricsWriter
-) -> Figures:
-    """Reports `config.eval_splits` and returns the figures of validation."""
-    figures = evaluate_splits(run, at.state, console, run.config.eval_splits)
-    for split, found in figures.items():
-        record = _record(run, at.step, eval_name(split), found)
-        console.report(record, run.total_steps)
-        writer.write(record)
-    return figures["validation"]
+def _stopped(
+    experiment: Experiment, progress: Progress, outputs: Outputs, number: int
+) -> StoppedError:
+    then = "evaluates it" if experiment.is_finished(progress) else "resumes from there"
+    workdir = shlex.quote(str(outputs.checkpoints.directory.parent))
+    return StoppedError(
+        number,
+        f"stopped at step {progress.step} of {experiment.total_steps}, which is saved; "
+        f"--workdir {workdir} {then}",
+    )
 
 
-def _pace(run: Run, steps: int, seconds: float) -> int:
-    """Returns how many steps the next dispatch should take."""
-    if jax.process_count() > 1:  # Processes must cut alike, and their clocks differ.
-        return run.every["log"]
+def _is_finite(experiment: Experiment, progress: Progress) -> bool:
+    """Returns whether the loss is finite and, where something is due, the state."""
+    if not math.isfinite(progress.figures.loss):
+        return False
+    events = any(experiment.due(event, progress.step) for event in experiment.every)
+    # The loss was computed before the last update, which may have made the state NaN.
+    return not (progress.interrupt or events) or bool(all_finite(progress.state))
+
+
+def _pace(experiment: Experiment, steps: int, seconds: float) -> int:
+    """Returns the number of steps of the next dispatch."""
+    # Processes must stop at the same steps, and their clocks differ.
+    if jax.process_count() > 1:
+        return experiment.every["log"]
     return max(1, math.ceil(steps * DISPATCH_SECONDS / seconds))
 
 
-def _record(run: Run, step: int, split: str, figures: Figures) -> dict[str, Any]:
-    return {
-        "step": step,
-        "epoch": step / run.feed.steps_per_epoch,
-        "split": split,
-        "loss": figures.loss,
-        "accuracy": figures.accuracy,
-    }
+def _compile_training(experiment: Experiment, progress: Progress) -> Progress:
+    """Compiles the training program by dispatching zero steps."""
+    batches, _ = next(experiment.feed.spans(progress.step, progress.step + 1))
+    state, metrics = train_steps(
+        progress.state, progress.metrics_since_log, batches, experiment.put(0)
+    )
+    return dataclasses.replace(progress, state=state, metrics_since_log=metrics)
+
+
+def _compile_reports(experiment: Experiment, progress: Progress) -> None:
+    """Compiles the programs of logs and evaluations."""
+    zero = experiment.put(0)
+    observed_norms(experiment, progress.state, progress.step)
+    for feed in experiment.eval_feeds.values():
+        batches, _ = next(feed.spans(0, 1))
+        eval_steps(progress.state, experiment.no_metrics(), batches, zero, zero)
+    all_finite(progress.state)
+    experiment.schedule(zero)
+
+
+def _log_placement(
+    experiment: Experiment, progress: Progress, console: Console
+) -> None:
+    """Prints the devices of each parameter and of each array of a batch."""
+    batches, _ = next(experiment.feed.spans(progress.step, progress.step + 1))
+    batch = jax.jit(lambda batches, step: batches.at(step))(
+        batches, progress.state.step
+    )
+    console.line(f"mesh: {dict(experiment.replicated.mesh.shape)}")
+    tree = {"params": progress.state.params, "batch": batch}
+    for line in sharding.placement(tree):
+        console.line(line)

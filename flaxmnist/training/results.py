@@ -1,4 +1,4 @@
-"""What a report shows of a run, gathered from its devices."""
+"""Gathers the content of a report from the devices of a run."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.report.html import Results
-from flaxmnist.rundir.manifest import Summary
+from flaxmnist.rundir.results import Summary
 from flaxmnist.training.evaluate import predict
 from flaxmnist.training.experiment import Evaluation, make_optimizer
 
@@ -19,32 +19,32 @@ def collect(run: Evaluation, state: TrainState, summary: Summary) -> Results:
     """Returns what :func:`flaxmnist.report.html.write_report` shows of a run.
 
     Args:
-      run: what evaluates the state.
-      state: the state that `summary` is of.
+      run: the data and feeds of the run.
+      state: the state that `summary` describes.
       summary: as :func:`flaxmnist.training.summary.summarize` returns it.
     """
     outputs = {
-        split: predict(state, run.eval_feeds[split], run.everywhere)
+        split: predict(state, run.eval_feeds[split], run.replicated)
         for split in ("validation", "test")
     }
     return Results(
         summary=summary,
         outputs=outputs,
         test_images=run.dataset.test.images,
-        params=jax.device_get(jax.device_put(state.eval_params, run.everywhere)),
+        params=jax.device_get(jax.device_put(state.eval_params, run.replicated)),
         costs=_costs(run, state),
     )
 
 
 def _costs(run: Evaluation, state: TrainState) -> dict[str, Any]:
-    """Returns the parameters one by one, and what the model takes."""
+    """Returns each parameter, and the memory and FLOP that the model needs."""
     leaves = [
         {"name": name, "shape": "×".join(map(str, leaf.shape)), "count": leaf.size}
         for name, leaf in sharding.named_leaves(state.params)
     ]
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.uint8)
     lowered = predict_step.lower(sharding.abstract(lambda: state, None), image)
-    # Before compilation, not every backend can tell.
+    # Not every backend can analyse a program before it is compiled.
     costs = lowered.cost_analysis() or lowered.compile().cost_analysis() or {}
 
     def megabytes(tree: Any) -> float:

@@ -17,62 +17,39 @@ from flaxmnist.data import Dataset
 from flaxmnist.errors import NotFiniteError, UserError
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
-from flaxmnist.rundir.manifest import Best, LogPosition, Manifest
+from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.runtime import machine
 from flaxmnist.runtime.console import Console
-from flaxmnist.training.experiment import Run
+from flaxmnist.training.experiment import Experiment
+from flaxmnist.training.progress import Progress
 
 
-@dataclasses.dataclass
-class Training:
-    """Where training is: all that a checkpoint holds, so all that resuming needs.
-
-    Attributes:
-      step: updates made.
-      state: the train state, on the mesh.
-      window: metrics of the steps since the last log.
-      best: the best evaluation on validation so far.
-      rollbacks: how often a loss that was not finite sent it back to a checkpoint;
-        each halved the learning rate.
-      written: what :meth:`MetricsWriter.sync` returned at that step, if it is known.
-    """
-
-    step: int
-    state: TrainState
-    window: Metrics
-    best: Best
-    rollbacks: int = 0
-    written: LogPosition | None = None
-
-    @property
-    def rate_scale(self) -> float:
-        """What the learning rate is multiplied by."""
-        return 0.5**self.rollbacks
-
-    def finished(self, run: Run) -> bool:
-        """Returns whether nothing is left to train."""
-        patience = run.config.patience
-        out_of_patience = patience is not None and self.best.waited >= patience
-        return self.step >= run.total_steps or out_of_patience
-
-
-def abstract_tree(run: Run) -> dict[str, Any]:
+def abstract_tree(experiment: Experiment) -> dict[str, Any]:
     """Returns the shapes and shardings of the arrays that a checkpoint holds."""
     return {
-        "state": abstract_state(run.model, run.tx, run.layout, **run.state_options),
-        "window": sharding.abstract(lambda: Metrics.empty().sums, run.everywhere),
+        "state": abstract_state(
+            experiment.model,
+            experiment.tx,
+            experiment.layout,
+            **experiment.state_options,
+        ),
+        "window": sharding.abstract(
+            lambda: Metrics.empty().sums, experiment.replicated
+        ),
     }
 
 
-def expected(run: Run) -> tuple[dict[str, Any], Callable[[Manifest], None]]:
-    """Returns what a checkpoint of this run is restored into, and checked with."""
-    return abstract_tree(run), functools.partial(_check_same_run, run)
+def expected(
+    experiment: Experiment,
+) -> tuple[dict[str, Any], Callable[[Manifest], None]]:
+    """Returns the arguments with which a checkpoint of this run is restored."""
+    return abstract_tree(experiment), functools.partial(_check_same_run, experiment)
 
 
-def _check_same_run(run: Run, manifest: Manifest) -> None:
-    """Raises UserError unless a checkpoint is of this run."""
-    check_same_data(manifest, run.dataset)
-    workdirs.check_same(configs.from_dict(manifest.config), run.config)
+def _check_same_run(experiment: Experiment, manifest: Manifest) -> None:
+    """Raises UserError unless a checkpoint is of this experiment."""
+    check_same_data(manifest, experiment.dataset)
+    workdirs.check_same(configs.from_dict(manifest.config), experiment.config)
 
 
 def check_same_data(manifest: Manifest, now: Dataset) -> None:
@@ -93,34 +70,40 @@ def check_same_data(manifest: Manifest, now: Dataset) -> None:
         )
 
 
-def begin(run: Run) -> Training:
-    """Returns a run before its first step, with the parameters of `config.init_from`.
+def begin(experiment: Experiment) -> Progress:
+    """Returns the progress before the first step.
+
+    Its parameters are those of `config.init_from`, if that is given.
 
     Raises:
       UserError: there is no such run, or its parameters are not of this model.
     """
     state = create_state(
-        run.model, run.tx, run.config.seed, run.layout, **run.state_options
+        experiment.model,
+        experiment.tx,
+        experiment.config.seed,
+        experiment.layout,
+        **experiment.state_options,
     )
-    if (source := run.config.init_from) is not None:
+    if (source := experiment.config.init_from) is not None:
         state = _warm_start(Path(source), state)
-    return Training(0, state, run.no_metrics(), Best())
+    return Progress(0, state, experiment.no_metrics())
 
 
 def _warm_start(source: Path, state: TrainState) -> TrainState:
     with Checkpoints(source / "checkpoints", read_only=True) as checkpoints:
         config = workdirs.saved_config(source)
         decay = None if config is None else config.ema
-        there = with_parameters(
+        source_state = with_parameters(
             dataclasses.replace(state, ema=state.params, ema_decay=decay),
             checkpoints,
             checkpoints.best_step,
         )
-    params = there.eval_params
+    params = source_state.eval_params
     return dataclasses.replace(
         state,
         params=params,
-        model_state=there.model_state,
+        model_state=source_state.model_state,
         ema=None if state.ema is None else jax.tree.map(jnp.copy, params),
     )
 
@@ -128,7 +111,7 @@ def _warm_start(source: Path, state: TrainState) -> TrainState:
 def with_parameters(
     state: TrainState, checkpoints: Checkpoints, step: int
 ) -> TrainState:
-    """Returns `state` with a checkpoint's parameters, their average, and collections.
+    """Returns `state` with the parameters, average and collections of a checkpoint.
 
     Raises:
       UserError: they are not of this model, or (`DamagedError`) damaged.
@@ -146,61 +129,75 @@ def with_parameters(
     return dataclasses.replace(state, **tree["state"])
 
 
-def resume(run: Run, checkpoints: Checkpoints, console: Console) -> Training:
-    """Returns the run as its newest checkpoint has it, or its beginning.
+def resume(
+    experiment: Experiment, checkpoints: Checkpoints, console: Console
+) -> Progress:
+    """Returns the progress of the newest checkpoint, or the beginning without one.
 
     Raises:
       UserError: all checkpoints are damaged, or of another configuration or data.
     """
-    restored = checkpoints.restore_newest(*expected(run))
+    restored = checkpoints.restore_newest(*expected(experiment))
     if restored is None:
-        return begin(run)
+        return begin(experiment)
     step, tree, manifest = restored
-    schedule = run.config.optimizer.schedule
-    other_length = manifest.total_steps != run.total_steps and step < run.total_steps
-    if other_length and schedule in ("cosine", "one_cycle"):
+    if step < experiment.total_steps:
+        _warn_of_changes(experiment, step, manifest, console)
+    metrics = dataclasses.replace(experiment.no_metrics(), **tree["window"])
+    progress = Progress(
+        step, tree["state"], metrics, manifest.best, log_position=manifest.metrics
+    )
+    return _with_rollbacks(experiment, progress, manifest.rollbacks)
+
+
+def _warn_of_changes(
+    experiment: Experiment, step: int, manifest: Manifest, console: Console
+) -> None:
+    schedule = experiment.config.optimizer.schedule
+    longer = manifest.total_steps != experiment.total_steps
+    if longer and schedule in ("cosine", "one_cycle"):
         console.warn(
-            f"the run is now {run.total_steps} steps long, no longer "
+            f"the run is now {experiment.total_steps} steps long, no longer "
             f"{manifest.total_steps}: its {schedule} schedule is stretched to that, "
             "and the learning rate jumps"
         )
-    window = dataclasses.replace(run.no_metrics(), **tree["window"])
-    if step < run.total_steps and (
-        changes := machine.changes(manifest.versions, manifest.machine)
-    ):
+    if changes := machine.changes(manifest.versions, manifest.machine):
         console.warn(f"the checkpoint of step {step} {changes}")
-    at = Training(step, tree["state"], window, manifest.best, written=manifest.metrics)
-    return _slowed(run, at, manifest.rollbacks)
 
 
-def _slowed(run: Run, at: Training, rollbacks: int) -> Training:
-    """Returns `at` after so many rollbacks."""
-    if rollbacks:
-        at.rollbacks = rollbacks
-        tx = optim.scaled(run.tx, at.rate_scale)
-        at.state = dataclasses.replace(at.state, tx=tx)
-    return at
+def _with_rollbacks(
+    experiment: Experiment, progress: Progress, rollbacks: int
+) -> Progress:
+    """Returns `progress` with the learning rate after a number of rollbacks."""
+    if not rollbacks:
+        return progress
+    progress = dataclasses.replace(progress, rollbacks=rollbacks)
+    tx = optim.scaled(experiment.tx, progress.rate_scale)
+    state = dataclasses.replace(progress.state, tx=tx)
+    return dataclasses.replace(progress, state=state)
 
 
 def roll_back(
-    run: Run,
-    at: Training,
+    experiment: Experiment,
+    progress: Progress,
     checkpoints: Checkpoints,
     console: Console,
     error: NotFiniteError,
-) -> Training:
-    """Returns the run at its newest checkpoint, with half the learning rate of `at`.
+) -> Progress:
+    """Returns the newest checkpoint, with half the learning rate of `progress`.
 
-    Every checkpoint is of a state that is finite. Before the first, a run begins anew.
+    Every checkpoint is finite. Before the first one, the run starts again.
 
     Raises:
       UserError: `config.on_nan` is "stop", or no rollback is left.
     """
     checkpoints.wait()
-    option, rate = "optimizer.learning_rate", run.config.optimizer.learning_rate
-    most = run.config.max_rollbacks
-    if run.config.on_nan == "rollback" and at.rollbacks < most:
-        back = _slowed(run, resume(run, checkpoints, console), at.rollbacks + 1)
+    config = experiment.config
+    option, rate = "optimizer.learning_rate", config.optimizer.learning_rate
+    most = config.max_rollbacks
+    if config.on_nan == "rollback" and progress.rollbacks < most:
+        back = resume(experiment, checkpoints, console)
+        back = _with_rollbacks(experiment, back, progress.rollbacks + 1)
         console.warn(
             f"{error}: back to step {back.step}, with {option}="
             f"{rate * back.rate_scale:g} (rollback {back.rollbacks} of {most})"
@@ -212,9 +209,11 @@ def roll_back(
             f"the last good checkpoint is of step {steps[-1]}, "
             f"in {checkpoints.directory}"
         )
-    tried = f", after {at.rollbacks} of {most} rollbacks" if at.rollbacks else ""
-    other = ", or on_nan=rollback" if run.config.on_nan == "stop" else ""
+    tried = ""
+    if progress.rollbacks:
+        tried = f", after {progress.rollbacks} of {most} rollbacks"
+    other = ", or on_nan=rollback" if config.on_nan == "stop" else ""
     raise UserError(
         f"{error}{tried}; {kept}\nTry a smaller {option} than "
-        f"{rate * at.rate_scale:g}, optimizer.clip_norm=1{other}"
+        f"{rate * progress.rate_scale:g}, optimizer.clip_norm=1{other}"
     ) from None

@@ -1,4 +1,4 @@
-"""A configuration tried before it is trained; nothing is written."""
+"""Checks of a configuration before it is trained; nothing is written."""
 
 import dataclasses
 import math
@@ -11,49 +11,53 @@ from flaxmnist.data import Split
 from flaxmnist.data.feeds import FEEDS, Feed
 from flaxmnist.errors import UserError
 from flaxmnist.runtime.console import Console
-from flaxmnist.training.experiment import Run, build
-from flaxmnist.training.loop import advance
+from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.resume import begin
 from flaxmnist.training.summary import evaluate_splits
 
-# Of `overfit`: when to stop, and when to give up.
-LEARNT, MOST_STEPS, STEPS = 1e-3, 2_000, 50
+# `overfit` succeeds below this loss, and gives up after this number of steps.
+TARGET_LOSS, MAX_STEPS = 1e-3, 2_000
+_STEPS_PER_LINE = 50
 
 
-def _feed(run: Run, split: Split, count: int, seed: int | None = None) -> Feed:
-    """Returns a feed of the first `count` examples, in the batches of the run."""
+def _feed(
+    experiment: Experiment, split: Split, count: int, seed: int | None = None
+) -> Feed:
+    """Returns a feed of the first `count` examples: one batch, or shuffled batches."""
     few = Split(split.images[:count], split.labels[:count])
-    mesh = run.layout.mesh
+    config, mesh = experiment.config, experiment.layout.mesh
     parts = mesh.shape["data"]
-    size = run.config.batch_size if seed is not None else count
-    return FEEDS[run.config.data.placement](few, -(-size // parts) * parts, mesh, seed)
+    size = config.batch_size if seed is not None else count
+    return FEEDS[config.data.placement](few, -(-size // parts) * parts, mesh, seed)
 
 
 def dry_run(config: Config, console: Console | None = None) -> None:
     """Builds what `config` describes, trains a step and evaluates a batch.
 
     Raises:
-      UserError: something in it is not possible.
+      UserError: the options, the devices or the data do not fit together.
     """
     console = console or Console()
-    run = build(config)
-    at = begin(run)
+    experiment = Experiment.build(config)
+    config, dataset = experiment.config, experiment.dataset
+    progress = begin(experiment)
     console.line(
-        f"{run.config.model.name} ({models.num_parameters(at.state.params):,} "
-        f"parameters), on {run.dataset.name} ({run.dataset.source}), "
-        f"{run.total_steps:,} steps of {run.config.batch_size}"
+        f"{config.model.name} ({models.num_parameters(progress.state.params):,} "
+        f"parameters), on {dataset.name} ({dataset.source}), "
+        f"{experiment.total_steps:,} steps of {config.batch_size}"
     )
-    begun = time.perf_counter()
-    figures = advance(run, at, 1)
-    seconds = time.perf_counter() - begun
+    started = time.perf_counter()
+    progress = experiment.advance(progress, 1)
+    seconds = time.perf_counter() - started
     console.line(
-        f"a training step: loss {figures.loss:.4f} ({seconds:.1f} s, compilation "
-        "included)"
+        f"a training step: loss {progress.figures.loss:.4f} ({seconds:.1f} s, "
+        "compilation included)"
     )
-    size = run.config.eval_batch_size
-    feed = _feed(run, run.dataset.validation, min(size, len(run.dataset.validation)))
-    small = dataclasses.replace(run, eval_feeds={"validation": feed})
-    found = evaluate_splits(small, at.state, console, ("validation",))["validation"]
+    count = min(config.eval_batch_size, len(dataset.validation))
+    feed = _feed(experiment, dataset.validation, count)
+    small = dataclasses.replace(experiment, eval_feeds={"validation": feed})
+    splits = ("validation",)
+    found = evaluate_splits(small, progress.state, console, splits)["validation"]
     console.line(
         f"a batch evaluated: loss {found.loss:.4f}, "
         f"accuracy {found.accuracy:.2%} of {found.count}"
@@ -62,23 +66,57 @@ def dry_run(config: Config, console: Console | None = None) -> None:
 
 
 def overfit(config: Config, batches: int, console: Console | None = None) -> bool:
-    """Trains on a few batches alone, over and over, without dropout or schedule.
+    """Trains on a few batches only, without dropout or learning-rate schedule.
 
-    A model and an optimizer that cannot learn one batch by heart can learn nothing: the
-    first thing to try on a new one.
+    A model and an optimizer that cannot memorize one batch cannot learn: try this first
+    with a new model.
 
     Args:
-      config: what to try.
-      batches: how many of the first batches.
-      console: where to speak; the standard output if None.
+      config: the configuration to check.
+      batches: number of batches, the first ones of the training split.
+      console: where to print; the standard output if None.
 
     Returns:
-      whether the loss fell under `LEARNT`, or at least all examples are recognised.
+      whether the loss fell below `TARGET_LOSS` or all examples are classified
+      correctly.
 
     Raises:
-      UserError: something in `config` is not possible, or there are fewer batches.
+      UserError: the options, the devices or the data do not fit together, or the
+        training split has fewer batches.
     """
     console = console or Console()
+    experiment, size = _few_batches(config, batches)
+    progress = begin(experiment)
+    while progress.step < experiment.total_steps:
+        progress = dataclasses.replace(
+            progress, metrics_since_log=experiment.no_metrics()
+        )
+        progress = experiment.advance(progress, _STEPS_PER_LINE)
+        figures, step = progress.figures, progress.step
+        console.line(
+            f"step {step}  loss {figures.loss:.6f}  accuracy {figures.accuracy:.4f}"
+        )
+        if not math.isfinite(figures.loss):
+            break
+        if figures.loss < TARGET_LOSS:
+            console.line(f"memorized: {size} examples in {step} steps")
+            return True
+    if progress.figures.accuracy == 1:
+        console.line(
+            f"memorized slowly: all {size} examples are classified correctly, but the "
+            f"loss is not below {TARGET_LOSS:g}; a larger optimizer.learning_rate "
+            "trains faster"
+        )
+        return True
+    console.line(
+        f"not memorized: {size} examples in {progress.step} steps; check the model, "
+        "the loss and optimizer.learning_rate"
+    )
+    return False
+
+
+def _few_batches(config: Config, batches: int) -> tuple[Experiment, int]:
+    """Returns an experiment on the first batches, and their number of examples."""
     model = config.model
     if hasattr(model, "dropout_rate"):
         no_dropout: dict[str, Any] = {"dropout_rate": 0.0}
@@ -86,42 +124,16 @@ def overfit(config: Config, batches: int, console: Console | None = None) -> boo
     optimizer = dataclasses.replace(
         config.optimizer, schedule="constant", warmup=None, decay_rate=None
     )
-    run = build(
-        dataclasses.replace(
-            config,
-            num_epochs=None,
-            num_steps=MOST_STEPS,
-            model=model,
-            optimizer=optimizer,
-        )
+    config = dataclasses.replace(
+        config, num_epochs=None, num_steps=MAX_STEPS, model=model, optimizer=optimizer
     )
-    size, train = batches * run.config.batch_size, run.dataset.train
+    experiment = Experiment.build(config)
+    config, train = experiment.config, experiment.dataset.train
+    size = batches * config.batch_size
     if size > len(train):
         raise UserError(
             f"--overfit {batches}: expected at most "
-            f"{len(train) // run.config.batch_size} batches of {run.config.batch_size}"
+            f"{len(train) // config.batch_size} batches of {config.batch_size}"
         )
-    run = dataclasses.replace(run, feed=_feed(run, train, size, run.config.seed))
-    at = begin(run)
-    while at.step < MOST_STEPS:
-        at.window = run.no_metrics()
-        figures = advance(run, at, at.step + STEPS)
-        console.line(
-            f"step {at.step}  loss {figures.loss:.6f}  accuracy {figures.accuracy:.4f}"
-        )
-        if not math.isfinite(figures.loss):
-            break
-        if figures.loss < LEARNT:
-            console.line(f"learnt by heart: {size} examples in {at.step} steps")
-            return True
-    if figures.accuracy == 1:
-        console.line(
-            f"learnt, slowly: all of {size} examples are recognised, but the loss is "
-            f"not under {LEARNT:g}; a larger optimizer.learning_rate would be sooner"
-        )
-        return True
-    console.line(
-        f"not learnt by heart: {size} examples in {at.step} steps; look at the model, "
-        "the loss and optimizer.learning_rate"
-    )
-    return False
+    feed = _feed(experiment, train, size, config.seed)
+    return dataclasses.replace(experiment, feed=feed, every={}), size

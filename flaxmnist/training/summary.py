@@ -1,4 +1,4 @@
-"""What a run came to: the content of ``summary.json`` and the table of it."""
+"""The summary of a run: its content, and the table that is printed."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from flaxmnist.config import as_dict
 from flaxmnist.core import models
 from flaxmnist.core.state import TrainState
 from flaxmnist.data import SPLITS
-from flaxmnist.rundir.manifest import (
+from flaxmnist.rundir.results import (
     DatasetInfo,
     Description,
     DevicesInfo,
@@ -48,7 +48,7 @@ def evaluate_splits(
     for split in splits:
         feed = run.eval_feeds[split]
         with console.evaluating(split, feed.steps_per_epoch) as advance:
-            metrics = evaluate(state, feed, run.everywhere, advance)
+            metrics = evaluate(state, feed, run.replicated, advance)
         found[split] = Figures(**metrics.compute())
     return found
 
@@ -76,11 +76,11 @@ def summarize(
     """Evaluates the three splits and returns the summary of the run.
 
     Args:
-      run: what evaluates the state.
+      run: the data and feeds of the run.
       state: the state to evaluate.
       step: the last step trained.
       evaluated_step: the step of `state`.
-      console: shows how far it is.
+      console: shows the progress.
     """
     device, figures = jax.devices()[0], evaluate_splits(run, state, console)
     return Summary(
@@ -92,6 +92,6 @@ def summarize(
         validation=figures["validation"],
         test=figures["test"],
         devices=DevicesInfo(
-            device.platform, device.device_kind, run.everywhere.mesh.size
+            device.platform, device.device_kind, run.replicated.mesh.size
         ),
     )

@@ -1,6 +1,7 @@
 """Advice in error messages: following it does not lead to the same error again."""
 
 import ast
+import dataclasses
 import importlib.metadata
 import importlib.util
 import re
@@ -22,8 +23,9 @@ from flaxmnist.core import batch
 from flaxmnist.data import download, feeds
 from flaxmnist.errors import UserError
 from flaxmnist.report import html
+from flaxmnist.rundir.results import Figures
 from flaxmnist.training import loop, sanity
-from flaxmnist.training.experiment import build
+from flaxmnist.training.experiment import Experiment
 
 SMALL = [
     "--config=softmax:smoke",
@@ -164,8 +166,13 @@ def test_advice_on_flags_can_be_followed(
 ):
     monkeypatch.chdir(tmp_path)
     # Without compiling: these errors come before.
-    monkeypatch.setattr(sanity, "dry_run", build)
-    monkeypatch.setattr(sanity, "advance", lambda *args: {"loss": 0.0, "accuracy": 1.0})
+    monkeypatch.setattr(sanity, "dry_run", Experiment.build)
+    memorized = Figures(loss=0.0, accuracy=1.0, count=1)
+    monkeypatch.setattr(
+        Experiment,
+        "advance",
+        lambda self, progress, _: dataclasses.replace(progress, figures=memorized),
+    )
     write_idx(tmp_path / "idx", counts=(240, 20))
     code, error = attempt(wrong, capsys, monkeypatch)
     assert code == 2
@@ -279,7 +286,7 @@ RUN_CASES = [
 def test_advice_on_a_run_can_be_followed(
     change, wrong, pattern, followed, finished_run, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(sanity, "dry_run", build)
+    monkeypatch.setattr(sanity, "dry_run", Experiment.build)
     run = shutil.copytree(finished_run[0], tmp_path / "my run")
     change(run)
     assert main([flag.format(run=run) for flag in wrong]) == 2
@@ -347,7 +354,7 @@ def test_advice_on_virtual_devices_can_be_followed(capsys):
     script = (
         "import sys; from flaxmnist.cli import train; "
         "from flaxmnist.training import experiment, sanity; "
-        "sanity.dry_run = experiment.build; sys.exit(train.main())"
+        "sanity.dry_run = experiment.Experiment.build; sys.exit(train.main())"
     )
     command = [sys.executable, "-c", script, *SMALL, "--devices=0,9", "--dry_run", flag]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -360,9 +367,9 @@ def test_advice_on_data_that_do_not_fit_can_be_followed(mesh, monkeypatch):
     flags = [(name, str(value)) for name, value in changes.items()]
     config = configs.override(configs.load("softmax"), flags)
     with pytest.raises(UserError) as found:
-        build(config)
+        Experiment.build(config)
     (advised,) = re.findall("set (data.placement)=(host)$", str(found.value))
-    build(configs.override(config, [advised]))
+    Experiment.build(configs.override(config, [advised]))
 
 
 def test_advice_on_data_of_another_set_can_be_followed(tmp_path, monkeypatch):

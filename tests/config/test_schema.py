@@ -13,7 +13,7 @@ from flaxmnist.core import models, optim, sharding
 from flaxmnist.data import datasets
 from flaxmnist.errors import UserError
 from flaxmnist.rundir import folder
-from flaxmnist.training.experiment import build
+from flaxmnist.training.experiment import Experiment
 
 BASE = configs.resolve(configs.make_config(num_steps=5))
 # Each option accepts one of these, other than its value in BASE.
@@ -122,7 +122,7 @@ def test_a_configuration_is_checked_once(monkeypatch):
 
     monkeypatch.setattr(schema.Group, "__post_init__", count)
     assert configs.resolve(config) is config
-    build(config)
+    Experiment.build(config)
     assert checked == []
     assert configs.resolve(configs.make_config(num_steps=5)) == BASE
     assert len(checked) == 2 * len([BASE, *schema.GROUPS])

@@ -20,7 +20,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.training import loop, resume
-from flaxmnist.training.experiment import build
+from flaxmnist.training.experiment import Experiment
 
 MODEL = models.MLP(hidden=(64, 16), batch_norm=True, dropout_rate=0.2)
 # Adam's first updates are the sign of a gradient, also where that is rounding noise:
@@ -201,7 +201,7 @@ def test_a_mesh_of_nonsense_is_refused_by_name(wrong, said):
 def test_a_checkpoint_is_restored_into_any_mesh(finished_run):
     workdir, summary = finished_run
     mesh = {"data": 2, "model": 4, "fsdp": True}
-    run = build(tiny_config(mesh=mesh))
+    run = Experiment.build(tiny_config(mesh=mesh))
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     tree, _ = checkpoints.restore(40, *resume.expected(run))
     kernel = tree["state"].opt_state[0].mu["Dense_0"]["kernel"]

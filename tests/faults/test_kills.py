@@ -25,7 +25,7 @@ from flaxmnist.rundir import commit, folder, manifest, metrics_log, verify
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.runtime.console import process_age
 from flaxmnist.training import loop, resume
-from flaxmnist.training.experiment import build
+from flaxmnist.training.experiment import Experiment
 
 KILLS = int(os.environ.get("FLAXMNIST_FAULTS_KILLS", "60"))
 
@@ -282,7 +282,7 @@ def test_a_file_of_metrics_that_was_replaced_is_an_error(tmp_path):
         path.unlink()
         path.touch()
         with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
-            writer.write({"step": 1, "split": "train", "loss": 1.0})
+            writer.write(metrics_log.Record(1, 0.1, "train", 1.0, 0.5))
 
 
 def test_a_folder_of_checkpoints_that_is_gone_is_not_made_anew(tmp_path):
@@ -482,7 +482,7 @@ def test_a_checkpoint_of_the_first_format_is_read_and_one_to_come_is_refused(
 def test_a_record_of_other_counts_of_lines_is_damage(written, finished_run, tmp_path):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
     rewrite(run, 40, lambda record: first_format(record) | {"metrics": written})
-    abstract, check = resume.expected(build(tiny_config()))
+    abstract, check = resume.expected(Experiment.build(tiny_config()))
     warnings = []
     with Checkpoints(run / "checkpoints", warn=warnings.append) as checkpoints:
         step, *_ = checkpoints.restore_newest(abstract, check)
@@ -539,7 +539,7 @@ def test_a_checkpoint_under_another_name_is_set_aside(
 def test_whatever_becomes_of_a_file_of_a_checkpoint_no_wrong_value_is_read(
     finished_run, tmp_path
 ):
-    expected = resume.expected(build(tiny_config()))
+    expected = resume.expected(Experiment.build(tiny_config()))
     source = finished_run[0] / "checkpoints"
     trees = {step: saved(tiny_config(), finished_run[0], step) for step in (20, 40)}
     draw = random.Random(SEED)
@@ -668,7 +668,7 @@ def test_saving_slower_than_training_holds_it_back_and_keeps_the_order(
 def test_wherever_a_disk_is_full_while_saving_the_checkpoint_before_is_whole(
     finished_run, small_disk
 ):
-    expected = resume.expected(build(tiny_config()))
+    expected = resume.expected(Experiment.build(tiny_config()))
     source = Checkpoints(finished_run[0] / "checkpoints", read_only=True)
     tree, record = source.restore(40, *expected)
     outcomes = []

@@ -37,9 +37,9 @@ from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.runtime import machine, processes
 from flaxmnist.runtime.console import Console
-from flaxmnist.runtime.interrupts import listening
+from flaxmnist.runtime.interrupts import record_interrupts
 from flaxmnist.training import finish, loop, resume
-from flaxmnist.training.experiment import build
+from flaxmnist.training.experiment import Experiment
 
 
 def test_what_a_run_leaves(finished_run):
@@ -140,9 +140,9 @@ def test_tensorboard_shows_what_summaries_and_log_tensors_ask_for(tmp_path, caps
     assert filters == (8 * 6, 6)  # Two kernels of 5×5, in a row of eight.
 
     # Every mistake of validation, the surest first.
-    model = build(config).model
-    images = build(config).dataset.validation.images
-    labels = build(config).dataset.validation.labels
+    model = Experiment.build(config).model
+    images = Experiment.build(config).dataset.validation.images
+    labels = Experiment.build(config).dataset.validation.labels
     logits = model.apply({"params": tree["state"].params}, images)
     wrong = (np.argmax(logits, axis=-1) != labels).sum()
     told = texts("mistakes")[40].splitlines()
@@ -181,7 +181,7 @@ from flaxmnist.rundir import metrics_log
 write = metrics_log.MetricsWriter.write
 def write_and_die(self, record):
     write(self, record)
-    if (record["step"], record["split"]) == (170, "validation"):
+    if (record.step, record.split) == (170, "validation"):
         os.kill(os.getpid(), signal.SIGKILL)
 metrics_log.MetricsWriter.write = write_and_die
 train.main(sys.argv[1:])
@@ -276,16 +276,16 @@ def test_a_signal_stops_a_run_which_is_saved_and_resumes_to_the_bit(
 
 def test_a_second_signal_ends_at_once_and_a_late_one_is_not_lost():
     def interrupted(times):
-        with listening() as signals:
+        with record_interrupts() as interrupt:
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
-                heard.append(signals.number)
+                seen.append(interrupt.number)
 
     for times in (1, 2):
-        heard = []
+        seen = []
         with pytest.raises(KeyboardInterrupt):
             interrupted(times)
-        assert heard == [signal.SIGINT]
+        assert seen == [signal.SIGINT]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished_run, tmp_path, capsys):
@@ -315,7 +315,7 @@ def test_another_machine_or_version_is_warned_of(
     workdir = shutil.copytree(finished_run[0], tmp_path / "run")
 
     def warning(num_steps=60):
-        run = build(tiny_config(num_steps=num_steps))
+        run = Experiment.build(tiny_config(num_steps=num_steps))
         with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
             resume.resume(run, checkpoints, Console())
         return " ".join(capsys.readouterr().err.split())
@@ -402,7 +402,7 @@ def test_predict_writes_every_example_of_a_split_in_order(
     assert f"accuracy {accuracy:.2%}" in capsys.readouterr().out
     path = workdir / f"predictions-{split}.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    examples = build(tiny_config()).dataset.split(split)
+    examples = Experiment.build(tiny_config()).dataset.split(split)
     assert [record["index"] for record in records] == list(range(len(examples)))
     assert [record["label"] for record in records] == examples.labels.tolist()
     probabilities = np.array([record["probabilities"] for record in records])
@@ -412,7 +412,7 @@ def test_predict_writes_every_example_of_a_split_in_order(
     assert np.mean(classes == examples.labels) == accuracy
     # Dropout is of training alone: the model's own answer, and the same again.
     tree, _ = saved(tiny_config(), workdir, finished_run[1].evaluated_step)
-    logits = build(tiny_config()).model.apply(
+    logits = Experiment.build(tiny_config()).model.apply(
         {"params": tree["state"].params}, examples.images[:50]
     )
     np.testing.assert_allclose(jax.nn.softmax(logits), probabilities[:50], atol=1e-5)
@@ -433,7 +433,7 @@ def test_a_run_begins_with_the_parameters_of_another(tmp_path):
     source = str(tmp_path / "source")
     changes = {"init_from": source, "seed": 5, "optimizer": {"name": "sgd"}}
     config = tiny_config(model=model, **changes)
-    begun = resume.begin(build(config))
+    begun = resume.begin(Experiment.build(config))
     tree, _ = saved(
         tiny_config(model=model), tmp_path / "source", summary.evaluated_step
     )
@@ -627,7 +627,7 @@ def test_a_loss_that_is_not_finite_rolls_back_and_resumes_to_the_bit(
     assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
     assert [step for step, _ in shown(undisturbed, "train")] == steps
     rates = {r["step"]: r.get("learning_rate") for r in lines(undisturbed)}
-    schedule = build(config(4)).schedule
+    schedule = Experiment.build(config(4)).schedule
     assert rates[15] == pytest.approx(float(schedule(14)) / 4)
 
     with pytest.raises(UserError, match=r"after 1 of 1 rollbacks; the last good") as no:
@@ -656,7 +656,7 @@ def test_the_average_is_evaluated_predicted_and_taken_away(tmp_path):
     loaded = open_run(tmp_path / "run").state
     for found in (loaded.eval_params, state.eval_params):
         assert_identical(jax.device_get(found), state.ema)
-    split = build(tiny_config(**options)).dataset.validation
+    split = Experiment.build(tiny_config(**options)).dataset.validation
     outputs = jax.device_get(predict_step(loaded, split.images))
     accuracy = np.mean(outputs["classes"] == split.labels)
     assert summary.validation.accuracy == lines(tmp_path / "run")[-1]["accuracy"]
@@ -669,7 +669,9 @@ def test_the_average_is_evaluated_predicted_and_taken_away(tmp_path):
         weights["Dense_0.kernel"], state.ema["Dense_0"]["kernel"]
     )
     begun = resume.begin(
-        build(tiny_config(model=options["model"], ema=0.5, init_from=f"{tmp_path}/run"))
+        Experiment.build(
+            tiny_config(model=options["model"], ema=0.5, init_from=f"{tmp_path}/run")
+        )
     ).state
     assert_identical(jax.device_get(begun.params), state.ema)
     assert_identical(jax.device_get(begun.eval_params), state.ema)
@@ -722,9 +724,9 @@ def test_other_data_to_evaluate_by_is_refused(
     texts = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "find_difference", lambda facts: texts.append(facts))
-    build(config := tiny_config(mesh={"data": 8}, batch_size=80))
+    Experiment.build(config := tiny_config(mesh={"data": 8}, batch_size=80))
     monkeypatch.setattr(data, "load", load)
-    build(config)
+    Experiment.build(config)
     assert texts[0] != texts[1]
 
 

@@ -24,18 +24,18 @@ def test_a_dry_run_trains_a_step_and_writes_nothing(tmp_path, monkeypatch, capsy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_batch_is_learnt_by_heart(capsys):
+def test_a_batch_is_memorized(capsys):
     model = {"name": "mlp", "hidden": (32,), "dropout_rate": 0.5}
     assert sanity.overfit(tiny_config(model=model), 1)
-    assert "learnt by heart: 100 examples" in capsys.readouterr().out
+    assert "memorized: 100 examples" in capsys.readouterr().out
 
 
 def test_what_cannot_learn_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(sanity, "MOST_STEPS", 100)
+    monkeypatch.setattr(sanity, "MAX_STEPS", 100)
     model = {"name": "mlp", "hidden": (32,)}
     optimizer = {"name": "sgd", "learning_rate": 1e-9}
     assert not sanity.overfit(tiny_config(model=model, optimizer=optimizer), 2)
-    assert "not learnt by heart: 200 examples" in capsys.readouterr().out
+    assert "not memorized: 200 examples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

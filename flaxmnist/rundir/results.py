@@ -1,0 +1,234 @@
+"""Typed results of a run, with the schema that each is read with."""
+
+import dataclasses
+from typing import Any
+
+from flaxmnist import config as configs
+from flaxmnist import options
+from flaxmnist.data import SPLITS
+
+
+def object_of(schema: options.Schema) -> options.OptionType:
+    """An object of that schema."""
+    return options.OptionType("an object", lambda value: options.conform(value, schema))
+
+
+COUNT = options.whole(0, below=2**63)
+STEP = options.whole(0, below=options.MAX_STEPS)
+_ANY_OBJECT = options.OptionType("an object", lambda value: {**value})
+# The loss of a checkpoint may be infinite or NaN, that of a summary may not.
+FIGURES: options.Schema = {
+    "loss": options.number,
+    "accuracy": options.share,
+    "count": COUNT,
+}
+_FINITE_FIGURES: options.Schema = {
+    "loss": options.real(0, below=3.5e38),
+    "accuracy": options.share,
+    "count": options.whole(1, below=2**63),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What one pass over examples measured.
+
+    Attributes:
+      loss: mean cross-entropy in nats.
+      accuracy: share of correct predictions, from 0 to 1.
+      count: number of examples.
+    """
+
+    loss: float
+    accuracy: float
+    count: int
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Figures":
+        """Reads the figures of a checkpoint.
+
+        Raises:
+          ValueError: `value` has another form.
+        """
+        return build(cls, options.conform(value, FIGURES))
+
+    @property
+    def rank(self) -> float:
+        """Orders evaluations: a higher accuracy is better, then a lower loss."""
+        # Accuracies differ by at least one example, which is far more than 1e-5.
+        return self.accuracy - 1e-7 * min(self.loss, 100.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """The data of a run.
+
+    Attributes:
+      name: name of the data set.
+      source: where its files came from.
+      counts: number of examples by split.
+      fingerprint: CRC-32 of the training split, in hexadecimal digits.
+      fingerprints: the same by split; None in runs of older versions.
+    """
+
+    name: str
+    source: str
+    counts: dict[str, int]
+    fingerprint: str
+    fingerprints: dict[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """The name of a model and its number of parameters."""
+
+    name: str
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DevicesInfo:
+    """Platform, kind and number of the devices that a run used."""
+
+    platform: str
+    kind: str
+    count: int
+
+
+DESCRIPTION: dict[str, options.Schema] = {
+    "config": _ANY_OBJECT,
+    "dataset": {
+        "name": options.text,
+        "source": options.text,
+        "counts": options.by_name(COUNT),
+        "fingerprint": options.text,
+        "fingerprints": options.optional(options.by_name(options.text)),
+    },
+    "total_steps": STEP,
+    "versions": options.optional(options.by_name(options.text)),
+    "machine": options.optional(
+        object_of(
+            {
+                "device": options.text,
+                "threads": options.optional(options.whole(1)),
+            }
+        )
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """Configuration, data, versions and machine of a run.
+
+    Attributes:
+      config: all options, as ``config.json`` has them.
+      dataset: the data.
+      total_steps: number of steps of a complete run.
+      versions: version by package.
+      machine: `device` and, on CPU, number of `threads`; empty in runs of older
+        versions.
+    """
+
+    config: dict[str, Any]
+    dataset: DatasetInfo
+    total_steps: int
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns an object that `json.dumps` accepts."""
+        return dataclasses.asdict(self)
+
+
+def _seconds(value: Any) -> dict[str, float]:
+    seconds = options.by_name(options.real(0, below=1e12)).convert(value)
+    if not seconds.get("total"):
+        raise ValueError
+    return seconds
+
+
+_SUMMARY: options.Schema = {
+    **DESCRIPTION,
+    "config": options.OptionType(
+        "a configuration", lambda value: configs.as_dict(configs.from_dict(value))
+    ),
+    "versions": options.by_name(options.text),
+    "model": {"name": options.text, "parameters": COUNT},
+    "step": STEP,
+    "evaluated_step": STEP,
+    **dict.fromkeys(SPLITS, _FINITE_FIGURES),
+    "devices": {"platform": options.text, "kind": options.text, "count": COUNT},
+    "seconds": options.optional(
+        options.OptionType("seconds by name, and their total", _seconds)
+    ),
+    "images_per_second": options.optional(options.real(0, below=1e15)),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary(Description):
+    """The result of a run: the content of ``summary.json``.
+
+    Attributes:
+      model: its name and size.
+      step: last step trained.
+      evaluated_step: step of the parameters that were evaluated.
+      train: figures of the training split.
+      validation: figures of the validation split.
+      test: figures of the test split.
+      devices: what the run used.
+      seconds: elapsed time by activity, with ``total``; None if nothing was trained.
+      images_per_second: training speed; None if nothing was trained.
+    """
+
+    model: ModelInfo
+    step: int
+    evaluated_step: int
+    train: Figures
+    validation: Figures
+    test: Figures
+    devices: DevicesInfo
+    seconds: dict[str, float] | None = None
+    images_per_second: float | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the figures of each split, such as ``{"final/test/loss": 0.018}``."""
+        return {
+            f"final/{split}/{name}": value
+            for split in SPLITS
+            for name, value in vars(getattr(self, split)).items()
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Summary":
+        """Reads the content of ``summary.json``.
+
+        Raises:
+          ValueError: `value` has another form.
+        """
+        found = options.conform(value, _SUMMARY)
+        if missing := set(SPLITS) - found["dataset"]["counts"].keys():
+            raise ValueError(f"no count of the examples of {min(missing)}")
+        found |= {
+            **build_description(found),
+            "model": build(ModelInfo, found["model"]),
+            "devices": build(DevicesInfo, found["devices"]),
+            **{split: build(Figures, found[split]) for split in SPLITS},
+        }
+        return build(cls, found)
+
+
+def build_description(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of a `Description` that JSON represents differently."""
+    return {
+        "dataset": build(DatasetInfo, found["dataset"]),
+        "versions": found.get("versions") or {},
+        "machine": found.get("machine") or {},
+    }
+
+
+def build(cls: Any, values: dict[str, Any]) -> Any:
+    """Builds a dataclass; a missing value is None, an unknown one is ignored."""
+    names = (field.name for field in dataclasses.fields(cls))
+    return cls(**{name: values.get(name) for name in names})

@@ -1,0 +1,81 @@
+"""What `log_tensors` and `summaries` show of a run beside its figures."""
+
+import jax
+import numpy as np
+from tensorboard.plugins.text.summary_v2 import text_pb
+
+from flaxmnist.core import sharding
+from flaxmnist.core.state import TrainState
+from flaxmnist.core.steps import norms, predict_step
+from flaxmnist.report.gallery import DRAWN, WATCHED, filters, mistakes, tile
+from flaxmnist.rundir.metrics_log import MetricsWriter
+from flaxmnist.rundir.tensorboard import histogram, image
+from flaxmnist.training.evaluate import predict
+from flaxmnist.training.experiment import Experiment
+
+
+def observed_norms(
+    experiment: Experiment, state: TrainState, step: int
+) -> dict[str, float]:
+    """Returns the norms that are logged with the training figures, if asked for.
+
+    Norms that overflow float32 are omitted, because JSON cannot represent infinity.
+    """
+    if "norms" not in experiment.config.summaries:
+        return {}
+    batches, _ = next(experiment.feed.spans(step, step + 1))
+    found = jax.device_get(norms(state, batches))
+    return {name: float(norm) for name, norm in found.items() if np.isfinite(norm)}
+
+
+def show_tensors(
+    experiment: Experiment, state: TrainState, step: int, writer: MetricsWriter
+) -> list[str]:
+    """Writes `config.log_tensors` of the first validation images for TensorBoard.
+
+    Returns:
+      a line of text per image and tensor.
+    """
+    watched = experiment.dataset.validation
+    images = sharding.put(watched.images[:WATCHED], experiment.replicated)
+    outputs = predict_step(state, images)
+    outputs = jax.device_get(jax.device_put(outputs, experiment.replicated))
+    texts = []
+    for name in experiment.config.log_tensors:
+        rows = []
+        for index, row in enumerate(np.reshape(outputs[name], (len(images), -1))):
+            values = " ".join(f"{value:.4g}" for value in row)
+            rows.append(f"{name}[{index}]  label {watched.labels[index]}  {values}")
+        writer.show("validation", step, text_pb(name, "\n\n".join(rows)))
+        texts += rows
+    return texts
+
+
+def show_summaries(
+    experiment: Experiment, state: TrainState, step: int, writer: MetricsWriter
+) -> None:
+    """Writes the histograms and pictures of `config.summaries` for TensorBoard."""
+    wanted = experiment.config.summaries
+    if "histograms" in wanted or "filters" in wanted:
+        # Replicate them, so that every process can read all of them.
+        params = jax.device_get(jax.device_put(state.params, experiment.replicated))
+    if "histograms" in wanted:
+        for name, leaf in sharding.named_leaves(params):
+            writer.show("train", step, histogram(name, leaf))
+    if "filters" in wanted and (tiled := filters(params)) is not None:
+        writer.show("train", step, image("filters", tiled))
+    if "mistakes" in wanted:
+        feed = experiment.eval_feeds["validation"]
+        outputs = predict(state, feed, experiment.replicated)
+        rows = mistakes(outputs)[:DRAWN]
+        captions = [
+            f"{place}: {outputs['labels'][row]} taken for {outputs['classes'][row]} "
+            f"({outputs['probabilities'][row].max():.1%})"
+            for place, row in enumerate(rows)
+        ]
+        writer.show(
+            "validation",
+            step,
+            image("mistakes", tile(experiment.dataset.validation.images[rows])),
+            text_pb("mistakes", "\n\n".join(captions) or "none"),
+        )
