@@ -47,7 +47,7 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
-def kind_of(array: Any) -> str:
+def dtype_and_shape(array: Any) -> str:
     """Returns dtype and shape, such as ``"float32 [100, 10]"``."""
     return f"{array.dtype} [{', '.join(map(str, array.shape))}]"
 

@@ -63,7 +63,7 @@ class Peer:
                 self.state, self.metrics = flaxmnist.train_step(self.state, batch)
             jax.block_until_ready((self.state, self.metrics))
             return
-        for batches, count in self.feed.spans(self.step, self.step + steps):
+        for batches, count in self.feed.chunks(self.step, self.step + steps):
             calls, count = (count, 1) if self.variant == "loop" else (1, count)
             number = sharding.put(np.int32(count), self.everywhere)
             for _ in range(calls):

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, cast
 from flaxmnist import options
 from flaxmnist.core import models, optim, sharding, state
 from flaxmnist.data import datasets
-from flaxmnist.data.datasets import SPLITS
 from flaxmnist.data.feeds import FEEDS
+from flaxmnist.data.splits import SPLITS
 from flaxmnist.errors import UserError, shown
 from flaxmnist.options import Option, declared, one_of, option, optional, whole
 

@@ -1,10 +1,10 @@
-"""What a batch may be, checked before anything compiles.
+"""The format of a batch, checked before anything compiles.
 
 A batch is a dict: ``image``; ``label``, integer `[batch]` or `[batch, 10]`, one-hot or
 any distribution; and optionally ``mask``, bool `[batch]`, False where an example is
 padding. An image is uint8 in [0, 255] or floating point in [0, 1]. Names, shapes and
-dtypes are checked while a step is traced. Values are not known then: the step counts
-the labels that are out of range in its metrics (see :func:`valid_labels`).
+dtypes are checked while a step is traced. Values are unknown at that time, so the step
+counts labels that are out of range in its metrics (see :func:`valid_labels`).
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num, Shaped
 
-from flaxmnist.errors import UserError, did_you_mean, kind_of
+from flaxmnist.errors import UserError, did_you_mean, dtype_and_shape
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (28, 28, 1)
@@ -35,15 +35,17 @@ def as_images(
 
     Args:
       images: uint8 or floating point, `[batch, 28, 28, 1]`, `[batch, 28, 28]`, or flat
-        `[batch, 784]`, as the TensorFlow tutorials feed them.
-      name: what the error calls them.
+        `[batch, 784]`, as in the TensorFlow tutorials.
+      name: their name in the error message.
 
     Raises:
-      UserError: they are anything else.
+      UserError: the images have another shape or dtype.
     """
     images = _array(name, images)
     if images.shape[:1] == (0,):
-        raise UserError(f"{name} is {kind_of(images)}; expected at least one image")
+        raise UserError(
+            f"{name} is {dtype_and_shape(images)}; expected at least one image"
+        )
     shapes = (IMAGE_SHAPE, IMAGE_SHAPE[:2], (784,))
     expected = "[batch, 28, 28, 1], [batch, 28, 28] or [batch, 784]"
     _expect(name, images, images.shape[1:] in shapes, expected)
@@ -56,17 +58,18 @@ def as_batch(batch: Any) -> dict[str, Array]:
     """Returns a batch with images `[batch, 28, 28, 1]` and a mask.
 
     Raises:
-      UserError: something of it is missing, unknown, or of another shape or dtype.
+      UserError: a key is missing or unknown, or an array has another shape or dtype.
     """
     if not isinstance(batch, Mapping):
         kind = type(batch).__name__
-        raise UserError(f"a batch is a {kind}: expected a dict of {', '.join(_KEYS)}")
+        raise UserError(f"batch is a {kind}; expected a dict of {', '.join(_KEYS)}")
     for key in batch:
         if key not in _KEYS:
-            raise UserError(f"a batch has no {key!r}{did_you_mean(key, _KEYS)}")
+            raise UserError(f"unknown batch key {key!r}{did_you_mean(key, _KEYS)}")
     for key in ("image", "label"):
         if key not in batch:
-            raise UserError(f"a batch without {key!r}: found {', '.join(batch)}")
+            found = ", ".join(batch)
+            raise UserError(f"batch key {key!r} is missing; found {found}")
     image = as_images(batch["image"], 'batch["image"]')
     count = len(image)
     label = _array('batch["label"]', batch["label"])
@@ -83,20 +86,20 @@ def as_batch(batch: Any) -> dict[str, Array]:
     return {"image": image, "label": label, "mask": mask}
 
 
-def cut(batch: Any, parts: int) -> dict[str, Array]:
-    """Returns a batch in `parts`: each array as `[parts, batch / parts, …]`.
+def split_micro_batches(batch: Any, parts: int) -> dict[str, Array]:
+    """Returns a batch in micro-batches: each array as `[parts, batch / parts, …]`.
 
-    A part is every `parts`-th example: where a batch is split over devices, so is each
-    part of it, and nothing is sent.
+    A micro-batch contains every `parts`-th example. If a batch is split over devices,
+    each of its micro-batches is, too, and no example is sent.
 
     Raises:
-      UserError: as :func:`as_batch`, or it does not divide.
+      UserError: as :func:`as_batch`, or `parts` does not divide the batch.
     """
     batch = as_batch(batch)
     if (count := len(batch["mask"])) % parts:
         raise UserError(
-            f"a batch of {count} cannot be cut into {parts} micro-batches: expected a "
-            f"multiple of grad_accumulation, such as {-(-count // parts) * parts}"
+            f"grad_accumulation={parts}: batch of {count} cannot be split into {parts} "
+            f"parts; expected a multiple, such as {-(-count // parts) * parts}"
         )
     return {
         name: array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
@@ -116,31 +119,31 @@ def valid_labels(
 
 
 def as_logits(logits: Any, count: int) -> Array:
-    """Returns what a model made of `count` images, in float32 at least.
+    """Returns the output of a model for `count` images, in float32 or wider.
 
     Raises:
-      UserError: it is not `[count, 10]`.
+      UserError: its shape is not `[count, 10]`.
     """
     name, expected = "the model's output", f"logits [{count}, {NUM_CLASSES}]"
     if not hasattr(logits, "shape"):
-        raise UserError(f"{name} is a {type(logits).__name__}: expected {expected}")
+        raise UserError(f"{name} is a {type(logits).__name__}; expected {expected}")
     if logits.shape != (count, NUM_CLASSES):
-        raise UserError(f"{name} is {kind_of(logits)}: expected {expected}")
-    # Half precision would round away what tells two sure classes apart.
+        raise UserError(f"{name} is {dtype_and_shape(logits)}; expected {expected}")
+    # Half precision cannot distinguish two probable classes.
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _array(name: str, value: Any) -> Any:
     if not hasattr(value, "shape"):
-        raise UserError(f"{name} is a {type(value).__name__}: expected an array")
+        raise UserError(f"{name} is a {type(value).__name__}; expected an array")
     return value
 
 
 def _expect(name: str, found: Any, ok: bool, expected: str) -> None:
     if not ok:
-        kind = kind_of(found)
+        kind = dtype_and_shape(found)
         # The original dtype is unknown while tracing.
         if isinstance(found, jax.core.Tracer) and found.dtype.name in _WIDE:
             narrow = found.dtype.name
             kind += f" (JAX converts {_WIDE[narrow]} to {narrow})"
-        raise UserError(f"{name} is {kind}: expected {expected}")
+        raise UserError(f"{name} is {kind}; expected {expected}")

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from flaxmnist.core import winograd
 
 # Above so many taps a convolution is left to XLA.
-MOST_TAPS = 81
+MAX_TAPS = 81
 
 
 def conv_by_matmul(
@@ -88,7 +88,7 @@ def conv(
 
     def matmul(lhs, rhs):
         pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-        if winograd.pays(lhs, rhs, window_strides, pads):
+        if winograd.is_faster(lhs, rhs, window_strides, pads):
             return winograd.conv(lhs, rhs, pads, precision)
         return conv_by_matmul(lhs, rhs, window_strides, pads, precision)
 
@@ -98,7 +98,7 @@ def conv(
     )
     grouped = lhs.shape[-1] != rhs.shape[-2]
     # Patches of a large kernel would take long to compile, and little less to compute.
-    large = rhs.shape[0] * rhs.shape[1] > MOST_TAPS
+    large = rhs.shape[0] * rhs.shape[1] > MAX_TAPS
     if grouped or large or any(dilation != 1 for dilation in dilations):
         return xla(lhs, rhs)
     return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from flaxmnist import options
 from flaxmnist.core.batch import IMAGE_SHAPE
-from flaxmnist.errors import UserError, kind_of
+from flaxmnist.errors import UserError, dtype_and_shape
 
 __all__ = [
     "Layout",
@@ -209,7 +209,7 @@ class Layout:
         )
 
 
-def keep(tree: Any, layout: Layout | None) -> Any:
+def constrain(tree: Any, layout: Layout | None) -> Any:
     """Has a compiled program leave a tree split as `layout` says."""
     if layout is None:
         return tree
@@ -221,7 +221,7 @@ def gather(params: Any, layout: Layout | None) -> Any:
 
     Left to itself, the compiler may bring the examples of all devices together instead.
     """
-    return keep(params, layout and dataclasses.replace(layout, fsdp=False))
+    return constrain(params, layout and dataclasses.replace(layout, fsdp=False))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -288,4 +288,4 @@ def placement(tree: Any) -> Iterator[str]:
         if leaf.sharding.is_fully_replicated:
             spec = "replicated"
         ids = ", ".join(str(device.id) for device in leaf.sharding.mesh.devices.flat)
-        yield f"{name}: {kind_of(leaf)}, {spec}, on {ids}"
+        yield f"{name}: {dtype_and_shape(leaf)}, {spec}, on {ids}"

@@ -15,10 +15,16 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from flaxmnist.core.batch import as_batch, as_images, as_logits, cut, valid_labels
+from flaxmnist.core.batch import (
+    as_batch,
+    as_images,
+    as_logits,
+    split_micro_batches,
+    valid_labels,
+)
 from flaxmnist.core.by_value import warn_if_rebuilt
 from flaxmnist.core.metrics import Metrics
-from flaxmnist.core.sharding import gather, keep
+from flaxmnist.core.sharding import constrain, gather
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import UserError
 
@@ -136,7 +142,7 @@ def gradient(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]
         sums = jax.tree.map(lambda a, b: a + b * metrics.count, sums, grads)
         return (sums, model_state), metrics
 
-    parts = cut(batch, state.grad_accumulation)
+    parts = split_micro_batches(batch, state.grad_accumulation)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (sums, model_state), metrics = lax.scan(
         add, (zeros, state.model_state), (jnp.arange(state.grad_accumulation), parts)
@@ -162,7 +168,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         opt_state=opt_state,
         model_state=model_state,
     )
-    return keep(state, state.layout), metrics
+    return constrain(state, state.layout), metrics
 
 
 @_explained

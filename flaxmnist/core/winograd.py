@@ -28,10 +28,10 @@ KERNELS = (3, 5)
 # About what a processor's last cache holds: of the products of a part of the batch.
 CACHE_BYTES = 16 << 20
 # With fewer channels the sums around the products cost more than they save.
-FEWEST_CHANNELS = 8
+MIN_CHANNELS = 8
 
 
-def pays(
+def is_faster(
     images: Array,
     kernel: Array,
     strides: Sequence[int],
@@ -42,7 +42,7 @@ def pays(
     return (
         height == width
         and height in KERNELS
-        and channels >= FEWEST_CHANNELS
+        and channels >= MIN_CHANNELS
         and all(stride == 1 for stride in strides)
         and all(0 <= side < height for pair in padding for side in pair)
         # In half precision the points' powers would lose too much.

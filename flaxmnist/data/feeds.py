@@ -1,8 +1,8 @@
-"""From examples to batches on the mesh.
+"""Turns a split into batches on a mesh.
 
-The order of the examples is a function of (seed, epoch), and the place in it a function
-of the step: nothing about data is ever saved, and a resumed run sees what the
-undisturbed one would have seen.
+The order of the examples is a function of seed and epoch, and the position in it is a
+function of the step. A checkpoint therefore contains nothing about the data, and a
+resumed run sees the same batches as an uninterrupted run.
 """
 
 import concurrent.futures
@@ -17,36 +17,17 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from flaxmnist import options
 from flaxmnist.core import sharding
-from flaxmnist.data.datasets import Split
+from flaxmnist.data.order import PADDING, Order
 from flaxmnist.data.rows import Read, gather, in_memory, reader
-from flaxmnist.errors import UserError, shown
+from flaxmnist.data.splits import Split
+from flaxmnist.errors import UserError
 from flaxmnist.runtime.memory import available_memory
 
-PADDING = -1
-_OPTIONS = {"batch_size": options.count, "seed": options.optional(options.seed)}
-# Bytes of images that the host path sends at once.
+# Bytes of images that a `HostFeed` sends at once.
 SLAB_BYTES = 8 << 20
-# The share of the available memory that the data on the devices may take.
+# Share of the available memory that a `DeviceFeed` may take.
 MAX_SHARE = 0.8
-
-
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Returns the order of `count` examples in an epoch, int32 `[count]`.
-
-    From the raw stream of Philox (Salmon et al., 2011), which NumPy promises never to
-    change, unlike that of its `permutation`.
-    """
-    numbers = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
-    # Their low bits are made their places: sorted several times sooner than places by
-    # numbers, and no two are equal. All in place: there may be many.
-    low = np.uint64((1 << (count - 1).bit_length()) - 1)
-    numbers &= ~low
-    numbers |= np.arange(count, dtype=np.uint64)
-    numbers.sort()
-    numbers &= low
-    return numbers.astype(np.int32)
 
 
 def _batch(images: Any, labels: Any, mask: Any) -> dict[str, Any]:
@@ -57,11 +38,11 @@ def _batch(images: Any, labels: Any, mask: Any) -> dict[str, Any]:
 class DeviceBatches:
     """A split on the devices and the order of its examples.
 
-    Images are held flat, because tiled memory would pad a last dimension of 1.
+    Images are flat, because tiled memory would pad a last dimension of 1.
 
     Attributes:
-      images: uint8 `[count, 784]`, whole on every device.
-      labels: int32 `[count]`, whole on every device.
+      images: uint8 `[count, 784]`, replicated.
+      labels: int32 `[count]`, replicated.
       order: int32 `[steps, batch]`, rows of `images`, split over the devices.
     """
 
@@ -79,13 +60,13 @@ class DeviceBatches:
 
 @struct.dataclass
 class HostBatches:
-    """A slab of consecutive batches, sent by the host.
+    """Some consecutive batches, sent by the host.
 
     Attributes:
       images: uint8 `[steps, batch, 784]`, batches split over the devices.
       labels: int32 `[steps, batch]`.
       mask: bool `[steps, batch]`.
-      first: int32 `[]`, step of the first batch.
+      first: int32 `[]`, the step of the first batch.
     """
 
     images: Any
@@ -94,21 +75,21 @@ class HostBatches:
     first: Any
 
     def at(self, step: Any) -> dict[str, Any]:
-        """Returns the batch of a step that the slab holds."""
+        """Returns the batch of a step; the step must be among these batches."""
         index = step - self.first
         return _batch(self.images[index], self.labels[index], self.mask[index])
 
 
 class Feed(Protocol):
-    """A split, cut into batches."""
+    """Yields the batches of a split."""
 
     steps_per_epoch: int
 
-    def spans(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+    def chunks(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
         """Yields `(batches, num_steps)` that cover the steps `start` … `stop - 1`."""
 
     def in_order(self, batch_size: int) -> "Feed":
-        """Returns a feed of the same examples for evaluation: once each, in order."""
+        """Returns a feed for evaluation, which yields each example once, in order."""
 
 
 def _count(split: Any) -> int:
@@ -117,41 +98,6 @@ def _count(split: Any) -> int:
             f"split is a {type(split).__name__}: expected a Split, such as load().train"
         )
     return len(split)
-
-
-class _Order:
-    """The rows of each step: shuffled full batches, or all rows once, padded."""
-
-    def __init__(self, count: int, batch_size: int, mesh: Mesh, seed: int | None):
-        given = {"batch_size": batch_size, "seed": seed}
-        batch_size, seed = options.check("", given, _OPTIONS).values()
-        if "data" not in getattr(mesh, "shape", ()):
-            raise UserError(f"mesh={shown(mesh)}: expected one of sharding.make_mesh()")
-        if batch_size % (parts := mesh.shape["data"]):
-            raise UserError(
-                f"batch_size={batch_size}: expected a multiple of {parts}, the size of "
-                "the mesh's axis 'data'"
-            )
-        least = 1 if seed is None else batch_size
-        if count < least:
-            raise UserError(
-                f"the split has {count:,} examples: expected at least {least:,}"
-                + ("" if seed is None else ", one batch")
-            )
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.steps_per_epoch = (
-            -(-count // batch_size) if seed is None else count // batch_size
-        )
-
-    def epoch(self, epoch: int) -> np.ndarray:
-        """Returns the rows of an epoch, int32 `[steps, batch]`."""
-        size = self.steps_per_epoch * self.batch_size
-        if self.seed is not None:
-            rows = epoch_order(self.seed, epoch, self.count)[:size]
-        else:
-            rows = np.full(size, PADDING, np.int32)
-            rows[: self.count] = np.arange(self.count)
-        return rows.reshape(self.steps_per_epoch, self.batch_size)
 
 
 def _check_fits(split: Split, mesh: Mesh) -> None:
@@ -166,7 +112,7 @@ def _check_fits(split: Split, mesh: Mesh) -> None:
             s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s
         ]
         free = min(rooms, default=size * 2)
-    # The rest is for the model and for what a step computes.
+    # The model and the activations of a step need the rest.
     if size > MAX_SHARE * free:
         raise UserError(
             f"data.placement='device': {len(split):,} images need {size / 1e9:.1f} GB "
@@ -175,36 +121,37 @@ def _check_fits(split: Split, mesh: Mesh) -> None:
 
 
 class DeviceFeed:
-    """Keeps the split on the devices; an epoch needs its order alone.
+    """Keeps the split on the devices; each epoch sends only the order of the examples.
 
     Args:
       split: the examples.
-      batch_size: examples a step, over all devices.
-      mesh: where they go.
-      seed: shuffles each epoch anew and drops the remainder; if None, every example
+      batch_size: examples per step, summed over all devices.
+      mesh: the devices.
+      seed: shuffles each epoch anew and drops the remainder. If None, every example
         comes once, in order, and the last batch is padded.
 
     Raises:
-      UserError: an argument is not possible, or the split has no full batch.
+      UserError: an argument is invalid, the split is smaller than a batch, or it does
+        not fit into the memory of the devices.
     """
 
     def __init__(
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
-        order = _Order(_count(split), batch_size, mesh, seed)
-        everywhere = sharding.replicated(mesh)
+        order = Order(_count(split), batch_size, mesh, seed)
+        replicated = sharding.replicated(mesh)
         self._mesh = mesh
         _check_fits(split, mesh)
         self._images = sharding.put(
-            in_memory(split.images).reshape(-1, 784), everywhere
+            in_memory(split.images).reshape(-1, 784), replicated
         )
-        self._labels = sharding.put(split.labels.astype(np.int32), everywhere)
+        self._labels = sharding.put(split.labels.astype(np.int32), replicated)
         self._start(order)
 
-    def _start(self, order: _Order) -> None:
+    def _start(self, order: Order) -> None:
         self._order = order
         self.steps_per_epoch = order.steps_per_epoch
-        # The epoch at hand: one is enough, and it goes with its feed.
+        # Only the current epoch is needed, and it is freed with its feed.
         self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> DeviceBatches:
@@ -216,10 +163,10 @@ class DeviceFeed:
     def in_order(self, batch_size: int) -> "DeviceFeed":
         """See :class:`Feed`."""
         feed = copy.copy(self)
-        feed._start(_Order(self._order.count, batch_size, self._mesh, None))
+        feed._start(Order(self._order.count, batch_size, self._mesh, None))
         return feed
 
-    def spans(self, start: int, stop: int) -> Iterator[tuple[DeviceBatches, int]]:
+    def chunks(self, start: int, stop: int) -> Iterator[tuple[DeviceBatches, int]]:
         """See :class:`Feed`."""
         while start < stop:
             epoch, offset = divmod(start, self.steps_per_epoch)
@@ -229,17 +176,17 @@ class DeviceFeed:
 
 
 class HostFeed:
-    """Keeps the split in host memory, or on disk, and sends slabs, one ahead.
+    """Keeps the split in host memory or on disk and prefetches slabs of batches.
 
-    Yields the batches of :class:`DeviceFeed`; takes the same arguments. Of a split on
-    disk, what is in memory are the slabs and the order, 16 bytes an example while it is
-    drawn, 4 from then on.
+    Takes the arguments of :class:`DeviceFeed` and yields the same batches. If the split
+    is on disk, only two slabs and the order are in memory. The order takes 16 bytes per
+    example while it is drawn, and 4 afterwards.
     """
 
     def __init__(
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
-        self._order = _Order(_count(split), batch_size, mesh, seed)
+        self._order = Order(_count(split), batch_size, mesh, seed)
         self._split, self._mesh = split, mesh
         self._images, self._labels = (
             (array, reader(array, shuffled=seed is not None))
@@ -265,7 +212,7 @@ class HostFeed:
         over_data = sharding.split_over_data(self._mesh, axis=1)
 
         def send(array: np.ndarray, read: Read, dtype: Any) -> jax.Array:
-            # Each device's part is gathered alone: a process reads what it sends.
+            # Called for each device of this process, so that it reads only their parts.
             return jax.make_array_from_callback(
                 rows.shape + array.shape[1:],
                 over_data,
@@ -285,7 +232,7 @@ class HostFeed:
     def _slab(self, epoch: int, index: int) -> HostBatches:
         following = (epoch, index + 1)
         if (index + 1) * self._slab_steps >= self.steps_per_epoch:
-            # In order, each pass begins where the last one did.
+            # In order, every pass is the same.
             following = (epoch if self._order.seed is None else epoch + 1, 0)
         wanted = ((epoch, index), following)
         for key in wanted:
@@ -294,7 +241,7 @@ class HostFeed:
         self._slabs = {key: self._slabs[key] for key in wanted}
         return self._slabs[epoch, index].result()
 
-    def spans(self, start: int, stop: int) -> Iterator[tuple[HostBatches, int]]:
+    def chunks(self, start: int, stop: int) -> Iterator[tuple[HostBatches, int]]:
         """See :class:`Feed`."""
         while start < stop:
             epoch, offset = divmod(start, self.steps_per_epoch)

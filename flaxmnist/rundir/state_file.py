@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxmnist.core.sharding import named_leaves
-from flaxmnist.errors import UserError, kind_of
+from flaxmnist.errors import UserError, dtype_and_shape
 from flaxmnist.paths import path_of
 from flaxmnist.runtime import durable, files, processes
 
@@ -73,8 +73,8 @@ def load_state(path: str | os.PathLike[str], like: _State) -> _State:
         if arrays[name].dtype.kind == "V":
             arrays[name] = arrays[name].view(wanted[name].dtype)
     for name in sorted(wanted.keys() | arrays.keys()):
-        found = kind_of(arrays[name]) if name in arrays else "missing"
-        expected = kind_of(_data(wanted[name])) if name in wanted else "missing"
+        found = dtype_and_shape(arrays[name]) if name in arrays else "missing"
+        expected = dtype_and_shape(_data(wanted[name])) if name in wanted else "missing"
         if found != expected:
             raise UserError(
                 f"{source} does not match this state: {name} is {found} in the file, "

@@ -16,7 +16,7 @@ from etils import epy
 
 from flaxmnist import options
 from flaxmnist.core.sharding import named_leaves
-from flaxmnist.errors import UserError, kind_of
+from flaxmnist.errors import UserError, dtype_and_shape
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.manifest import canonical_json, read_record
 from flaxmnist.rundir.results import Figures
@@ -65,7 +65,7 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
 
 def descriptions(tree: Any) -> dict[str, str]:
     """Returns ``{"state/params/Dense_0/bias": "float32 [128]", …}``."""
-    return {name: kind_of(leaf) for name, leaf in _leaves(tree)}
+    return {name: dtype_and_shape(leaf) for name, leaf in _leaves(tree)}
 
 
 def checksums(tree: Any) -> dict[str, int]:

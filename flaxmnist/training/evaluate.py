@@ -35,7 +35,7 @@ def evaluate(
     metrics, total = sharding.zeros(Metrics.empty, replicated), feed.steps_per_epoch
     for begin in range(0, total, DISPATCH):
         first = begin
-        for batches, count in feed.spans(begin, min(begin + DISPATCH, total)):
+        for batches, count in feed.chunks(begin, min(begin + DISPATCH, total)):
             span = sharding.put_tree((np.int32(first), np.int32(count)), replicated)
             metrics = eval_steps(state, metrics, batches, *span)
             first += count
@@ -56,7 +56,7 @@ def predict(
       `[count, 10]`.
     """
     parts, step = [], 0
-    for batches, count in feed.spans(0, feed.steps_per_epoch):
+    for batches, count in feed.chunks(0, feed.steps_per_epoch):
         for _ in range(count):
             at = sharding.put(np.int32(step), replicated)
             parts.append(_predict(state, batches, at, replicated))

@@ -104,7 +104,7 @@ class Experiment(Evaluation):
         # Without compilation, each operation transfers its constants.
         eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
         with jax.transfer_guard("allow" if eager else "disallow"):
-            for batches, count in self.feed.spans(progress.step, stop):
+            for batches, count in self.feed.chunks(progress.step, stop):
                 state, metrics = train_steps(state, metrics, batches, self.put(count))
             figures = Figures(**jax.device_get(metrics).compute())
         return dataclasses.replace(

@@ -240,7 +240,7 @@ def _pace(experiment: Experiment, steps: int, seconds: float) -> int:
 
 def _compile_training(experiment: Experiment, progress: Progress) -> Progress:
     """Compiles the training program by dispatching zero steps."""
-    batches, _ = next(experiment.feed.spans(progress.step, progress.step + 1))
+    batches, _ = next(experiment.feed.chunks(progress.step, progress.step + 1))
     state, metrics = train_steps(
         progress.state, progress.metrics_since_log, batches, experiment.put(0)
     )
@@ -252,7 +252,7 @@ def _compile_reports(experiment: Experiment, progress: Progress) -> None:
     zero = experiment.put(0)
     observed_norms(experiment, progress.state, progress.step)
     for feed in experiment.eval_feeds.values():
-        batches, _ = next(feed.spans(0, 1))
+        batches, _ = next(feed.chunks(0, 1))
         eval_steps(progress.state, experiment.no_metrics(), batches, zero, zero)
     all_finite(progress.state)
     experiment.schedule(zero)
@@ -262,7 +262,7 @@ def _log_placement(
     experiment: Experiment, progress: Progress, console: Console
 ) -> None:
     """Prints the devices of each parameter and of each array of a batch."""
-    batches, _ = next(experiment.feed.spans(progress.step, progress.step + 1))
+    batches, _ = next(experiment.feed.chunks(progress.step, progress.step + 1))
     batch = jax.jit(lambda batches, step: batches.at(step))(
         batches, progress.state.step
     )

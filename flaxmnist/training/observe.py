@@ -23,7 +23,7 @@ def observed_norms(
     """
     if "norms" not in experiment.config.summaries:
         return {}
-    batches, _ = next(experiment.feed.spans(step, step + 1))
+    batches, _ = next(experiment.feed.chunks(step, step + 1))
     found = jax.device_get(norms(state, batches))
     return {name: float(norm) for name, norm in found.items() if np.isfinite(norm)}
 

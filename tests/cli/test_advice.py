@@ -407,9 +407,9 @@ def test_advice_on_the_cache_can_be_followed(tmp_path, monkeypatch):
 
 def test_advice_on_micro_batches_can_be_followed(synthetic):
     with pytest.raises(UserError) as found:
-        batch.cut(batch_of(synthetic.test, 8), 3)
+        batch.split_micro_batches(batch_of(synthetic.test, 8), 3)
     (count,) = re.findall(r"such as (\d+)$", str(found.value))
-    batch.cut(batch_of(synthetic.test, int(count)), 3)
+    batch.split_micro_batches(batch_of(synthetic.test, int(count)), 3)
 
 
 def texts():

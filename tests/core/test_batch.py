@@ -21,32 +21,32 @@ def zeros(*shape, dtype=np.uint8):
 
 
 BAD_IMAGES = [
-    (zeros(4, 28, 28, 3), r"is uint8 \[4, 28, 28, 3\]: expected \[batch, 28, 28, 1\]"),
-    (zeros(4, 32, 32, 1), r"\[4, 32, 32, 1\]: expected \[batch, 28, 28, 1\], \[batch"),
-    (zeros(28, 28), r"is uint8 \[28, 28\]: expected"),
-    (zeros(4, 783), r"is uint8 \[4, 783\]: expected .* or \[batch, 784\]"),
-    (zeros(4, 28, 28, 1, 1), r"is uint8 \[4, 28, 28, 1, 1\]: expected"),
-    (zeros(4, 1, 28, 28), r"is uint8 \[4, 1, 28, 28\]: expected"),
-    (zeros(4, 14, 56), r"is uint8 \[4, 14, 56\]: expected"),
-    (zeros(4, 784, dtype=np.int32), r"is int32 \[4, 784\].*: expected uint8 in \[0"),
-    (zeros(4, 784, dtype=np.int64), r"int64.*: expected uint8 in \[0, 255"),
+    (zeros(4, 28, 28, 3), r"is uint8 \[4, 28, 28, 3\]; expected \[batch, 28, 28, 1\]"),
+    (zeros(4, 32, 32, 1), r"\[4, 32, 32, 1\]; expected \[batch, 28, 28, 1\], \[batch"),
+    (zeros(28, 28), r"is uint8 \[28, 28\]; expected"),
+    (zeros(4, 783), r"is uint8 \[4, 783\]; expected .* or \[batch, 784\]"),
+    (zeros(4, 28, 28, 1, 1), r"is uint8 \[4, 28, 28, 1, 1\]; expected"),
+    (zeros(4, 1, 28, 28), r"is uint8 \[4, 1, 28, 28\]; expected"),
+    (zeros(4, 14, 56), r"is uint8 \[4, 14, 56\]; expected"),
+    (zeros(4, 784, dtype=np.int32), r"is int32 \[4, 784\].*; expected uint8 in \[0"),
+    (zeros(4, 784, dtype=np.int64), r"int64.*; expected uint8 in \[0, 255"),
     (zeros(0, 784), r"is uint8 \[0, 784\]; expected at least one image"),
-    (zeros(4, 784, dtype=bool), r"is bool \[4, 784\]: expected uint8"),
-    ([0.0] * 784, r"is a list: expected an array"),
+    (zeros(4, 784, dtype=bool), r"is bool \[4, 784\]; expected uint8"),
+    ([0.0] * 784, r"is a list; expected an array"),
 ]
 BAD_BATCHES = [
-    ({"label": zeros(3)}, r'"label"\] is uint8 \[3\]: expected integers \[4\] from 0'),
-    ({"label": zeros(4, 1)}, r"\[4, 1\]: expected integers \[4\] .* one-hot \[4, 10\]"),
-    ({"label": zeros(4, 9)}, r"is uint8 \[4, 9\]: expected"),
-    ({"label": zeros(4, dtype=np.float32)}, r"is float32 \[4\].*: expected integers"),
+    ({"label": zeros(3)}, r'"label"\] is uint8 \[3\]; expected integers \[4\] from 0'),
+    ({"label": zeros(4, 1)}, r"\[4, 1\]; expected integers \[4\] .* one-hot \[4, 10\]"),
+    ({"label": zeros(4, 9)}, r"is uint8 \[4, 9\]; expected"),
+    ({"label": zeros(4, dtype=np.float32)}, r"is float32 \[4\].*; expected integers"),
     (
         {"label": zeros(4, 10, dtype=np.complex64)},
         r"is complex64 \[4, 10\]",
     ),
-    ({"label": [1, 2, 3, 4]}, r'"label"\] is a list: expected an array'),
-    ({"mask": zeros(4)}, r'"mask"\] is uint8 \[4\]: expected bool \[4\]'),
-    ({"mask": zeros(5, dtype=bool)}, r"is bool \[5\]: expected bool \[4\]"),
-    ({"labels": zeros(4)}, r"a batch has no 'labels'; did you mean 'label'"),
+    ({"label": [1, 2, 3, 4]}, r'"label"\] is a list; expected an array'),
+    ({"mask": zeros(4)}, r'"mask"\] is uint8 \[4\]; expected bool \[4\]'),
+    ({"mask": zeros(5, dtype=bool)}, r"is bool \[5\]; expected bool \[4\]"),
+    ({"labels": zeros(4)}, r"unknown batch key 'labels'; did you mean 'label'"),
 ]
 
 
@@ -73,9 +73,9 @@ def test_batches_of_another_kind_are_refused_by_name(wrong, said, make_state):
     for step in (steps.train_step, steps.eval_step):
         with pytest.raises(UserError, match=said):
             step(state, batch)
-    with pytest.raises(UserError, match="a batch without 'label': found image"):
+    with pytest.raises(UserError, match="batch key 'label' is missing; found image"):
         steps.train_step(state, {"image": zeros(4, 784)})
-    with pytest.raises(UserError, match="a batch is a tuple: expected a dict of image"):
+    with pytest.raises(UserError, match="batch is a tuple; expected a dict of image"):
         batches.as_batch((zeros(4, 784), zeros(4)))
 
 
@@ -121,7 +121,7 @@ def test_a_model_that_makes_no_ten_logits_is_refused(make_state):
 
     batch = {"image": zeros(4, 784), "label": zeros(4)}
     for model, found in ((Five(), r"float32 \[4, 5\]"), (Two(), "a tuple")):
-        said = rf"the model's output is {found}: expected logits \[4, 10\]"
+        said = rf"the model's output is {found}; expected logits \[4, 10\]"
         state = make_state(model)
         for step in (steps.train_step, steps.eval_step):
             with pytest.raises(UserError, match=said):

@@ -230,7 +230,7 @@ def test_batch_statistics_are_of_the_whole_batch_on_any_mesh(
         state = make_state(model, mesh=mesh, tx=optax.sgd(0.05))
         window = sharding.zeros(Metrics.empty, everywhere)
         feed = DeviceFeed(synthetic.train, 80, mesh, seed=1)
-        for batches, count in feed.spans(0, 5):
+        for batches, count in feed.chunks(0, 5):
             count = sharding.put(np.int32(count), everywhere)
             state, window = steps.train_steps(state, window, batches, count)
         states.append(jax.device_get((state.params, state.model_state)))

@@ -37,7 +37,7 @@ def trained(split, data=1, model=1, fsdp=False):
     state, everywhere = create_state(MODEL, TX, 0, layout), sharding.replicated(mesh)
     window = sharding.zeros(Metrics.empty, everywhere)
     feed = DeviceFeed(split, 80, mesh, seed=1)
-    batches, count = next(feed.spans(0, UPDATES))
+    batches, count = next(feed.chunks(0, UPDATES))
     count = sharding.put(np.int32(count // 2), everywhere)
     state, window = steps.train_steps(state, window, batches, count)
     compiled = steps.train_steps._cache_size()

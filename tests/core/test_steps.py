@@ -95,7 +95,7 @@ def test_the_naive_cross_entropy_breaks_where_ours_does_not(make_state):
 
 def test_norms_are_of_the_parameters_and_the_next_gradient(make_state, synthetic, mesh):
     feed = DeviceFeed(synthetic.train, 100, mesh, seed=0)
-    batches, _ = next(feed.spans(0, 4))
+    batches, _ = next(feed.chunks(0, 4))
     state = make_state(models.MLP(hidden=(8,), dropout_rate=0.5), tx=optax.sgd(1.0))
     found = jax.device_get(steps.norms(state, batches))
     before = jax.device_get(state.params)
@@ -165,7 +165,7 @@ def test_many_steps_in_one_dispatch_are_those_steps(
     feed = placement(synthetic.train, 100, mesh, seed=3)
     one_by_one, total = make_state(), Metrics.empty()
     many, window = make_state(), Metrics.empty()
-    for batches, count in feed.spans(0, 24):  # Across the end of an epoch of 20.
+    for batches, count in feed.chunks(0, 24):  # Across the end of an epoch of 20.
         for step in range(int(one_by_one.step), int(one_by_one.step) + count):
             batch = jax.jit(lambda b, s: b.at(s))(batches, step)
             one_by_one, metrics = steps.train_step(one_by_one, batch)
@@ -185,7 +185,7 @@ def test_the_hot_loop_moves_nothing_and_traces_once(make_state, synthetic, mesh)
     state = make_state()
     window = sharding.put_tree(Metrics.empty(), everywhere)
     counts = [sharding.put(np.int32(count), everywhere) for count in (0, 1, 3, 7)]
-    batches, _ = next(feed.spans(0, 11))
+    batches, _ = next(feed.chunks(0, 11))
     state, window = steps.train_steps(state, window, batches, counts[0])
     traced = steps.train_steps._cache_size()
     with jax.transfer_guard("disallow_explicit"):
@@ -198,7 +198,7 @@ def test_the_hot_loop_moves_nothing_and_traces_once(make_state, synthetic, mesh)
 def test_the_training_program_holds_no_convolution_on_cpu(make_state, synthetic, mesh):
     """XLA's CPU backend runs its gradient in a loop ten times slower."""
     feed = DeviceFeed(synthetic.train, 100, mesh, seed=0)
-    batches, _ = next(feed.spans(0, 1))
+    batches, _ = next(feed.chunks(0, 1))
     window = sharding.put_tree(Metrics.empty(), sharding.replicated(mesh))
     state = make_state(models.CNN(features=(8, 4), hidden=(16,)))
     lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
@@ -226,10 +226,10 @@ def test_eight_devices_make_the_parameters_of_one(
         state = make_state(model, mesh=mesh, tx=optax.sgd(0.05, momentum=0.9))
         window = sharding.put_tree(Metrics.empty(), everywhere)
         if devices > 1:  # Each has a part of the batch, so gradients are summed.
-            batches, _ = next(feed.spans(0, 1))
+            batches, _ = next(feed.chunks(0, 1))
             lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
             assert "all-reduce" in lowered.compile().as_text()
-        for batches, count in feed.spans(0, updates):
+        for batches, count in feed.chunks(0, updates):
             count = sharding.put(np.int32(count), everywhere)
             state, window = steps.train_steps(state, window, batches, count)
         kernel = state.params["Dense_0"]["kernel"]
@@ -345,7 +345,7 @@ def test_a_micro_batch_is_split_over_devices_where_it_is(make_state, synthetic):
     feed = DeviceFeed(synthetic.train, 80, mesh, seed=1)
     window = sharding.put_tree(Metrics.empty(), sharding.replicated(mesh))
     state = make_state(models.MLP(hidden=(8,)), mesh=mesh).replace(grad_accumulation=5)
-    batches, _ = next(feed.spans(0, 1))
+    batches, _ = next(feed.chunks(0, 1))
     lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
     program = lowered.compile().as_text()
     assert "all-reduce" in program
@@ -355,7 +355,7 @@ def test_a_micro_batch_is_split_over_devices_where_it_is(make_state, synthetic):
 
 def test_a_batch_that_cannot_be_cut_is_refused(make_state, synthetic):
     state = make_state(models.MLP(hidden=(8,))).replace(grad_accumulation=3)
-    with pytest.raises(UserError, match=r"of 50 cannot be cut into 3 .* such as 51"):
+    with pytest.raises(UserError, match=r"of 50 cannot be split into 3 .* such as 51"):
         steps.train_step(state, batch_of(synthetic.train, 50))
 
 

@@ -145,13 +145,13 @@ IMAGES, LABELS = np.zeros((4, 28, 28), np.uint8), np.arange(4)
 @pytest.mark.parametrize(
     ("images", "labels", "said"),
     [
-        (IMAGES, LABELS - 1, "label -1 of example 0: expected labels from 0 to 9"),
-        (IMAGES, LABELS + 7, "label 10 of example 3: expected labels from 0 to 9"),
-        (IMAGES, LABELS / 1, r"labels is float64 \[4\]: expected integers \[count\]"),
-        (IMAGES, list(LABELS), "labels is a list: expected a NumPy array"),
-        (IMAGES, LABELS[:3], r"images is uint8 \[4, 28, 28\]: expected uint8 \[3, 28"),
+        (IMAGES, LABELS - 1, "label -1 of example 0; expected labels from 0 to 9"),
+        (IMAGES, LABELS + 7, "label 10 of example 3; expected labels from 0 to 9"),
+        (IMAGES, LABELS / 1, r"labels is float64 \[4\]; expected integers \[count\]"),
+        (IMAGES, list(LABELS), "labels is a list; expected a NumPy array"),
+        (IMAGES, LABELS[:3], r"images is uint8 \[4, 28, 28\]; expected uint8 \[3, 28"),
         # The host path would round them to black.
-        (IMAGES / 255, LABELS, r"images is float64 \[4, 28, 28\]: expected uint8"),
+        (IMAGES / 255, LABELS, r"images is float64 \[4, 28, 28\]; expected uint8"),
     ],
 )
 def test_a_split_of_other_arrays_is_refused(images, labels, said):
@@ -179,7 +179,7 @@ def test_nonsense_given_to_a_feed_is_refused_by_name(feed, mesh):
         with pytest.raises(UserError, match=said):
             feed(*args)
     # As in a configuration, 2.0 is 2.
-    (batches, count), *_ = feed(split, 2.0, mesh, np.int64(0)).spans(0, 2)
+    (batches, count), *_ = feed(split, 2.0, mesh, np.int64(0)).chunks(0, 2)
     assert (count, batches.at(0)["label"].shape) == (2, (2,))
 
 
@@ -203,7 +203,7 @@ def test_host_and_device_yield_the_same_batches(synthetic, monkeypatch, devices)
     for feed in feeds:
         assert feed.steps_per_epoch == 25
         step, batches = 3, []
-        for span, count in feed.spans(3, 61):  # Into the third epoch.
+        for span, count in feed.chunks(3, 61):  # Into the third epoch.
             batches += [span.at(step + offset) for offset in range(count)]
             step += count
         seen.append(batches)

@@ -32,7 +32,7 @@ def test_files_that_are_not_gzipped_stay_on_disk(tmp_path, mesh, any_size):
     assert isinstance(raw.train.images, np.memmap)
     assert raw.train.images.base is raw.validation.images.base
     batches = [
-        next(HostFeed(dataset.train, 5, mesh, seed).spans(0, 4))[0].at(3)
+        next(HostFeed(dataset.train, 5, mesh, seed).chunks(0, 4))[0].at(3)
         for dataset in (raw, packed)
         for seed in (None, 7)
     ]
@@ -67,7 +67,7 @@ def test_a_file_that_becomes_shorter_before_its_use_is_reported(
 def test_a_file_that_becomes_shorter_in_use_is_reported(tmp_path, mesh, any_size, seed):
     write_idx(tmp_path, counts=(24_000, 12))
     train = data.load("mnist", "idx", str(tmp_path)).train
-    slabs = HostFeed(train, 1_000, mesh, seed).spans(0, 100)
+    slabs = HostFeed(train, 1_000, mesh, seed).chunks(0, 100)
     next(slabs)
     # Reading what follows in memory that is mapped to the file ends the process.
     os.truncate(tmp_path / NAMES[0], 1_000_000)
@@ -85,7 +85,7 @@ def test_a_disk_that_fails_in_use_is_reported(tmp_path, mesh, any_size, monkeypa
 
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(UserError, match=r"ubyte' cannot be read \(Input/output error"):
-        list(feed.spans(0, 1))
+        list(feed.chunks(0, 1))
 
 
 def test_a_small_file_is_not_needed_any_more(tmp_path, mesh):
@@ -100,9 +100,9 @@ def test_data_that_does_not_fit_the_devices_is_refused(synthetic, mesh, monkeypa
     monkeypatch.setattr(feeds, "available_memory", lambda: needed)
     with pytest.raises(UserError, match=r"set data\.placement=host"):
         DeviceFeed(synthetic.train, 80, mesh, seed=0)
-    next(HostFeed(synthetic.train, 80, mesh, seed=0).spans(0, 1))
+    next(HostFeed(synthetic.train, 80, mesh, seed=0).chunks(0, 1))
     monkeypatch.setattr(feeds, "available_memory", lambda: 2 * needed)
-    next(DeviceFeed(synthetic.train, 80, mesh, seed=0).spans(0, 1))
+    next(DeviceFeed(synthetic.train, 80, mesh, seed=0).chunks(0, 1))
 
 
 @pytest.mark.parametrize("version", ["", "memory"])
@@ -140,7 +140,7 @@ def test_four_gigabytes_on_disk_take_little_memory(tmp_path, mesh):
     assert dataset.fingerprint
     feed = HostFeed(dataset.train, 1_000, mesh, seed=0)
     for each, steps in ((feed, 3_000), (feed.in_order(1_000), 5_134)):
-        for _ in each.spans(0, steps):
+        for _ in each.chunks(0, steps):
             most = max(most, anonymous_megabytes())
     print(f"{most - before:.0f} MB")
     # The order of two epochs, of the pass, and what it takes to draw them.
