@@ -237,7 +237,7 @@ RUN_CASES = [
     (
         nothing,
         [RUN, "--config.batch_size=50"],
-        r"(batch_size): (\d+) there",
+        r"(batch_size): (\d+) in the saved run",
         [RUN, "--config.{0}={1}"],
     ),
     (
@@ -299,7 +299,7 @@ def test_advice_on_a_run_can_be_followed(
         code, error = main(flags), capsys.readouterr().err
         # Then follow the list of the options of the run.
         if code == 2 and "--workdir holds a run of another configuration" in error:
-            options = re.findall(r"([\w.]+): (.*?) there, ", error)
+            options = re.findall(r"([\w.]+): (.*?) in the saved run, ", error)
             assert options
             flags += [f"--config.{name}={value}" for name, value in options]
             code, error = main(flags), capsys.readouterr().err
