@@ -26,11 +26,13 @@ Trains and evaluates an image classifier, or resumes a run.
   %(prog)s --workdir runs/a                  (again: resumes, or says it is finished)
 
 --config.NAME=VALUE changes any option, as in --config.model.hidden=(256,128).
+All options are listed at the end.
 """
 
 
 def _parser() -> command.Parser:
     parser = command.Parser("train", _DESCRIPTION)
+    parser.epilog = configs.help_text()
     parser.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",

@@ -72,7 +72,7 @@ def _groups() -> Iterator[tuple[str, list[Entry]]]:
 
 def help_text() -> str:
     """Returns the options by group, as ``--help`` prints them."""
-    lines = ["options (*: a run that resumes may change them):"]
+    lines = ["options of --config (*: may change when a run resumes):"]
     for group, found in _groups():
         lines += ["", f"{group}:"]
         for entry in found:

@@ -212,7 +212,7 @@ class Config(Group):
         None,
         state.OPTIONS["ema_decay"],
         "Decay per step of an average of the parameters, such as 0.999; evaluation, "
-        "prediction and export use the average.",
+        "prediction and export use the average, with batch statistics as they are.",
     )
     num_epochs: int | float | None = option(
         None,
