@@ -19,6 +19,7 @@ from flaxmnist.rundir.results import (
     build_description,
     object_of,
 )
+from flaxmnist.rundir.schemas import Schema, conform
 from flaxmnist.runtime import files
 
 # Format 1 had no number, no checksum of the manifest and no validation figures.
@@ -59,7 +60,7 @@ class LogPosition:
     checksum: int = 0
 
 
-_MANIFEST: options.Schema = {
+_MANIFEST: Schema = {
     **DESCRIPTION,
     "best": {
         "validation": options.optional(object_of(FIGURES)),
@@ -92,7 +93,7 @@ class Manifest(Description):
         Raises:
           ValueError: `value` has another form.
         """
-        found = options.conform(value, _MANIFEST)
+        found = conform(value, _MANIFEST)
         best, metrics = found["best"], found.get("metrics")
         validation = best.get("validation")
         found |= {

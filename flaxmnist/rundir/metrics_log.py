@@ -14,15 +14,15 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from flaxmnist import options
 from flaxmnist.data import SPLITS
-from flaxmnist.options import conform
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.manifest import LogPosition
+from flaxmnist.rundir.schemas import Schema, conform
 from flaxmnist.rundir.tensorboard import EventFile, _summary
 from flaxmnist.runtime import durable, files, processes
 from flaxmnist.runtime.console import Console
 
 _FIGURE = options.real(-3.5e38, below=3.5e38)  # As in float32.
-_RECORD: options.Schema = {
+_RECORD: Schema = {
     "step": options.whole(0, below=options.MAX_STEPS),
     "split": options.one_of((*SPLITS, "train_eval")),
     "loss": _FIGURE,

@@ -6,25 +6,26 @@ from typing import Any
 from flaxmnist import config as configs
 from flaxmnist import options
 from flaxmnist.data import SPLITS
+from flaxmnist.rundir.schemas import Schema, by_name, conform, number, share
 
 
-def object_of(schema: options.Schema) -> options.OptionType:
+def object_of(schema: Schema) -> options.OptionType:
     """An object of that schema."""
-    return options.OptionType("an object", lambda value: options.conform(value, schema))
+    return options.OptionType("an object", lambda value: conform(value, schema))
 
 
 COUNT = options.whole(0, below=2**63)
 STEP = options.whole(0, below=options.MAX_STEPS)
 _ANY_OBJECT = options.OptionType("an object", lambda value: {**value})
 # The loss of a checkpoint may be infinite or NaN, that of a summary may not.
-FIGURES: options.Schema = {
-    "loss": options.number,
-    "accuracy": options.share,
+FIGURES: Schema = {
+    "loss": number,
+    "accuracy": share,
     "count": COUNT,
 }
-_FINITE_FIGURES: options.Schema = {
+_FINITE_FIGURES: Schema = {
     "loss": options.real(0, below=3.5e38),
-    "accuracy": options.share,
+    "accuracy": share,
     "count": options.whole(1, below=2**63),
 }
 
@@ -50,7 +51,7 @@ class Figures:
         Raises:
           ValueError: `value` has another form.
         """
-        return build(cls, options.conform(value, FIGURES))
+        return build(cls, conform(value, FIGURES))
 
     @property
     def rank(self) -> float:
@@ -95,17 +96,17 @@ class DevicesInfo:
     count: int
 
 
-DESCRIPTION: dict[str, options.Schema] = {
+DESCRIPTION: dict[str, Schema] = {
     "config": _ANY_OBJECT,
     "dataset": {
         "name": options.text,
         "source": options.text,
-        "counts": options.by_name(COUNT),
+        "counts": by_name(COUNT),
         "fingerprint": options.text,
-        "fingerprints": options.optional(options.by_name(options.text)),
+        "fingerprints": options.optional(by_name(options.text)),
     },
     "total_steps": STEP,
-    "versions": options.optional(options.by_name(options.text)),
+    "versions": options.optional(by_name(options.text)),
     "machine": options.optional(
         object_of(
             {
@@ -142,18 +143,18 @@ class Description:
 
 
 def _seconds(value: Any) -> dict[str, float]:
-    seconds = options.by_name(options.real(0, below=1e12)).convert(value)
+    seconds = by_name(options.real(0, below=1e12)).convert(value)
     if not seconds.get("total"):
         raise ValueError
     return seconds
 
 
-_SUMMARY: options.Schema = {
+_SUMMARY: Schema = {
     **DESCRIPTION,
     "config": options.OptionType(
         "a configuration", lambda value: configs.as_dict(configs.from_dict(value))
     ),
-    "versions": options.by_name(options.text),
+    "versions": by_name(options.text),
     "model": {"name": options.text, "parameters": COUNT},
     "step": STEP,
     "evaluated_step": STEP,
@@ -207,7 +208,7 @@ class Summary(Description):
         Raises:
           ValueError: `value` has another form.
         """
-        found = options.conform(value, _SUMMARY)
+        found = conform(value, _SUMMARY)
         if missing := set(SPLITS) - found["dataset"]["counts"].keys():
             raise ValueError(f"no count of the examples of {min(missing)}")
         found |= {

@@ -20,6 +20,7 @@ from flaxmnist.errors import UserError, dtype_and_shape
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.manifest import canonical_json, read_record
 from flaxmnist.rundir.results import Figures
+from flaxmnist.rundir.schemas import Schema, conform
 from flaxmnist.runtime import files, processes
 from flaxmnist.runtime.failures import explain
 
@@ -36,7 +37,7 @@ DELETED = "deleted.orbax-checkpoint-tmp"
 # The schema of Orbax's file ``_CHECKPOINT_METADATA``. Orbax fails on any other content.
 _OBJECT = options.optional(options.OptionType("an object", lambda value: {**value}))
 _TIME = options.optional(options.whole(0, below=2**63))
-_METADATA: options.Schema = {
+_METADATA: Schema = {
     "item_handlers": options.optional(
         options.OptionType(
             "an object or a text",
@@ -105,7 +106,7 @@ def check_metadata(folder: Path) -> None:
     The arrays are not read.
     """
     integrity.check_checkpoint(folder)
-    options.conform(files.read_json(folder / "_CHECKPOINT_METADATA"), _METADATA)
+    conform(files.read_json(folder / "_CHECKPOINT_METADATA"), _METADATA)
     validation = None
     if (metrics := folder / "metrics" / "metrics").exists():
         validation = files.read_json(metrics)
