@@ -28,6 +28,7 @@ from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.rundir.history import History
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.rundir.results import Figures, Summary
 from flaxmnist.runtime import processes
@@ -160,7 +161,7 @@ class SavedRun:
           UserError: a run to compare with is not finished, the data cannot be found, or
             the directory cannot be written.
         """
-        from flaxmnist.report.html import History, write_report
+        from flaxmnist.report.html import write_report
         from flaxmnist.training.results import collect
 
         # Each run once, and this one not beside itself.

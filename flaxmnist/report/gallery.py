@@ -1,4 +1,4 @@
-"""Images in rows: the filters of a first layer, and wrong predictions."""
+"""Images in rows: the kernels of the first layer, and wrong predictions."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import numpy as np
 
 from flaxmnist.core import sharding
 
-# How many validation images `log_tensors` looks at, and how many pictures are drawn.
+# Number of validation images that `log_tensors` prints; most images in a picture.
 WATCHED, DRAWN = 4, 64
 
 
 def filters(params: Any) -> np.ndarray | None:
-    """Returns the first layer's kernels side by side, uint8 `[height, width]`.
+    """Returns the kernels of the first layer side by side, uint8 `[height, width]`.
 
-    None where no kernel belongs to a convolution or to a dense layer of all pixels.
+    None if no kernel belongs to a convolution or to a dense layer of all pixels.
     """
     for name, kernel in sharding.named_leaves(params):
         if name.endswith("kernel") and kernel.ndim == 4:
@@ -29,7 +29,7 @@ def filters(params: Any) -> np.ndarray | None:
 
 
 def mistakes(outputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns which predictions are wrong, int `[mistakes]`, the surest ones first.
+    """Returns the indices of wrong predictions, most confident first, `[mistakes]`.
 
     Args:
       outputs: as :func:`flaxmnist.training.evaluate.predict` returns them.

@@ -1,4 +1,4 @@
-"""A run on one page: ``report.html``, and its pictures under ``plots/``."""
+"""A run on one page, ``report.html``, and its figures in ``plots/``."""
 
 import base64
 import dataclasses
@@ -15,77 +15,18 @@ import numpy as np
 from flaxmnist import config as configs
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.data import SPLITS
-from flaxmnist.errors import UserError, printable
+from flaxmnist.errors import printable
 from flaxmnist.report import plots, statistics
 from flaxmnist.report.gallery import filters, mistakes
-from flaxmnist.rundir import folder as workdirs
-from flaxmnist.rundir.metrics_log import records
+from flaxmnist.rundir.history import History
 from flaxmnist.rundir.results import Figures, Summary
 from flaxmnist.runtime.durable import make_directory, write_file
 
 _SHOWN_MISTAKES = 36
 
 
-@dataclasses.dataclass(frozen=True)
-class History:
-    """What a run left behind.
-
-    Attributes:
-      name: its folder.
-      summary: its ``summary.json``.
-      records: its ``metrics.jsonl``.
-    """
-
-    name: str
-    summary: Summary
-    records: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, workdir: Path, summary: Summary | None = None) -> "History":
-        """Reads a run's folder.
-
-        Args:
-          workdir: the folder.
-          summary: that of the run; read if None.
-
-        Raises:
-          UserError: there is no finished run in it.
-        """
-        found: list[dict[str, Any]] = []
-        try:
-            found = list(records(workdir / "metrics.jsonl"))
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError as error:
-            raise UserError(
-                f"{error.filename} cannot be read ({error.strerror})"
-            ) from None
-        summary = summary or workdirs.saved_summary(workdir)
-        if summary is None:
-            raise UserError(
-                f"{workdir} holds no finished run: its summary.json is missing or "
-                "damaged. Train it to its end"
-            )
-        return cls(str(workdir), summary, found)
-
-    @property
-    def recipe(self) -> str:
-        """What runs of the same recipe and other seeds have in common."""
-        config = configs.from_dict(self.summary.config)
-        config = dataclasses.replace(config, seed=0)
-        dataset = self.summary.dataset
-        return repr(
-            [
-                # Runs of older versions know that of the training split alone.
-                dataset.fingerprints or dataset.fingerprint,
-                self.summary.total_steps,
-                configs.fixed_options(config),
-            ]
-        )
-
-
 def _group(histories: Sequence[History]) -> dict[str, list[History]]:
-    """Returns the runs of each recipe, by the name of its first."""
+    """Returns the runs of each recipe, by the name of the first run."""
     recipes: dict[str, list[History]] = {}
     for history in histories:
         recipes.setdefault(history.recipe, []).append(history)
@@ -93,7 +34,7 @@ def _group(histories: Sequence[History]) -> dict[str, list[History]]:
 
 
 def _comparison(groups: dict[str, list[History]]) -> list[dict[str, Any]]:
-    """Returns a row a recipe: mean and standard deviation of test over its seeds."""
+    """Returns a row per recipe: mean and standard deviation of test over its seeds."""
     rows = []
     for runs in groups.values():
         accuracies = [run.summary.test.accuracy for run in runs]
@@ -146,6 +87,25 @@ def _classes(metrics: Metrics) -> list[dict[str, Any]]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Costs:
+    """What a model takes.
+
+    Attributes:
+      leaves: name and shape of each parameter, and its number of values.
+      flop: floating-point operations of one prediction; None if unknown.
+      parameters_mb: megabytes of the parameters.
+      optimizer_mb: megabytes of the state of the optimizer.
+      images_mb: megabytes of the training images.
+    """
+
+    leaves: list[tuple[str, tuple[int, ...], int]]
+    flop: float | None
+    parameters_mb: float
+    optimizer_mb: float
+    images_mb: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
     """A trained model as a report shows it; all arrays are on the host.
 
@@ -155,14 +115,24 @@ class Results:
         :func:`flaxmnist.training.evaluate.predict`.
       test_images: uint8 `[count, 28, 28]`, in the order of the predictions.
       params: the parameters that are evaluated.
-      costs: size of each parameter, memory in MB, and FLOP of one prediction.
+      costs: what the model takes.
     """
 
     summary: Summary
     outputs: dict[str, dict[str, np.ndarray]]
     test_images: np.ndarray
     params: Any
-    costs: dict[str, Any]
+    costs: Costs
+
+    @property
+    def validation(self) -> dict[str, np.ndarray]:
+        """Predictions of the validation split."""
+        return self.outputs["validation"]
+
+    @property
+    def test(self) -> dict[str, np.ndarray]:
+        """Predictions of the test split."""
+        return self.outputs["test"]
 
 
 def write_report(
@@ -172,29 +142,56 @@ def write_report(
 
     Args:
       results: of the run.
-      workdir: the run's folder.
-      others: runs to draw beside it.
+      workdir: the run directory.
+      others: runs to show beside it.
 
     Returns:
       the path of the page.
     """
-    path, summary, outputs = workdir / "report.html", results.summary, results.outputs
-    validation, test = outputs["validation"], outputs["test"]
-    temperature = statistics.fit_temperature(validation["logits"], validation["labels"])
-    confusion = np.zeros((10, 10), int)
-    np.add.at(confusion, (test["labels"], test["classes"]), 1)
+    path, summary, test = workdir / "report.html", results.summary, results.test
+    groups = _group([History.read(workdir, summary), *others])
+    temperature = statistics.fit_temperature(
+        results.validation["logits"], results.validation["labels"]
+    )
+    figures = _draw(results, groups, temperature)
+    make_directory(workdir / "plots")
+    for name, content in figures.items():
+        write_file(workdir / "plots" / f"{name}.png", content)
+    flags = configs.flags_of(configs.from_dict(summary.config))
+    page = _template().render(
+        name=printable(workdir.resolve().name),
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        summary=summary,
+        splits=_splits(summary, results.outputs),
+        classes=_classes(Metrics(0.0, _confusion(test))),
+        comparison=_comparison(groups) if others else [],
+        mistakes=int((test["labels"] != test["classes"]).sum()),
+        model=results.costs,
+        temperature=temperature,
+        pictures={name: _data_url(content) for name, content in figures.items()},
+        config=json.dumps(summary.config, indent=2),
+        command=shlex.join(["python", "-m", "flaxmnist.main", *flags]),
+    )
+    write_file(path, page)
+    return path
+
+
+def _draw(
+    results: Results, groups: dict[str, list[History]], temperature: float
+) -> dict[str, bytes]:
+    """Returns the figures of the page as PNG files, by name."""
+    test = results.test
     wrong = mistakes(test)[:_SHOWN_MISTAKES]
     captions = [
         f"{test['labels'][row]} as {test['classes'][row]} "
         f"{test['probabilities'][row].max():.0%}"
         for row in wrong
     ]
-    groups = _group([History.read(workdir, summary), *others])
     figures = {
         "curves": plots.curves(
             {name: [one.records for one in runs] for name, runs in groups.items()}
         ),
-        "confusion": plots.confusion(confusion),
+        "confusion": plots.confusion(_confusion(test)),
         "calibration": plots.reliability(
             statistics.reliability(test["logits"], test["labels"]),
             statistics.reliability(test["logits"] / temperature, test["labels"]),
@@ -204,29 +201,18 @@ def write_report(
     }
     if (tiled := filters(results.params)) is not None:
         figures["filters"] = plots.filters(tiled)
-    make_directory(workdir / "plots")
-    pictures = {}
-    for name, figure in figures.items():
-        content = plots.png(figure)
-        write_file(workdir / "plots" / f"{name}.png", content)
-        pictures[name] = "data:image/png;base64," + base64.b64encode(content).decode()
-    flags = configs.flags_of(configs.from_dict(summary.config))
-    page = _template().render(
-        name=printable(workdir.resolve().name),
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        summary=summary,
-        splits=_splits(summary, outputs),
-        classes=_classes(Metrics(0.0, confusion)),
-        comparison=_comparison(groups) if others else [],
-        mistakes=int((test["labels"] != test["classes"]).sum()),
-        model=results.costs,
-        temperature=temperature,
-        pictures=pictures,
-        config=json.dumps(summary.config, indent=2),
-        command=shlex.join(["python", "-m", "flaxmnist.main", *flags]),
-    )
-    write_file(path, page)
-    return path
+    return {name: plots.png(figure) for name, figure in figures.items()}
+
+
+def _confusion(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns examples by label (row) and prediction (column), int `[10, 10]`."""
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (outputs["labels"], outputs["classes"]), 1)
+    return confusion
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _template() -> jinja2.Template:

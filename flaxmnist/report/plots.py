@@ -1,4 +1,4 @@
-"""The pictures of a report, drawn without a screen."""
+"""The figures of a report, drawn without a display."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
 
 from flaxmnist.errors import printable
+from flaxmnist.report.statistics import Reliability
 
 _INK, _GRID = "#1f2933", "#d9dee3"
 
@@ -33,8 +34,8 @@ def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
     """Draws loss and accuracy over the steps.
 
     Args:
-      groups: by name, the records of runs that differ in their seed alone; of several,
-        the mean is drawn, and one standard deviation around it.
+      groups: the records of runs that differ only in their seeds, by name. Several runs
+        are drawn as their mean and one standard deviation.
     """
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -68,7 +69,7 @@ def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
                     )
     loss.set_yscale("log")
     _tidy(loss, "Loss", "step", "cross-entropy, nats")
-    _tidy(accuracy, "Accuracy", "step", "share recognised")
+    _tidy(accuracy, "Accuracy", "step", "share of correct predictions")
     if accuracy.lines:
         legend = accuracy.legend(fontsize=7, frameon=False, loc="lower right")
         for text in legend.get_texts():
@@ -79,7 +80,7 @@ def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
 def _aligned(
     runs: Sequence[Sequence[dict[str, Any]]], split: str, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the steps that all runs have of a split, and `[runs, steps]` figures."""
+    """Returns the steps that all runs logged for a split, and the values of each."""
     found = [
         {record["step"]: record[name] for record in records if record["split"] == split}
         for records in runs
@@ -89,7 +90,7 @@ def _aligned(
 
 
 def confusion(matrix: Int[np.ndarray, "10 10"]) -> Figure:
-    """Draws which label (row) is taken for what (column); the right ones are pale."""
+    """Draws labels (rows) against predictions (columns); correct ones are pale."""
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     axis = figure.subplots()
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
@@ -109,7 +110,7 @@ def confusion(matrix: Int[np.ndarray, "10 10"]) -> Figure:
                 size=7,
                 color=color,
             )
-    _tidy(axis, "Confusion: what is taken for what", "prediction", "label")
+    _tidy(axis, "Confusion matrix", "prediction", "label")
     axis.grid(False)
     axis.set_xticks(range(len(matrix)))
     axis.set_yticks(range(len(matrix)))
@@ -119,7 +120,7 @@ def confusion(matrix: Int[np.ndarray, "10 10"]) -> Figure:
 def mistakes(
     images: UInt8[np.ndarray, "count 28 28"], captions: Sequence[str], columns: int = 9
 ) -> Figure:
-    """Draws images with a caption each."""
+    """Draws images, each with a caption."""
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(9.5, 1.32 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -131,21 +132,19 @@ def mistakes(
     return figure
 
 
-def reliability(
-    before: Mapping[str, Any], after: Mapping[str, Any], temperature: float
-) -> Figure:
-    """Draws :func:`reliability` of `statistics`, with and without a temperature."""
+def reliability(before: Reliability, after: Reliability, temperature: float) -> Figure:
+    """Draws a reliability diagram, with and without a temperature."""
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     upper.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for found, label, color in (
-        (before, f"as trained, ECE {before['ece']:.2%}", "C0"),
-        (after, f"temperature {temperature:.2f}, ECE {after['ece']:.2%}", "C1"),
+        (before, f"as trained, ECE {before.ece:.2%}", "C0"),
+        (after, f"temperature {temperature:.2f}, ECE {after.ece:.2%}", "C1"),
     ):
-        some = found["count"] > 0
+        some = found.count > 0
         upper.plot(
-            found["confidence"][some],
-            found["accuracy"][some],
+            found.confidence[some],
+            found.accuracy[some],
             "o-",
             markersize=3.5,
             linewidth=1,
@@ -154,21 +153,21 @@ def reliability(
         )
     upper.legend(fontsize=8, frameon=False)
     lower.bar(
-        before["edges"][:-1],
-        before["count"],
-        width=np.diff(before["edges"]),
+        before.edges[:-1],
+        before.count,
+        width=np.diff(before.edges),
         align="edge",
         color="C0",
         alpha=0.5,
     )
     lower.set_yscale("symlog")
-    _tidy(upper, "Calibration: how often the sure are right", "", "accuracy")
+    _tidy(upper, "Calibration: accuracy by predicted probability", "", "accuracy")
     _tidy(lower, "", "probability of the prediction", "examples")
     return figure
 
 
 def filters(tiled: UInt8[np.ndarray, "height width"]) -> Figure:
-    """Draws the first layer's kernels, as `observe.filters` lays them out."""
+    """Draws the kernels of the first layer, as `gallery.filters` tiles them."""
     height, width = tiled.shape
     figure = Figure(figsize=(4.6, max(0.6, 4.6 * height / width)))
     axis = figure.add_axes((0, 0, 1, 1))

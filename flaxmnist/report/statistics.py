@@ -1,12 +1,32 @@
-"""What predictions tell beyond their accuracy: intervals and calibration."""
+"""Confidence intervals and calibration of predictions."""
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
+
+
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+    """Accuracy by probability of the prediction, in bins.
+
+    Attributes:
+      edges: of the bins, `[bins + 1]`.
+      count: number of examples per bin, `[bins]`.
+      confidence: mean probability per bin, `[bins]`; 0 where a bin is empty.
+      accuracy: share of correct predictions per bin, `[bins]`; 0 where a bin is empty.
+      ece: mean distance between the two, over examples (Naeini et al., 2015,
+        "Obtaining Well Calibrated Probabilities Using Bayesian Binning").
+    """
+
+    edges: np.ndarray
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    ece: float
 
 
 def interval(correct: int, count: int) -> tuple[float, float]:
@@ -31,10 +51,10 @@ def losses(
 def fit_temperature(
     logits: Float[np.ndarray, "count classes"], labels: Int[np.ndarray, " count"]
 ) -> float:
-    """Returns what to divide logits by for the least cross-entropy.
+    """Returns the divisor of the logits that minimizes the cross-entropy.
 
-    Guo et al., 2017, "On Calibration of Modern Neural Networks". Fitted on validation,
-    it makes probabilities as honest as one number can; the classes stay the same.
+    Guo et al., 2017, "On Calibration of Modern Neural Networks". It is fitted on
+    validation, and does not change the predicted classes.
     """
     found = minimize_scalar(
         lambda log_t: losses(logits / np.exp(log_t), labels).mean(),
@@ -48,15 +68,8 @@ def reliability(
     logits: Float[np.ndarray, "count classes"],
     labels: Int[np.ndarray, " count"],
     bins: int = 15,
-) -> dict[str, Any]:
-    """Returns how often predictions are right, by how sure they are.
-
-    Returns:
-      ``edges`` `[bins + 1]`; ``count``, mean ``confidence`` and ``accuracy`` `[bins]`,
-      0 where there is none; and ``ece``, the mean distance between the two, over
-      examples (Naeini et al., 2015, "Obtaining Well Calibrated Probabilities Using
-      Bayesian Binning").
-    """
+) -> Reliability:
+    """Returns the accuracy of predictions by the probability of the first choice."""
     probabilities = softmax(logits, axis=-1)
     confidence = probabilities.max(axis=-1)
     right: Bool[np.ndarray, " count"] = probabilities.argmax(axis=-1) == labels
@@ -67,10 +80,4 @@ def reliability(
     means = np.bincount(place, confidence, bins) / most
     accuracy = np.bincount(place, right, bins) / most
     ece = float((count * abs(means - accuracy)).sum() / len(labels))
-    return {
-        "edges": edges,
-        "count": count,
-        "confidence": means,
-        "accuracy": accuracy,
-        "ece": ece,
-    }
+    return Reliability(edges, count, means, accuracy, ece)

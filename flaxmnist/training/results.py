@@ -9,7 +9,7 @@ from flaxmnist.core import sharding
 from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
-from flaxmnist.report.html import Results
+from flaxmnist.report.html import Costs, Results
 from flaxmnist.rundir.results import Summary
 from flaxmnist.training.evaluate import predict
 from flaxmnist.training.experiment import Evaluation, make_optimizer
@@ -36,10 +36,10 @@ def collect(run: Evaluation, state: TrainState, summary: Summary) -> Results:
     )
 
 
-def _costs(run: Evaluation, state: TrainState) -> dict[str, Any]:
+def _costs(run: Evaluation, state: TrainState) -> Costs:
     """Returns each parameter, and the memory and FLOP that the model needs."""
     leaves = [
-        {"name": name, "shape": "×".join(map(str, leaf.shape)), "count": leaf.size}
+        (name, leaf.shape, leaf.size)
         for name, leaf in sharding.named_leaves(state.params)
     ]
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.uint8)
@@ -53,10 +53,10 @@ def _costs(run: Evaluation, state: TrainState) -> dict[str, Any]:
 
     # A saved run is opened without its optimizer.
     tx, _, _ = make_optimizer(run.config, len(run.dataset.train))
-    return {
-        "leaves": leaves,
-        "flop": costs.get("flops"),
-        "parameters_mb": megabytes(state.params),
-        "optimizer_mb": megabytes(jax.eval_shape(tx.init, state.params)),
-        "images_mb": run.dataset.train.images.nbytes / 1e6,
-    }
+    return Costs(
+        leaves=leaves,
+        flop=costs.get("flops"),
+        parameters_mb=megabytes(state.params),
+        optimizer_mb=megabytes(jax.eval_shape(tx.init, state.params)),
+        images_mb=run.dataset.train.images.nbytes / 1e6,
+    )

@@ -229,7 +229,10 @@ def test_a_mistake_is_told(workdir, tmp_path, monkeypatch, capsys):
     for flags, message in (
         ([f"--workdir={tmp_path / 'no'}", "--format=numpy"], "contains no run"),
         ([f"--workdir={workdir}", "--format=onx"], "invalid choice: 'onx'"),
-        ([f"--workdir={workdir}", "--format=numpy", "--step=3"], "no checkpoint of"),
+        (
+            [f"--workdir={workdir}", "--format=numpy", "--step=3"],
+            "checkpoint 3 does not exist",
+        ),
     ):
         assert export.main(flags) == 2
         assert message in capsys.readouterr().err

@@ -195,16 +195,16 @@ def test_temperature_and_calibration_of_known_probabilities():
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = (rng.random((20_000, 1)) < probabilities.cumsum(axis=1)).argmax(axis=1)
     # Labels drawn from the probabilities are what calibration means.
-    assert statistics.reliability(logits, labels)["ece"] < 0.01
+    assert statistics.reliability(logits, labels).ece < 0.01
     np.testing.assert_allclose(statistics.fit_temperature(logits, labels), 1, atol=0.03)
     np.testing.assert_allclose(
         statistics.fit_temperature(3 * logits, labels), 3, rtol=0.03
     )
     found = statistics.reliability(3 * logits, labels)
-    assert found["ece"] > 0.1
-    assert found["count"].sum() == 20_000
-    sure = found["count"] > 100
-    assert (found["confidence"] > found["accuracy"])[sure].all()
+    assert found.ece > 0.1
+    assert found.count.sum() == 20_000
+    sure = found.count > 100
+    assert (found.confidence > found.accuracy)[sure].all()
 
 
 @pytest.mark.parametrize("width", [1280, 380])

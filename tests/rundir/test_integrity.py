@@ -20,6 +20,7 @@ from flaxmnist.report import html
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity, metrics_log, tensorboard
 from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.rundir.history import History
 from flaxmnist.training import loop
 
 
@@ -208,10 +209,10 @@ def test_a_summary_is_read_as_it_was_written_or_not_at_all(run, finished_run):
         found = workdirs.saved_summary(run)
         refused += found is None
         if found is not None:  # All that a report, an export and a table take of it.
-            html.History("run", found, []).recipe  # noqa: B018
+            History("run", found, []).recipe  # noqa: B018
             (
                 html._splits(found, {}),
-                html._comparison({"run": [html.History("run", found, [])]}),
+                html._comparison({"run": [History("run", found, [])]}),
             )
             assert summary_card(found).render(0.0)
     assert refused > 300
