@@ -1,4 +1,4 @@
-"""Configuration files: found, run, and described by flags."""
+"""Configuration files: finding and running them, and describing them by flags."""
 
 import contextlib
 import importlib.util
@@ -31,10 +31,11 @@ def shipped() -> dict[str, Path]:
 def load(spec: str) -> ConfigDict:
     """Returns the configuration of ``FILE.py``, ``NAME`` or either with ``:VARIANT``.
 
-    The file is Python and is run: load none that you do not trust.
+    The file is Python code, which is executed: load only files that you trust.
 
     Raises:
-      UserError: there is no such file, or it has no such variant.
+      UserError: the file or the variant does not exist, the file fails, or its
+        configuration is not valid.
     """
     where, _, variant = spec.partition(":")
     path = Path(os.path.expanduser(where))
@@ -49,7 +50,7 @@ def load(spec: str) -> ConfigDict:
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise UserError(
-            f"{path} is no Python file: expected one with get_config(arg=None)"
+            f"{path} is not a Python file; expected one with get_config(arg=None)"
         )
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -59,7 +60,7 @@ def load(spec: str) -> ConfigDict:
             config = module.get_config(variant or None)
     except UserError:
         raise
-    # The user's own code: anything may go wrong in it.
+    # The code is the user's: it may raise anything.
     except (Exception, SystemExit) as error:
         raise UserError(
             f"{path}, line {_line_of(error, path)}: {type(error).__name__}: {error}"
@@ -73,7 +74,7 @@ def load(spec: str) -> ConfigDict:
 
 @contextlib.contextmanager
 def _import_path(*folders: Path) -> Iterator[None]:
-    """Has imports look in `folders` first while the block runs."""
+    """Lets imports search `folders` first while the block runs."""
     added = [str(folder) for folder in folders]
     sys.path[:0] = added
     try:
@@ -97,7 +98,7 @@ def _check_get_config(module: ModuleType) -> None:
 
 
 def _line_of(error: BaseException, path: Path) -> int:
-    """Returns the last line of a file that an error comes from, or 1."""
+    """Returns the last line of `path` in the traceback of `error`, or 1."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno or 1
     frames = traceback.extract_tb(error.__traceback__)
@@ -106,10 +107,10 @@ def _line_of(error: BaseException, path: Path) -> int:
 
 
 def variant(arg: str | None, variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Returns the changes of the variant `arg`; none where it is None.
+    """Returns the changes of the variant `arg`; no changes if it is None.
 
     Raises:
-      UserError: there is no such variant.
+      UserError: the variant is unknown.
     """
     if arg is None:
         return {}
@@ -128,12 +129,12 @@ def flags_of(config: Config) -> list[str]:
         for spec in (name, *(f"{name}:{variant}" for variant in variants)):
             base = load(spec)
             named = [model] if base.model.name != config.model.name else []
-            # Another model's name brings its own defaults.
-            there = flat(override(base, named))
+            # A model's name brings its defaults.
+            before = flat(override(base, named))
             changes = named + [
                 (key, value)
                 for key, value in wanted.items()
-                if key not in there or there[key] != value
+                if key not in before or before[key] != value
             ]
             candidates.append((spec, changes, bool(named)))
     spec, changes, _ = min(candidates, key=lambda one: (one[2], len(one[1])))

@@ -1,6 +1,5 @@
 """The networks: images in, ten logits out."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Shaped
 
 from flaxmnist.core import ops
 from flaxmnist.core.batch import NUM_CLASSES, as_images
+from flaxmnist.core.initializers import INITIALIZERS
 from flaxmnist.errors import UserError, did_you_mean
 from flaxmnist.options import (
     Option,
@@ -49,27 +49,6 @@ POOLS = {"max": ops.max_pool, "average": ops.average_pool}
 # XLA's own convolution and pooling are the fastest everywhere until differentiated.
 _XLA_POOLS = POOLS | {
     "max": lambda x: nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
-}
-
-
-def _truncated_normal(stddev: float | None) -> nn.initializers.Initializer:
-    """TensorFlow's: redrawn beyond two deviations, its variance not corrected for that.
-
-    Its own deviation is therefore 0.88 `stddev`; 1 / sqrt(fan_in) if that is None.
-    """
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        fan_in = math.prod(shape[:-1])
-        deviation = 1 / math.sqrt(fan_in) if stddev is None else stddev
-        return nn.initializers.truncated_normal(deviation)(key, shape, dtype)
-
-    return init
-
-
-_INITIALIZERS: dict[str, Callable[[float | None], nn.initializers.Initializer]] = {
-    "lecun_normal": lambda _: nn.initializers.lecun_normal(),
-    "glorot_uniform": lambda _: nn.initializers.glorot_uniform(),
-    "truncated_normal": _truncated_normal,
 }
 
 
@@ -162,7 +141,7 @@ class MLP(nn.Module):
         False, boolean, "Whether to normalize each hidden layer before its activation."
     )
     kernel_init: str = option(
-        "lecun_normal", one_of(_INITIALIZERS), "Initializer of every kernel."
+        "lecun_normal", one_of(INITIALIZERS), "Initializer of every kernel."
     )
     kernel_stddev: float | None = option(
         None,
@@ -192,7 +171,7 @@ class MLP(nn.Module):
     def _layer(self) -> dict[str, Any]:
         return {
             "dtype": self.dtype,
-            "kernel_init": _INITIALIZERS[self.kernel_init](self.kernel_stddev),
+            "kernel_init": INITIALIZERS[self.kernel_init](self.kernel_stddev),
             "bias_init": nn.initializers.constant(self.bias_init),
         }
 
