@@ -1,40 +1,34 @@
 """A run that is opened from its directory: its model, its figures, its exports."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
-import optax
-from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist import data, options
+from flaxmnist import options
 from flaxmnist.core import models, sharding
-from flaxmnist.core.state import TrainState, abstract_state
+from flaxmnist.core.state import TrainState
 from flaxmnist.data import SPLITS, Dataset
-from flaxmnist.data.datasets import locate
 from flaxmnist.data.feeds import FEEDS
-from flaxmnist.errors import DamagedError, UserError
+from flaxmnist.errors import UserError
 from flaxmnist.inference.pictures import Picture
+from flaxmnist.inference.places import DataPlaces
 from flaxmnist.inference.predict import Prediction, predict_pictures
+from flaxmnist.inference.restore import restore
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.manifest import Manifest
+from flaxmnist.rundir.predictions import write_predictions
 from flaxmnist.rundir.results import Figures, Summary
-from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Console
-from flaxmnist.runtime.durable import write_file
-from flaxmnist.runtime.memory import available_memory
 from flaxmnist.training.evaluate import predict
 from flaxmnist.training.experiment import (
     Evaluation,
@@ -42,7 +36,6 @@ from flaxmnist.training.experiment import (
     eval_batch_size,
     make_layout,
 )
-from flaxmnist.training.resume import check_same_data
 from flaxmnist.training.summary import evaluate_splits, print_table, summarize
 
 
@@ -74,8 +67,7 @@ class SavedRun:
     manifest: Manifest
     mesh: jax.sharding.Mesh
     is_best: bool
-    _places: tuple[str | None, ...]
-    _is_told: bool
+    _places: DataPlaces
 
     def __repr__(self) -> str:
         count = models.num_parameters(self.state.params)
@@ -126,25 +118,11 @@ class SavedRun:
         integrity.check_links(self.workdir)
         run = self._evaluation([split])
         outputs = predict(self.state, run.eval_feeds[split], run.replicated)
-        lines = [
-            json.dumps(
-                {
-                    "index": index,
-                    "label": int(label),
-                    "classes": int(outputs["classes"][index]),
-                    "probabilities": outputs["probabilities"][index].tolist(),
-                }
-            )
-            for index, label in enumerate(outputs["labels"])
-        ]
-        path = self.workdir / f"predictions-{split}.jsonl"
-        if processes.is_first():
-            with _write_errors(path):
-                write_file(path, "\n".join(lines) + "\n")
-        correct = np.sum(outputs["classes"] == outputs["labels"])
+        path = write_predictions(self.workdir, split, outputs)
+        correct = outputs["classes"] == outputs["labels"]
         Console().line(
-            f"{path}: {len(lines):,} examples of {split}, step {self.step}, "
-            f"accuracy {correct / len(lines):.2%}"
+            f"{path}: {len(correct):,} examples of {split}, step {self.step}, "
+            f"accuracy {correct.mean():.2%}"
         )
         return path
 
@@ -174,8 +152,12 @@ class SavedRun:
         if summary is None or summary.step != self.last_step:
             summary = self._summarize(run, console)
         results = collect(run, self.state, summary)
-        with _write_errors(self.workdir):
+        try:
             path = write_report(results, self.workdir, histories)
+        except OSError as error:
+            raise UserError(
+                f"{self.workdir} cannot be written ({error.strerror})"
+            ) from None
         console.line(str(path))
         return path
 
@@ -208,26 +190,10 @@ class SavedRun:
         Raises:
           UserError: they cannot be found, or other examples are in their place.
         """
-        errors = []
-        for directory in self._places:
-            try:
-                dataset = data.load(self.config.data.name, self._source, directory)
-                check_same_data(self.manifest, dataset)
-                break
-            except UserError as error:
-                errors.append(error)
-        else:
-            raise errors[0]
+        dataset = self._places.load(self.manifest)
         if dataset.warning:
             Console().warn(dataset.warning)
         return dataset
-
-    @property
-    def _source(self) -> str:
-        """The option `data.source`, or "bundled" if "auto" fell back on that."""
-        source = self.config.data.source
-        fell_back = self.manifest.dataset.source == "bundled"
-        return "bundled" if source == "auto" and fell_back else source
 
     def local_dataset(self) -> Dataset | None:
         """Returns the data if they are on this machine; downloads nothing.
@@ -235,15 +201,12 @@ class SavedRun:
         Raises:
           UserError: `open_run` was told a place, and the data are not there.
         """
-        name = self.config.data.name
-        if self._source in ("auto", "tfds") and not any(
-            locate(name, directory) for directory in self._places
-        ):
+        if self._places.needs_network:
             return None
         try:
             return self.dataset
         except UserError:
-            if self._is_told:
+            if self._places.is_told:
                 raise
             return None
 
@@ -315,14 +278,8 @@ def open_run(
     layout = make_layout(given) if use_mesh else None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         chosen = checkpoints.best_step if step is None else step
-        with _another_advised(checkpoints):
-            state, manifest = _restore(given, checkpoints, chosen, layout)
+        state, manifest = restore(given, checkpoints, chosen, layout)
         last_step = checkpoints.steps[-1]
-    places = [given.data.dir]
-    is_told = (saved.data.dir, saved.data.source) != (given.data.dir, given.data.source)
-    # Where no directory is given, these sources read FLAXMNIST_DATA_DIR.
-    if not is_told and given.data.source in ("auto", "idx"):
-        places = [None, *places] if os.environ.get("FLAXMNIST_DATA_DIR") else places
     return SavedRun(
         workdir=workdir,
         config=given,
@@ -332,53 +289,5 @@ def open_run(
         manifest=manifest,
         mesh=layout.mesh if layout else sharding.make_mesh(1),
         is_best=step is None,
-        _places=tuple(dict.fromkeys(places)),
-        _is_told=is_told,
+        _places=DataPlaces.of(saved, given, manifest),
     )
-
-
-def _restore(
-    config: configs.Config,
-    checkpoints: Checkpoints,
-    step: int,
-    layout: sharding.Layout | None,
-) -> tuple[TrainState, Manifest]:
-    """Returns the parameters of a checkpoint in a state, and the manifest."""
-    model = models.build(dtype=config.precision, **configs.as_dict(config.model))
-    where = layout or SingleDeviceSharding(jax.local_devices()[0])
-    state = abstract_state(model, optax.identity(), where, ema_decay=config.ema)
-    size = 4 * models.num_parameters(state.params)
-    if size > (free := available_memory()):
-        raise UserError(
-            f"the model of {checkpoints.directory.parent} needs {size / 1e9:,.1f} GB "
-            f"of memory; {free / 1e9:,.1f} GB are available"
-        )
-    names = ["step", "params", "model_state", "key"]
-    names += ["ema"] if config.ema is not None else []
-    wanted = {"state": {name: getattr(state, name) for name in names}}
-
-    def check(manifest: Manifest) -> None:
-        workdirs.check_same(configs.from_dict(manifest.config), config)
-
-    tree, manifest = checkpoints.restore(step, wanted, check)
-    return dataclasses.replace(state, **tree["state"]), manifest
-
-
-@contextlib.contextmanager
-def _another_advised(checkpoints: Checkpoints) -> Iterator[None]:
-    """Adds another saved step, if any, to the error of a damaged checkpoint."""
-    try:
-        yield
-    except DamagedError as error:
-        if others := [step for step in checkpoints.steps if step != error.step]:
-            raise error.advised(f"choose another with --step {others[-1]}") from None
-        raise
-
-
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    """Raises UserError where the block cannot write."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from None

@@ -1,0 +1,73 @@
+"""Where to look for the data that a saved run was trained on."""
+
+import dataclasses
+import os
+
+from flaxmnist import data
+from flaxmnist.config import Config
+from flaxmnist.data import Dataset
+from flaxmnist.data.datasets import locate
+from flaxmnist.errors import UserError
+from flaxmnist.rundir.manifest import Manifest
+from flaxmnist.training.resume import check_same_data
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPlaces:
+    """The places of the data, in the order in which they are tried.
+
+    Attributes:
+      name: the option `data.name`.
+      source: the option `data.source`.
+      directories: values of the option `data.dir`.
+      is_told: whether the caller changed the place that the run recorded.
+    """
+
+    name: str
+    source: str
+    directories: tuple[str | None, ...]
+    is_told: bool
+
+    @classmethod
+    def of(cls, saved: Config, given: Config, manifest: Manifest) -> "DataPlaces":
+        """Returns the places for a run.
+
+        Args:
+          saved: the configuration of the run.
+          given: the same, with the changes of the caller.
+          manifest: of the checkpoint.
+        """
+        source, directory = given.data.source, given.data.dir
+        is_told = (saved.data.source, saved.data.dir) != (source, directory)
+        directories: tuple[str | None, ...] = (directory,)
+        # Where no directory is given, these sources read FLAXMNIST_DATA_DIR.
+        by_environment = source in ("auto", "idx") and directory is not None
+        if by_environment and not is_told and os.environ.get("FLAXMNIST_DATA_DIR"):
+            directories = (None, directory)
+        # "auto" depends on the network, and fell back on "bundled" then.
+        if source == "auto" and manifest.dataset.source == "bundled":
+            source = "bundled"
+        return cls(given.data.name, source, directories, is_told)
+
+    def load(self, manifest: Manifest) -> Dataset:
+        """Returns the data from the first place that has those of the manifest.
+
+        Raises:
+          UserError: they cannot be found; the message is about the first place.
+        """
+        errors = []
+        for directory in self.directories:
+            try:
+                dataset = data.load(self.name, self.source, directory)
+                check_same_data(manifest, dataset)
+                return dataset
+            except UserError as error:
+                errors.append(error)
+        raise errors[0]
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether :meth:`load` would download the data."""
+        return self.source in ("auto", "tfds") and not any(
+            locate(self.name, directory) for directory in self.directories
+        )
