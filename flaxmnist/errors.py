@@ -100,4 +100,4 @@ class HookError(Exception):
 
 
 class ParityError(Exception):
-    """What was exported does not predict what the checkpoint does."""
+    """An export and its checkpoint differ in their predictions."""

@@ -1,1 +1,1 @@
-"""A trained model for other programs: a module per format, a card, a parity check."""
+"""Exports for other programs: a module per format, a model card, a parity check."""

@@ -1,4 +1,4 @@
-"""Weights, and a script that needs NumPy alone."""
+"""Weights, and a script that needs only NumPy."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarr
 
 
 def write(state: TrainState, folder: Path) -> Logits:
-    """Writes weights and a script that needs NumPy alone."""
+    """Writes weights and a script that needs only NumPy."""
     layers, arrays = _layers(state)
     path = folder / "weights.npz"
     arrays["layers"] = np.array(json.dumps(layers))

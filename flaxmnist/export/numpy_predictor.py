@@ -1,10 +1,10 @@
-"""Predicts digits with NumPy alone.
+"""Predicts digits with NumPy only.
 
 python predict.py images.npy
 
-`images.npy` holds uint8 [count, 28, 28], white on black; `weights.npz` lies beside this
-script. Prints a line an image: the digit and its probability. As a library:
-`logits(load("weights.npz"), images)`.
+`images.npy` holds uint8 [count, 28, 28], white on black; `weights.npz` is in the
+directory of this script. Prints a line per image: the digit and its probability. As a
+library: `logits(load("weights.npz"), images)`.
 """
 
 import json
@@ -22,7 +22,7 @@ ACTIVATIONS: dict = {
 
 
 def load(path):
-    """Returns the layers: each a dict of its kind, its options and its arrays."""
+    """Returns the layers: a dict of kind, options and arrays for each."""
     with np.load(path, allow_pickle=False) as file:
         layers = json.loads(str(file["layers"]))
         return [
@@ -76,7 +76,7 @@ def logits(layers, images):
 
 
 def main():
-    """Prints what the images of a file are."""
+    """Prints the digits in the images of a file."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     layers = load(Path(__file__).with_name("weights.npz"))

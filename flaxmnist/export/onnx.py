@@ -34,7 +34,7 @@ def write(state: TrainState, folder: Path) -> Logits:
         output_path=str(path),
     )
     for file in folder.iterdir():
-        file.chmod(0o644)  # The converter keeps one to its owner.
+        file.chmod(0o644)  # The converter makes one readable by its owner only.
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 

@@ -1,4 +1,4 @@
-"""Whether an export predicts as the checkpoint does."""
+"""Checks that an export predicts the same as its checkpoint."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from flaxmnist.errors import ParityError
 
 Logits = Callable[[np.ndarray], np.ndarray]
 
-# A logit may differ by so much, plus so much of the largest logit: float32 has seven
-# digits, and sums are taken in another order. Test images that are compared.
+# A logit may differ by the first value plus the second times the largest logit: float32
+# has seven digits, and an export adds in another order. Most images that are compared.
 TOLERANCE, RELATIVE_TOLERANCE, CHECKED = 1e-4, 1e-5, 1_000
 
 

@@ -1,4 +1,4 @@
-"""Exports a state into a directory of its own, checked and then put into place."""
+"""Writes an export into a directory of its own, after a check."""
 
 import contextlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from flaxmnist.export.parity import check_parity
 from flaxmnist.runtime import durable, files
 
 _FORMER = "former"
-# All that an export writes. Anything else in its folder is the user's.
+# All files that an export writes. Any other file belongs to the user.
 _FILES = {
     "README.md",
     "model.onnx",
@@ -38,12 +38,12 @@ def write_export(
     images: np.ndarray,
     card: Callable[[float], str],
 ) -> float:
-    """Writes a model into `folder`, and its card; nothing is replaced before a check.
+    """Writes a model and its card into `folder`, once the check has passed.
 
     Args:
       state: the model, on one device.
       name: one of `FORMATS`.
-      folder: is replaced if an export wrote it.
+      folder: replaced if an export wrote it.
       images: uint8 `[count, 28, 28]`, predicted by the export and by `state`.
       card: returns the model card, given the largest difference of a logit.
 
@@ -51,9 +51,10 @@ def write_export(
       the largest difference of a logit.
 
     Raises:
-      UserError: what the format needs is not installed, or the folder cannot be
+      UserError: a package of the format is not installed, or the folder cannot be
         written.
-      ParityError: what was written does not predict what `state` does; it is not kept.
+      ParityError: the export and `state` differ in their predictions; the export is
+        not kept.
     """
     wanted = np.asarray(predict_step(state, images)["logits"])
     try:
@@ -70,7 +71,7 @@ def write_export(
 
 
 def _exchange(made: Path, folder: Path) -> None:
-    """Renames `made` to `folder`; a former one of that name is kept until then."""
+    """Renames `made` to `folder`, and keeps a former export until then."""
     former = made.parent / _FORMER / folder.name
     former.parent.mkdir()
     durable.sync_tree(made)
@@ -85,7 +86,7 @@ def _exchange(made: Path, folder: Path) -> None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raises UserError if a former export holds what no export wrote."""
+    """Raises UserError if the folder contains a file that no export wrote."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a directory; move it elsewhere")
     names = {path.name for path in folder.iterdir()} - _FILES
@@ -97,7 +98,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _put_back(partial: Path) -> None:
-    """Puts a former export back into its place if no new one is there."""
+    """Moves a former export back if no new one took its place."""
     for former in partial.glob(f"{_FORMER}/*"):
-        with contextlib.suppress(OSError):  # The new one is there.
+        with contextlib.suppress(OSError):  # A new export took its place.
             former.rename(partial.parent / former.name)

@@ -1,1 +1,1 @@
-"""A saved run, and its predictions for pictures."""
+"""Saved runs, and predictions of pictures."""

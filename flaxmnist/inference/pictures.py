@@ -13,12 +13,12 @@ from PIL import Image, ImageFile, ImageOps
 from flaxmnist.errors import UserError, printable, shown
 from flaxmnist.runtime.files import open_regular
 
-# Only these are tried: some of Pillow's readers start other programs.
+# Other readers of Pillow are not used: some start other programs.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 MAX_PIXELS, MAX_SCANS = 64_000_000, 50
-# No picture of that many pixels has a larger file, however it is stored.
+# A larger file cannot be a picture of at most that many pixels.
 MAX_FILE_BYTES = 8 * MAX_PIXELS
-# The longer side while it is looked at: enough for thin strokes.
+# Longer side in pixels while a picture is prepared: enough for thin strokes.
 SIDE = 256
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -27,7 +27,7 @@ Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
 
 
 def as_gray(picture: Picture) -> Gray:
-    """Returns how light a picture is, float32 from 0 to 1.
+    """Returns the lightness of a picture, float32 from 0 to 1.
 
     The arguments and errors are those of `prepare`. Transparent pixels become white
     if the drawing is dark, and black if it is light.
@@ -69,7 +69,7 @@ def _named(name: Any, read: Callable[[Any], Gray], picture: Any) -> Gray:
         reason = f"is too large; expected at most {MAX_PIXELS:,} pixels"
     except UserError as error:
         reason = str(error)
-    # Pillow raises errors of many kinds for broken files.
+    # Pillow raises many kinds of errors for damaged files.
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         formats = ", ".join(FORMATS)
@@ -79,10 +79,10 @@ def _named(name: Any, read: Callable[[Any], Gray], picture: Any) -> Gray:
 
 def _gray_of_file(file: IO[bytes]) -> Gray:
     with Image.open(file, formats=FORMATS) as image:
-        # A progressive JPEG is decoded as often as it has scans, usually ten.
+        # A progressive JPEG is decoded once per scan, usually ten times.
         if image.info.get("progressive") and _count_scans(image) > MAX_SCANS:
             raise UserError(f"has more than {MAX_SCANS} scans; save it in another way")
-        # JPEG alone, which can be read at an eighth of its size.
+        # Affects JPEG only, which can be decoded at an eighth of its size.
         if math.prod(image.size) <= MAX_PIXELS:
             image.draft(None, (SIDE, SIDE))
         return _gray_of_image(image)
@@ -95,11 +95,11 @@ def _count_scans(jpeg: ImageFile.ImageFile) -> int:
 
 
 def _gray_of_image(image: Image.Image) -> Gray:
-    # Before it is decoded, which takes four bytes a pixel.
+    # Check the size before decoding, which takes four bytes per pixel.
     if math.prod(image.size) > MAX_PIXELS:
         raise Image.DecompressionBombError
     image = ImageOps.exif_transpose(image)
-    # As floating point, a large one would take gigabytes.
+    # Reduce a large picture first: as floating point it would take gigabytes.
     factor = max(1, max(image.size) // (8 * SIDE))
     if image.mode[0] in "IF":  # 16 bits and more.
         values = np.nan_to_num(np.asarray(image.convert("F").reduce(factor))).clip(0)

@@ -1,4 +1,4 @@
-"""What a trained run says of pictures: files, or arrays in memory."""
+"""Predictions of pictures, in files or in memory."""
 
 import dataclasses
 import os
@@ -17,19 +17,19 @@ from flaxmnist.errors import UserError
 from flaxmnist.inference.pictures import Picture
 from flaxmnist.inference.preprocess import Prepared, prepare
 
-# Below this probability of the first choice, a prediction is marked.
+# A prediction whose probability is lower gets a warning.
 SURE = 0.8
-# Pictures that are predicted at once.
+# Number of pictures per call of the model.
 CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model says of a picture.
+    """The prediction of a picture.
 
     Attributes:
-      prepared: what it was given, and what makes that doubtful.
-      probabilities: of the ten digits.
+      prepared: the image that the model received, with warnings.
+      probabilities: of the ten digits, float32 `[10]`.
     """
 
     prepared: Prepared
@@ -37,12 +37,12 @@ class Prediction:
 
     @property
     def digit(self) -> int | None:
-        """The most probable digit; None where nothing is drawn."""
+        """The most probable digit; None if nothing is drawn."""
         return self.top(1)[0][0] if self.top(1) else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why the prediction is doubtful; empty if it is not."""
+        """Reasons to doubt the prediction."""
         sure = self.digit is None or self.probabilities.max() >= SURE
         return self.prepared.warnings + (() if sure else ("low confidence",))
 
@@ -90,7 +90,7 @@ def predict_pictures(
 
 
 def _several(pictures: Any) -> Iterable[Picture]:
-    """Returns pictures one by one; a single one is the only one."""
+    """Returns pictures one by one, also a single one."""
     single = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
     if isinstance(pictures, single) or hasattr(pictures, "read"):
         return [pictures]
@@ -104,14 +104,14 @@ def _several(pictures: Any) -> Iterable[Picture]:
         several = array.ndim > 3 or (array.ndim == 3 and array.shape[2] > 4)
         return array if several else [array]
     if not isinstance(pictures, Iterable):
-        return [pictures]  # Which is refused as a picture.
+        return [pictures]  # `prepare` raises the error.
     return pictures
 
 
 def predict_prepared(
     prepared: Sequence[Prepared], state: TrainState
 ) -> list[Prediction]:
-    """Returns what a model says of pictures that are ready."""
+    """Returns the predictions of prepared pictures."""
     found: list[Prediction] = []
     for start in range(0, len(prepared), CHUNK):
         chunk = prepared[start : start + CHUNK]
@@ -119,6 +119,6 @@ def predict_prepared(
         images = np.zeros((CHUNK, *IMAGE_SHAPE[:2]), np.uint8)
         images[: len(chunk)] = [picture.image for picture in chunk]
         probabilities = jax.device_get(predict_step(state, images)["probabilities"])
-        # The rest is padding.
+        # The other rows are padding.
         found += map(Prediction, chunk, probabilities[: len(chunk)])
     return found

@@ -1,10 +1,10 @@
-"""A picture of a digit, made into what MNIST's digits are.
+"""Turns a picture of a digit into an image like those of MNIST.
 
-Those were scaled into 20 × 20 keeping their proportions, anti-aliased, and placed in
-28 × 28 with their centre of mass in the middle, white on black (LeCun et al., 1998,
-"Gradient-Based Learning Applied to Document Recognition", section III-A). Pictures
-come otherwise: as photographs of dark ink on unevenly lit paper, off-centre, turned by
-a camera's note, or as thin lines on nothing.
+MNIST's digits were scaled into 20 × 20 keeping their proportions, anti-aliased, and
+placed in 28 × 28 with their centre of mass in the middle, white on black (LeCun et al.,
+1998, "Gradient-Based Learning Applied to Document Recognition", section III-A). Other
+pictures are photographs of dark ink on unevenly lit paper, off-centre, rotated by EXIF
+orientation, or thin lines on a transparent background.
 """
 
 import dataclasses
@@ -20,21 +20,22 @@ from skimage.morphology import skeletonize
 
 from flaxmnist.inference.pictures import SIDE, Gray, Picture, as_gray
 
-# What is done, in this order; see `prepare`.
+# The steps of `prepare`, in this order.
 STEPS = ("light", "invert", "clean", "crop", "thicken", "center")
-# As MNIST's: of the digit, of the picture, and the width of its strokes.
+# Pixels in MNIST: side of the digit, side of the image, width of a stroke.
 BOX, SIZE, STROKE = 20, 28, 2.4
-# Of the whole range from black to white, and of the noise around it.
+# Lowest contrast, as a share of the range from black to white, and as a multiple of
+# the noise around the digit.
 LEAST_CONTRAST, LEAST_SIGNAL = 0.06, 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A picture made ready.
+    """A picture that is ready for the model.
 
     Attributes:
-      image: what the model is given, uint8 `[28, 28]`.
-      warnings: what makes a prediction doubtful, such as ``"nothing is drawn"``.
+      image: uint8 `[28, 28]`, white on black.
+      warnings: reasons to doubt a prediction, such as ``"nothing is drawn"``.
     """
 
     image: UInt8[np.ndarray, "28 28"]
@@ -42,25 +43,25 @@ class Prepared:
 
 
 def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
-    """Returns a picture as MNIST would have it.
+    """Returns a picture in the form of MNIST's images.
 
-    The steps: ``light`` takes away what light does to the paper, ``invert`` finds out
-    whether the digit is dark or light, ``clean`` drops specks and what runs off the
-    picture, ``crop`` fits the digit into 20 × 20, ``thicken`` brings thin strokes to
-    the width that MNIST's have, and ``center`` puts the centre of mass in the middle.
+    The steps: ``light`` removes uneven lighting of the paper, ``invert`` makes dark
+    digits light, ``clean`` removes specks and marks that touch the border, ``crop``
+    scales the digit into 20 × 20, ``thicken`` widens thin strokes to the width of
+    MNIST's, and ``center`` moves the centre of mass to the middle.
 
     Args:
       picture: a path, an open file, the bytes of a file, a Pillow image, or an array:
         `[height, width]` or `[height, width, 1 to 4]`, bool, unsigned integers up to
         the maximum of their dtype, or floating point in [0, 1].
-      steps: those to take; all, but to find out what each is good for.
+      steps: the steps to take; leave some out to measure their effect.
 
     Raises:
-      UserError: it is not a picture.
+      UserError: `picture` is not a picture.
     """
     gray = _shrink(as_gray(picture))
     ink = _subtract_paper(gray, "light" in steps)
-    # A blur of a pixel or two, against the grain of a photograph.
+    # A blur of one or two pixels reduces the grain of a photograph.
     ink = ndimage.gaussian_filter(ink, max(ink.shape) / 170)
     if np.ptp(ink) < LEAST_CONTRAST:
         return _nothing()
@@ -107,10 +108,10 @@ def _shrink(gray: Gray) -> Gray:
 
 
 def _subtract_paper(gray: Gray, uneven: bool) -> Gray:
-    """Returns how much lighter a picture is than its paper.
+    """Returns how much lighter each pixel is than the paper.
 
-    Paper is a quadratic surface, if `uneven`, or one tone: fitted to the picture's
-    frame, then to all that is near to the fit.
+    The paper is a quadratic surface if `uneven`, else one tone. It is fitted to the
+    frame of the picture, then repeatedly to all pixels near the fit.
     """
     y, x = (
         axis.ravel()
@@ -122,26 +123,26 @@ def _subtract_paper(gray: Gray, uneven: bool) -> Gray:
     surface, values = np.stack(terms, axis=-1), gray.ravel()
     paper = np.maximum(abs(x), abs(y)) > 0.85
     for _ in range(4):
-        # The normal equations: six unknowns, and a thousand times as many pixels.
+        # Normal equations: six unknowns, thousands of pixels.
         known = surface[paper]
         weights = np.linalg.pinv(known.T @ known) @ (known.T @ values[paper])
         rest = values - surface @ weights
         spread = 1.5 * np.median(abs(rest[paper]))
         paper = abs(rest) <= max(3 * spread, 0.02)
-    # What is drawn darkens paper by a share of its light; on black there is no share.
+    # Ink darkens paper by a share of its light. Black paper has no light to share.
     rest /= np.clip(values - rest, 0.25, 1)
     return rest.reshape(gray.shape).astype(np.float32)
 
 
 def _is_dark_on_light(ink: Gray) -> bool:
-    """Returns whether the lighter part is more of the picture, and of its frame."""
+    """Returns whether most of the picture and of its frame is light."""
     light = ink > threshold_otsu(ink)
     frame = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
     return frame.mean() + light.mean() > 1
 
 
 def _clean(ink: Gray) -> tuple[Gray, int]:
-    """Drops specks and what runs off the picture; returns how many digits there are."""
+    """Removes specks and marks at the border; also returns the number of digits."""
     labels, count = ndimage.label(ink > 0.3, np.ones((3, 3)))
     if count == 0:
         return ink, 0
@@ -167,7 +168,7 @@ def _clean(ink: Gray) -> tuple[Gray, int]:
         for name, height in zip(names, heights, strict=True)
         if height > 0.6 * max(heights)
     ]
-    # Those side by side; one above another are the parts of a digit.
+    # Count parts side by side; parts above each other belong to one digit.
     digits, right = 0, -1
     for columns in sorted(tall, key=lambda columns: columns.start):
         digits += columns.start >= right
@@ -181,7 +182,7 @@ def _crop(ink: Gray) -> Gray:
 
 
 def _thicken(ink: Gray, scale: float) -> Gray:
-    """Widens strokes that would be thinner than MNIST's once scaled."""
+    """Widens strokes that would be thinner than MNIST's after scaling."""
     stroke = ink > 0.5
     length = skeletonize(stroke).sum()
     missing = STROKE / scale - stroke.sum() / max(length, 1)
@@ -194,10 +195,10 @@ def _thicken(ink: Gray, scale: float) -> Gray:
 
 
 def _place(small: Gray, by_mass: bool) -> Gray:
-    """Puts a picture into 28 × 28, its centre of mass, or its own, in the middle."""
+    """Places an image in 28 × 28 by its centre of mass, or by its geometric centre."""
     centers, middle = [side / 2 for side in small.shape], SIZE / 2
     if by_mass and small.any():
-        # Of pixels' indices, as whoever made MNIST counted: its mean is 14, not 13.5.
+        # In pixel indices: the mean centre of mass of MNIST is 14, not 13.5.
         centers = ndimage.center_of_mass(small)
     canvas = np.zeros((SIZE, SIZE), np.float32)
     top, left = (

@@ -1,4 +1,4 @@
-"""The directory of a run: its lock, and the files that earlier processes left."""
+"""The directory of a run: its lock, its configuration and its summary."""
 
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ from flaxmnist.runtime import durable, files, processes
 
 
 def saved_config(workdir: Path) -> configs.Config | None:
-    """Returns the configuration of the run in `workdir`, if there is one.
+    """Returns the configuration of the run in `workdir`; None if it contains no run.
 
     Raises:
       UserError: it cannot be read.
@@ -44,7 +44,7 @@ def saved_config(workdir: Path) -> configs.Config | None:
 
 
 def saved_summary(workdir: Path, step: int | None = None) -> Summary | None:
-    """Returns ``summary.json`` if there is one, of that last step or of any."""
+    """Returns the saved summary if it is valid and ends at `step`, if given."""
     try:
         summary = Summary.from_json(files.read_json(workdir / "summary.json"))
     except (OSError, ValueError, UserError):
@@ -61,16 +61,16 @@ def check(workdir: Path, config: configs.Config) -> None:
     """Compares the run in the directory with a configuration; writes nothing.
 
     Raises:
-      UserError: the directory holds a run that differs in what matters.
+      UserError: the directory contains a run with other fixed options.
     """
     # Read it in any case: a config.json of another program must not be replaced.
-    # Without a checkpoint there is nothing that another configuration could spoil.
+    # A run without a checkpoint may change its configuration.
     if (before := saved_config(workdir)) and saved_steps(workdir):
         check_same(before, config)
 
 
 def check_same(before: configs.Config, config: configs.Config) -> None:
-    """Raises UserError if a run's configuration differs in what matters."""
+    """Raises UserError if the fixed options of two configurations differ."""
     if changed := configs.differences(before, config):
         raise UserError(
             "--workdir holds a run of another configuration: use another, or its "

@@ -1,4 +1,4 @@
-"""The files of a run directory: their names, and what each of them must be."""
+"""Names and kinds of the files in a run directory."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.options import MAX_STEPS
 from flaxmnist.runtime.files import MAX_BYTES
 
-# What a run, and the commands that read one, write in its directory.
+# All that a run, and the commands that read one, write into its directory.
 FILES = (
     ".lock",
     "config.json",
@@ -31,7 +31,7 @@ _PARTIAL = re.compile(
 
 
 def check_links(workdir: Path) -> None:
-    """Raises UserError if something would lead a write out of a run directory.
+    """Raises UserError if a link would redirect a write out of a run directory.
 
     The directory itself may be a link.
     """
@@ -48,7 +48,7 @@ def check_links(workdir: Path) -> None:
 
 
 def _check(path: Path, is_kind: Callable[[int], bool], kind: str) -> bool:
-    """Returns whether there is such a path; raises UserError if it is another kind."""
+    """Returns whether a path exists; raises UserError if it is of another kind."""
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -83,7 +83,7 @@ def saved_steps(checkpoints: Path) -> list[int]:
     """Returns the steps that name an entry of a folder of checkpoints, in order.
 
     Raises:
-      UserError: the folder may not be read.
+      UserError: the folder cannot be read.
     """
     try:
         names = os.listdir(checkpoints)
@@ -91,7 +91,7 @@ def saved_steps(checkpoints: Path) -> list[int]:
         return []
     except OSError as error:
         raise UserError(f"{checkpoints} cannot be read ({error.strerror})") from None
-    # As Orbax does: digits of other scripts and leading zeros are no step.
+    # Orbax, too, ignores digits of other scripts and leading zeros.
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
