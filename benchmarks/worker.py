@@ -7,7 +7,6 @@ import argparse
 import importlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -101,12 +100,12 @@ def first_step(library, folder):
         ones = jax.numpy.ones((100, 100))
         jax.jit(lambda ones: ones @ ones)(ones).block_until_ready()
         end()
+    from flaxmnist.cli import train
     from flaxmnist.training import loop
 
     # Called when the figures of the first step have been read back.
     loop._compile_reports = lambda *_: end()
-    sys.argv[1:] = ["--config", "mlp", "--workdir", str(folder / f"run-{os.getpid()}")]
-    loop.main()
+    train.main(["--config", "mlp", "--workdir", str(folder / f"run-{os.getpid()}")])
 
 
 def end():
