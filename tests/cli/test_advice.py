@@ -230,7 +230,7 @@ RUN_CASES = [
     (
         nothing,
         [RUN, "--mode=eval", "--step=30"],
-        r"there are (\d+), (\d+)$",
+        r"saved steps: (\d+), (\d+)$",
         [RUN, "--mode=eval", "--step={0}"],
         [RUN, "--mode=eval", "--step={1}"],
     ),
@@ -318,7 +318,7 @@ def test_the_advice_of_a_run_that_is_stopped_can_be_followed(
     )
     resumed = []
     monkeypatch.setattr(
-        loop, "train_and_evaluate", lambda config, workdir, *_: resumed.append(workdir)
+        loop, "train_and_evaluate", lambda _, workdir, **__: resumed.append(workdir)
     )
     assert train.main(shlex.split(advised)) == 0
     assert resumed == [run]
@@ -340,7 +340,7 @@ def test_the_advice_on_a_default_directory_can_be_followed(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "train_and_evaluate", lambda *given: None)
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda *_, **__: None)
     (tmp_path / "runs").touch()
     assert train.main(SMALL) == 2
     (flag,) = re.findall("expected (--workdir) DIR$", capsys.readouterr().err, re.M)
