@@ -13,14 +13,14 @@ from flaxmnist.config.conversion import (
     to_json,
 )
 from flaxmnist.config.files import flags_of, load, shipped, variant
-from flaxmnist.config.reference import help_text
-from flaxmnist.config.schema import (
-    Config,
+from flaxmnist.config.groups import (
     DataConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
 )
+from flaxmnist.config.reference import help_text
+from flaxmnist.config.schema import Config
 
 __all__ = [
     "Config",

@@ -8,18 +8,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxmnist.config.schema import (
-    DEFAULT_MODEL,
-    GROUPS,
-    Config,
+from flaxmnist.config.groups import (
     DataConfig,
     Group,
     MeshConfig,
     OptimizerConfig,
-    declarations,
     model_config,
-    walk,
 )
+from flaxmnist.config.schema import DEFAULT_MODEL, GROUPS, Config, declarations, walk
 from flaxmnist.core import models, optim
 from flaxmnist.errors import UserError, shown
 from flaxmnist.runtime import files

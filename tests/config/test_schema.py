@@ -8,7 +8,7 @@ from helpers import ROOT, tiny_config
 
 from flaxmnist import config as configs
 from flaxmnist import options
-from flaxmnist.config import conversion, reference, schema
+from flaxmnist.config import conversion, groups, reference, schema
 from flaxmnist.core import models, optim, sharding
 from flaxmnist.data import datasets
 from flaxmnist.errors import UserError
@@ -68,9 +68,9 @@ def test_every_field_is_an_option_with_help_or_a_group():
     names = {entry.name for entry in reference.entries()}
     assert names == schema.declarations().keys()
     for model in models.MODELS:
-        config = dataclasses.replace(BASE, model=schema.model_config(model)())
-        groups = [getattr(config, group) for group in schema.GROUPS]
-        for one in (config, *groups):
+        config = dataclasses.replace(BASE, model=groups.model_config(model)())
+        parts = [getattr(config, group) for group in schema.GROUPS]
+        for one in (config, *parts):
             fields = {field.name for field in dataclasses.fields(one)}
             if one is config:
                 fields -= schema.GROUPS.keys()
@@ -114,13 +114,13 @@ def test_a_replaced_value_is_checked_and_canonical():
 def test_a_configuration_is_checked_once(monkeypatch):
     config = tiny_config()
     checked = []
-    check = schema.Group.__post_init__
+    check = groups.Group.__post_init__
 
     def count(group):
         checked.append(group)
         check(group)
 
-    monkeypatch.setattr(schema.Group, "__post_init__", count)
+    monkeypatch.setattr(groups.Group, "__post_init__", count)
     assert configs.resolve(config) is config
     Experiment.build(config)
     assert checked == []
