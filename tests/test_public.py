@@ -36,7 +36,9 @@ def test_a_run_is_trained_by_a_name_a_path_or_a_configuration(tmp_path):
     }
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build", lambda config: seen.append(config) or 1 / 0)
+        patch.setattr(
+            loop.Experiment, "build", lambda config: seen.append(config) or 1 / 0
+        )
         for one in given.values():
             with pytest.raises(ZeroDivisionError):
                 flaxmnist.train_and_evaluate(one, tmp_path / "run")

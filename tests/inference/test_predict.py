@@ -282,7 +282,7 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
         (["a.png"], "the following arguments are required: --workdir"),
         (["--workdir=nowhere", "a.png"], "nowhere contains no run"),
         (["--workdir=nowhere", "--tpo=3", "a.png"], "did you mean '--top'"),
-        (["--workdir=nowhere", "--top=11", "a.png"], "--top 11: expected 1 to 10"),
+        (["--workdir=nowhere", "--top=11", "a.png"], "--top=11: expected 1 to 10"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told(flags, message, capsys):
