@@ -130,7 +130,8 @@ def as_logits(logits: Any, count: int) -> Array:
     if logits.shape != (count, NUM_CLASSES):
         raise UserError(f"{name} is {dtype_and_shape(logits)}; expected {expected}")
     # Half precision cannot distinguish two probable classes.
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    wide: Array = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return wide
 
 
 def _array(name: str, value: Any) -> Any:

@@ -90,11 +90,11 @@ class _ByValue:
         return self._hash
 
 
-class _Transformation(_ByValue, optax.GradientTransformation):
+class _Plain(_ByValue, optax.GradientTransformation):  # type: ignore[misc]
     pass
 
 
-class _TransformationExtraArgs(_ByValue, optax.GradientTransformationExtraArgs):
+class _Extra(_ByValue, optax.GradientTransformationExtraArgs):  # type: ignore[misc]
     pass
 
 
@@ -108,7 +108,7 @@ def by_value(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     if isinstance(tx, _ByValue) or not isinstance(tx, optax.GradientTransformation):
         return tx
     extra = isinstance(tx, optax.GradientTransformationExtraArgs)
-    return (_TransformationExtraArgs if extra else _Transformation)(tx.init, tx.update)
+    return (_Extra if extra else _Plain)(tx.init, tx.update)
 
 
 def warn_if_rebuilt(tx: optax.GradientTransformation, *rest: Any) -> None:

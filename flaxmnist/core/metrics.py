@@ -1,4 +1,4 @@
-"""Sums from which every figure of a report follows, exact under any batching."""
+"""Metrics as sums over examples, which do not depend on the batch size."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ from flaxmnist.errors import UserError
 
 @struct.dataclass
 class Metrics:
-    """Sums over examples; merging is addition, so batches may be cut anywhere.
+    """Sums over examples. Metrics of several batches merge by addition.
 
     Attributes:
-      loss_sum: float32 `[]`, sum of the examples' cross-entropies, in nats.
+      loss_sum: float32 `[]`, sum of the cross-entropies in nats.
       confusion: int32 `[10, 10]`, examples by label (row) and prediction (column).
-      invalid: int32 `[]`, examples left out because their label is no class and no
-        distribution.
+      invalid: int32 `[]`, number of examples excluded because their label is neither a
+        class nor a distribution.
     """
 
-    loss_sum: Any
-    confusion: Any
-    invalid: Any = 0
+    loss_sum: Float[Array, ""] | float
+    confusion: Int[Array | np.ndarray, "10 10"]
+    invalid: Int[Array, ""] | int = 0
 
     def __repr__(self) -> str:
         try:
@@ -40,7 +40,7 @@ class Metrics:
 
     @classmethod
     def empty(cls) -> "Metrics":
-        """Returns the metrics of no example."""
+        """Returns the metrics of zero examples."""
         return cls(
             loss_sum=jnp.zeros((), jnp.float32),
             confusion=jnp.zeros((NUM_CLASSES, NUM_CLASSES), jnp.int32),
@@ -63,16 +63,18 @@ class Metrics:
           logits: outputs of the model.
           labels: classes.
           mask: False where an example is padding.
-          valid: False where a label is not valid; such an example is only counted.
+          valid: False where a label is invalid; such an example counts in `invalid`
+            only.
         """
         predictions = jnp.argmax(logits, axis=-1)
         invalid = (mask & jnp.logical_not(valid)).sum(dtype=jnp.int32)
         mask = mask & valid
-        confusion = cls.empty().confusion.at[labels, predictions].add(mask)
+        empty = jnp.zeros((NUM_CLASSES, NUM_CLASSES), jnp.int32)
+        confusion = empty.at[labels, predictions].add(mask)
         return cls(jnp.where(mask, losses, 0).sum(), confusion, invalid)
 
     def merge(self, other: "Metrics") -> "Metrics":
-        """Returns the metrics of both together."""
+        """Returns the metrics of the examples of both."""
         return Metrics(
             self.loss_sum + other.loss_sum,
             self.confusion + other.confusion,
@@ -80,12 +82,12 @@ class Metrics:
         )
 
     @property
-    def sums(self) -> dict[str, Any]:
-        """The arrays that a checkpoint holds; `invalid` is 0 wherever one is saved."""
+    def sums(self) -> dict[str, Array | np.ndarray | float]:
+        """The arrays in a checkpoint; `invalid` is 0 whenever one is saved."""
         return {"loss_sum": self.loss_sum, "confusion": self.confusion}
 
     @property
-    def count(self) -> Any:
+    def count(self) -> Int[Array | np.ndarray, ""]:
         """Number of examples."""
         return self.confusion.sum()
 

@@ -179,7 +179,8 @@ class MLP(nn.Module):
     def _activate(self, x: Array, train: bool) -> Array:
         if self.batch_norm:
             x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
-        return ACTIVATIONS[self.activation](x)
+        activated: Array = ACTIVATIONS[self.activation](x)
+        return activated
 
     @nn.nowrap
     def _classify(self, x: Array, train: bool) -> Array:

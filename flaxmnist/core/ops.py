@@ -1,11 +1,11 @@
-"""Convolution, pooling and dense layers, lowered to be trained fast everywhere.
+"""Convolution, pooling and dense layers whose training is fast on every platform.
 
 XLA's CPU backend differentiates a convolution inside a loop an order of magnitude
 slower than outside (jax-ml/jax#12868), and a training loop that stays on the device
-is such a loop. On CPU :func:`conv` is therefore made of matrix products: over tiles,
-where `winograd` applies and pays, otherwise over patches (im2col; Chellapilla et al.,
-2006, "High Performance Convolutional Neural Networks for Document Processing").
-Elsewhere it is XLA's own convolution.
+is such a loop. On CPU :func:`conv` therefore consists of matrix products: over tiles
+where `winograd` is faster, otherwise over patches (im2col; Chellapilla et al., 2006,
+"High Performance Convolutional Neural Networks for Document Processing"). On other
+platforms it is XLA's own convolution.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from flaxmnist.core import winograd
 
-# Above so many taps a convolution is left to XLA.
+# XLA computes convolutions with more taps than this.
 MAX_TAPS = 81
 
 
@@ -29,7 +29,7 @@ def conv_by_matmul(
     padding: Sequence[tuple[int, int]],
     precision: Any = None,
 ) -> Float[Array, "batch out_height out_width cout"]:
-    """Convolves by one matrix product: patches laid side by side, times the kernel."""
+    """Convolves by one matrix product of all patches and the kernel."""
     kh, kw, cin, cout = kernel.shape
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     sh, sw = strides
@@ -68,10 +68,10 @@ def conv(
     padding: str | Sequence[tuple[int, int]],
     **kwargs: Any,
 ) -> Float[Array, "batch out_height out_width cout"]:
-    """Takes the place of `lax.conv_general_dilated` where a loop is differentiated.
+    """Replaces `lax.conv_general_dilated` in a loop that is differentiated.
 
-    The platform decides the lowering when the program is compiled. Dilated and grouped
-    convolutions and those of large kernels are XLA's on every platform.
+    The platform determines the lowering when the program is compiled. XLA computes
+    dilated and grouped convolutions and those with large kernels on every platform.
 
     Args:
       lhs: images, channels last.
@@ -83,10 +83,10 @@ def conv(
     """
     precision = kwargs.get("precision")
 
-    def xla(lhs, rhs):
+    def xla(lhs: Array, rhs: Array) -> Array:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
 
-    def matmul(lhs, rhs):
+    def matmul(lhs: Array, rhs: Array) -> Array:
         pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
         if winograd.is_faster(lhs, rhs, window_strides, pads):
             return winograd.conv(lhs, rhs, pads, precision)
@@ -97,11 +97,12 @@ def conv(
         *(kwargs.get("rhs_dilation") or ()),
     )
     grouped = lhs.shape[-1] != rhs.shape[-2]
-    # Patches of a large kernel would take long to compile, and little less to compute.
+    # Patches of a large kernel take long to compile and save little time.
     large = rhs.shape[0] * rhs.shape[1] > MAX_TAPS
     if grouped or large or any(dilation != 1 for dilation in dilations):
         return xla(lhs, rhs)
-    return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+    out: Array = lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+    return out
 
 
 def dot_general(
@@ -110,11 +111,11 @@ def dot_general(
     dimension_numbers: Any,
     **kwargs: Any,
 ) -> Float[Array, "batch cout"]:
-    """Takes the place of `lax.dot_general` in a dense layer of few outputs.
+    """Replaces `lax.dot_general` in a dense layer with few outputs.
 
-    On CPU the kernel is turned before the product, so that its gradient is one product
-    with long rows, and not with rows of `cout`: a fourth of the time for ten. Of inputs
-    in half precision the sums are float32, and stay it: they are the logits.
+    On CPU the kernel is transposed before the product, so that its gradient is a
+    product with long rows instead of rows of `cout` elements. For ten outputs it takes
+    a fourth of the time. The output is float32 or wider, also for half precision.
 
     Args:
       lhs: inputs.
@@ -124,15 +125,16 @@ def dot_general(
     """
     kwargs["preferred_element_type"] = jnp.promote_types(lhs.dtype, jnp.float32)
 
-    def plain(lhs, rhs):
+    def plain(lhs: Array, rhs: Array) -> Array:
         return lax.dot_general(lhs, rhs, dimension_numbers, **kwargs)
 
-    def turned(lhs, rhs):
-        # Without the barrier XLA turns it back.
+    def turned(lhs: Array, rhs: Array) -> Array:
+        # Without the barrier, XLA removes the transposition.
         rhs = lax.optimization_barrier(rhs.T)
         return lax.dot_general(lhs, rhs, (((1,), (1,)), ((), ())), **kwargs)
 
-    return lax.platform_dependent(lhs, rhs, cpu=turned, default=plain)
+    out: Array = lax.platform_dependent(lhs, rhs, cpu=turned, default=plain)
+    return out
 
 
 def _squares(images: Any, window: int) -> Any:
@@ -149,9 +151,10 @@ def max_pool(
 ) -> Float[Array, "batch out_height out_width channels"]:
     """Takes the maximum of each `window` × `window` square; a remainder is dropped.
 
-    Of equal maxima the first counts, as in `nn.max_pool`. But its place is kept, in a
-    byte, and the gradient writes each element once; that of `nn.max_pool` is a
-    select-and-scatter, many times slower on CPU. A NaN is seen where a whole square is.
+    Of equal maxima the first counts, as in `nn.max_pool`. Its position is stored in a
+    byte, and the gradient writes each element once. The gradient of `nn.max_pool` is a
+    select-and-scatter, which is many times slower on CPU. The result is NaN only if the
+    whole square is.
     """
     squares = _squares(images, window)
     places = np.arange(window**2, dtype=np.min_scalar_type(-(window**2)))
@@ -169,4 +172,5 @@ def average_pool(
     images: Float[Array, "batch height width channels"], window: int = 2
 ) -> Float[Array, "batch out_height out_width channels"]:
     """Takes the mean of each `window` × `window` square; a remainder is dropped."""
-    return _squares(images, window).mean(axis=(2, 4))
+    means: Array = _squares(images, window).mean(axis=(2, 4))
+    return means

@@ -86,8 +86,7 @@ def build_schedule(
     return optax.join_schedules([up, after], [warmup_steps])
 
 
-# Cached, because a `TrainState` holds its optimizer as a static field: an equal
-# optimizer must be the same object, or every jitted step would compile again.
+# Cached, so that steps compare equal optimizers by identity: see `core.by_value`.
 @functools.lru_cache
 def build(
     name: str,
@@ -151,16 +150,18 @@ def build(
     return tx, rate
 
 
-@functools.lru_cache  # As of `build`.
+@functools.lru_cache  # As for `build`.
 def scaled(
     tx: optax.GradientTransformation, factor: float
 ) -> optax.GradientTransformation:
     """Returns `tx` with its learning rate, at every step, times `factor`.
 
-    Its state is that of `tx`, so that a run may go on with it.
+    It has the state of `tx`, so a run can continue with it.
     """
 
-    def update(grads, state, params=None):
+    def update(
+        grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         updates, state = tx.update(grads, state, params)
         return jax.tree.map(lambda update: factor * update, updates), state
 

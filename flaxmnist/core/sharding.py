@@ -1,15 +1,15 @@
-"""Where arrays live: a mesh of devices, and rules for what is split over its axes.
+"""A mesh of devices, and rules that split arrays over its axes.
 
-Batches are split over the axis ``"data"``; dense layers over ``"model"``, and the whole
-state over ``"data"``, if a :class:`Layout` says so. The compiler carries the shardings
-of what a program is given through it, and puts in what has to be sent; a step says no
-more than how its state is kept.
+Batches are split over the axis ``"data"``. A :class:`Layout` can split dense layers
+over ``"model"`` and the whole state over ``"data"``. The compiler propagates the
+shardings of a program's arguments and inserts the communication; a step constrains only
+its state.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -48,8 +48,8 @@ def make_mesh(
     """Returns a mesh with the axes ``"data"`` and ``"model"``.
 
     Args:
-      data: in how many parts a batch is split; -1 for as many as there are devices.
-      model: in how many parts each dense layer is split.
+      data: number of parts of a batch; -1 for one per device.
+      model: number of parts of each dense layer.
       devices: ids of those to choose from; all if None.
 
     Raises:
@@ -111,6 +111,7 @@ def _more_devices(platform: str, missing: list[int]) -> str:
 
 
 Rules = tuple[tuple[str, int], ...]
+_T = TypeVar("_T")
 
 
 def dense_rules(model: nn.Module) -> Rules:
@@ -210,22 +211,22 @@ class Layout:
 
 
 def constrain(tree: Any, layout: Layout | None) -> Any:
-    """Has a compiled program leave a tree split as `layout` says."""
+    """Constrains a tree inside a compiled program to the shardings of `layout`."""
     if layout is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, layout.of(tree))
 
 
 def gather(params: Any, layout: Layout | None) -> Any:
-    """Has a compiled program bring together what `fsdp` splits, for a layer to use.
+    """Gathers parameters that `fsdp` splits, inside a compiled program.
 
-    Left to itself, the compiler may bring the examples of all devices together instead.
+    Without this constraint, the compiler may gather the examples instead.
     """
     return constrain(params, layout and dataclasses.replace(layout, fsdp=False))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
+    """Returns the sharding of an array of which every device has a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -234,24 +235,25 @@ def split_over_data(mesh: Mesh, axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def abstract(make: Callable[[], Any], sharding: Sharding | Layout | None) -> Any:
-    """Returns the tree that `make` would, as shapes and dtypes in `sharding`."""
+def abstract(make: Callable[[], _T], sharding: Sharding | Layout | None) -> _T:
+    """Returns shapes, dtypes and shardings of the tree that `make` would return."""
     shapes = jax.eval_shape(make)
     if isinstance(sharding, Layout):
         where = sharding.of(shapes)
     else:
         where = jax.tree.map(lambda leaf: sharding, shapes)
-    return jax.tree.map(
+    tree: _T = jax.tree.map(
         lambda leaf, one: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
         shapes,
         where,
     )
+    return tree
 
 
 def put(values: np.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
-    """Places an array that every process holds whole; each sends its own part."""
+    """Places an array that every process has; each sends the parts of its devices."""
     array = np.asarray(values)
-    # A transfer that is meant: a loop under `jax.transfer_guard` may make it.
+    # An intended transfer, also in a loop under `jax.transfer_guard`.
     with jax.transfer_guard("allow"):
         return jax.make_array_from_callback(
             array.shape, sharding, lambda index: array[index]

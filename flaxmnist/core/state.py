@@ -1,4 +1,4 @@
-"""The state of training, made where it will live."""
+"""The state of training, initialized directly on its devices."""
 
 import functools
 import inspect
@@ -16,6 +16,7 @@ from flaxmnist import options
 from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.by_value import by_value
 from flaxmnist.core.sharding import Layout, abstract
+from flaxmnist.core.types import Collections, Params
 from flaxmnist.errors import UserError, shown
 
 OPTIONS = {
@@ -27,33 +28,33 @@ OPTIONS = {
 
 @struct.dataclass
 class TrainState:
-    """All that a step reads and writes; a pytree, so jit, shard and save it whole.
+    """Everything that a step reads and writes, as one pytree.
 
     Attributes:
-      step: int32 `[]`, updates made.
+      step: int32 `[]`, number of updates.
       params: the model's parameters.
       opt_state: the optimizer's state.
       model_state: the model's other collections, such as ``batch_stats``.
-      key: PRNG key of the run; each step folds its number into it.
+      key: PRNG key of the run; each step folds its own number into it.
       model: the linen module (static).
       tx: the optimizer (static). An equal one does not compile again; see
         :func:`flaxmnist.core.by_value.by_value`.
-      layout: how a step leaves all of it split over devices (static); None leaves that
-        to the compiler.
-      ema: the average of the parameters over the updates; None without `ema_decay`.
-      ema_decay: what an update's weight in `ema` is multiplied by at the next (static).
-      grad_accumulation: micro-batches that a batch is cut into (static).
+      layout: how a step splits the new state over devices (static); None leaves that to
+        the compiler.
+      ema: exponential moving average of the parameters; None without `ema_decay`.
+      ema_decay: decay of that average per update (static).
+      grad_accumulation: number of micro-batches per batch (static).
     """
 
-    step: Any
-    params: Any
-    opt_state: Any
-    model_state: Any
-    key: Any
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    model_state: Collections
+    key: jax.Array
     model: nn.Module = struct.field(pytree_node=False)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
     layout: Layout | None = struct.field(pytree_node=False, default=None)
-    ema: Any = None
+    ema: Params | None = None
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
     grad_accumulation: int = struct.field(pytree_node=False, default=1)
 
@@ -70,22 +71,23 @@ class TrainState:
         return f"TrainState({type(self.model).__name__}, {count:,} parameters, {step})"
 
     @property
-    def eval_params(self) -> Any:
-        """The parameters to evaluate, predict and export by: `ema`, if there is one."""
-        return self.params if self.ema_decay is None else self.ema
+    def eval_params(self) -> Params:
+        """The parameters for evaluation, prediction and export: `ema` unless None."""
+        return self.params if self.ema is None else self.ema
 
-    def averaged(self, params: Any) -> Any:
+    def averaged(self, params: Params) -> Params | None:
         """Returns `ema` after an update to `params`.
 
-        The weights of all updates sum to one, as Adam's do (Kingma and Ba, 2015): the
-        first update's average is its parameters, and where they began has no part.
+        Bias-corrected as in Adam (Kingma and Ba, 2015): after the first update the
+        average equals the parameters; the initial values contribute nothing.
         """
-        if self.ema_decay is None:
+        if self.ema_decay is None or self.ema is None:
             return None
         # (1 - decay) / (1 - decay^updates), exact also where decay is close to one.
         forgotten = -jnp.expm1((self.step + 1) * math.log(self.ema_decay))
         share = (1 - self.ema_decay) / forgotten
-        return optax.incremental_update(params, self.ema, share)
+        average: Params = optax.incremental_update(params, self.ema, share)
+        return average
 
 
 def _init(
@@ -126,7 +128,7 @@ def abstract_state(
     sharding: Sharding | Layout | None = None,
     **options: Any,
 ) -> TrainState:
-    """Returns the state's shapes, dtypes and shardings; nothing is computed.
+    """Returns the shapes, dtypes and shardings of a state without computing it.
 
     The options are those of :func:`create_state`.
     """
@@ -151,16 +153,16 @@ def create_state(
       model: maps `[batch, 28, 28, 1]` images to `[batch, 10]` logits; takes
         `train: bool`, and a ``"dropout"`` key while training.
       tx: any optax transformation.
-      seed: decides the parameters and every later random draw.
-      sharding: where each array lives: one for all, or a layout, which the steps keep;
-        the default device if None.
-      ema_decay: in (0, 1), to average the parameters over the updates and evaluate by
-        that average; about the last 1 / (1 - ema_decay) updates count.
-      grad_accumulation: micro-batches that each batch is cut into, to hold the
-        activations of one at a time; the update is that of the whole batch.
+      seed: seeds the parameters and every later random draw.
+      sharding: one for all arrays, or a layout, which the steps preserve; the default
+        device if None.
+      ema_decay: in (0, 1), to average the parameters over the updates and evaluate with
+        the average, which covers about the last 1 / (1 - ema_decay) updates.
+      grad_accumulation: number of micro-batches per batch. Only the activations of one
+        are in memory at a time; the update is that of the whole batch.
 
     Raises:
-      UserError: an argument has a value or a type that is not possible.
+      UserError: an argument has an invalid value or type.
     """
     _check_parts(model, tx, sharding)
     given = {
@@ -173,11 +175,12 @@ def create_state(
         sharding = sharding.for_model(model)
     init = functools.partial(_init, model, tx, sharding=sharding, **checked)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
-    return jax.jit(init, out_shardings=shardings)()
+    state: TrainState = jax.jit(init, out_shardings=shardings)()
+    return state
 
 
 def _check_parts(model: Any, tx: Any, sharding: Any) -> None:
-    """Raises UserError unless a state can be made of a model and an optimizer."""
+    """Raises UserError unless these are a model, an optimizer and a sharding."""
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model={shown(model)}: expected a flax.linen module such as CNN()"

@@ -1,7 +1,7 @@
-"""The pure steps. Import them, or let `flaxmnist.train` drive them.
+"""The pure, jitted steps of training, evaluation and prediction.
 
-What a batch may be is told, and checked while tracing, by `flaxmnist.inputs`. Arrays
-may be sharded over devices; computation follows them.
+:mod:`flaxmnist.core.batch` defines the format of a batch, which is checked while a step
+is traced. Arrays may be sharded over devices; the computation follows them.
 """
 
 import dataclasses
@@ -26,9 +26,10 @@ from flaxmnist.core.by_value import warn_if_rebuilt
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.sharding import constrain, gather
 from flaxmnist.core.state import TrainState
+from flaxmnist.core.types import Batch, Collections, Params
 from flaxmnist.errors import UserError
 
-Batch = dict[str, Any]
+Gradient = tuple[Params, tuple[Metrics, Collections]]
 
 
 def _explained(step: Any) -> Any:
@@ -78,24 +79,24 @@ class Batches(Protocol):
 
 
 def loss_fn(
-    params: Any, state: TrainState, batch: Batch, *, train: bool = True
-) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
-    """Returns the mean cross-entropy, and what was found on the way.
+    params: Params, state: TrainState, batch: Batch, *, train: bool = True
+) -> tuple[Float[Array, ""], tuple[Metrics, Collections]]:
+    """Returns the mean cross-entropy, the metrics and the model's new collections.
 
     Args:
-      params: the parameters; those of `state`, or others to differentiate by.
-      state: all the rest.
-      batch: see :func:`flaxmnist.core.batch.as_batch`. Examples that its mask hides or
-        whose label is not valid count in batch normalization, but not in the loss.
-      train: whether dropout drops, and batch statistics are the batch's own.
+      params: the parameters to differentiate by, such as those of `state`.
+      state: everything else.
+      batch: see :func:`flaxmnist.core.batch.as_batch`. Masked examples and those with
+        an invalid label count in batch normalization, but not in the loss.
+      train: whether to apply dropout and to normalize by statistics of the batch.
 
     Returns:
-      the loss in nats; and the metrics, with the model's new collections (none unless
-      `train`).
+      the loss in nats; and the metrics with the new collections of the model, which are
+      empty unless `train`.
 
     Raises:
-      UserError: the batch has not the names, shapes and dtypes of one, or the model
-        does not make logits of it.
+      UserError: a name, shape or dtype of the batch is invalid, or the model does not
+        return logits.
     """
     batch = as_batch(batch)
     logits, model_state = state.model.apply(
@@ -120,20 +121,21 @@ def loss_fn(
     return metrics.loss_sum / count, (metrics, model_state)
 
 
-def gradient(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]:
+def gradient(state: TrainState, batch: Batch) -> Gradient:
     """Differentiates :func:`loss_fn`, in `state.grad_accumulation` micro-batches.
 
-    Each draws a dropout of its own, and batch statistics are updated by one after the
-    other. The loss is the mean over all examples that the batch's mask shows.
+    Each draws its own dropout, and they update the batch statistics one after another.
+    The loss is the mean over all valid examples of the batch.
 
     Raises:
-      UserError: as :func:`loss_fn`, or the batch cannot be cut into so many.
+      UserError: as :func:`loss_fn`, or the number does not divide the batch.
     """
     differentiate = jax.grad(loss_fn, has_aux=True)
     if state.grad_accumulation == 1:
-        return differentiate(state.params, state, batch)
+        whole: Gradient = differentiate(state.params, state, batch)
+        return whole
 
-    def add(carry, micro_batch):
+    def add(carry: Any, micro_batch: Any) -> Any:
         sums, model_state = carry
         index, batch = micro_batch
         key = jax.random.fold_in(state.key, index)
@@ -155,7 +157,7 @@ def gradient(state: TrainState, batch: Batch) -> tuple[Any, tuple[Metrics, Any]]
 @_explained
 @functools.partial(jax.jit, donate_argnames="state")
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Makes one update; `state` is donated, so use the returned one from here on."""
+    """Makes one update. `state` is donated: use the returned state from then on."""
     warn_if_rebuilt(state.tx, dataclasses.replace(state, tx=optax.identity()), batch)
     grads, (metrics, model_state) = gradient(state, batch)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
@@ -174,7 +176,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
 @_explained
 @jax.jit
 def eval_step(state: TrainState, batch: Batch) -> Metrics:
-    """Returns the metrics of one batch; nothing random, nothing changed."""
+    """Returns the metrics of one batch, without dropout."""
     _, (metrics, _) = loss_fn(state.eval_params, state, batch, train=False)
     return metrics
 
@@ -185,11 +187,11 @@ def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch 
     """Returns ``classes`` `[batch]`, ``probabilities`` and ``logits`` `[batch, 10]`.
 
     Args:
-      state: whose parameters and model state predict.
+      state: with the parameters to predict with.
       images: see :func:`flaxmnist.core.batch.as_images`, which checks them.
 
     Raises:
-      UserError: they are no images.
+      UserError: the images have an invalid shape or dtype.
     """
     images = as_images(images)
     params = gather(state.eval_params, state.layout)
@@ -210,16 +212,19 @@ def train_steps(
 ) -> tuple[TrainState, Metrics]:
     """Makes `num_steps` updates in one dispatch and adds up their metrics.
 
-    The number of steps is an argument of the compiled program, not a part of it: one
-    compilation serves every number, and cutting a run elsewhere changes no bit.
+    The number of steps is an argument of the compiled program. One compilation serves
+    every number, and dividing a run into other dispatches changes no bit.
     """
 
-    def body(_, carry):
+    def body(_: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = carry
         state, new = train_step(state, batches.at(state.step))
         return state, metrics.merge(new)
 
-    return lax.fori_loop(0, num_steps, body, (state, metrics))
+    trained: tuple[TrainState, Metrics] = lax.fori_loop(
+        0, num_steps, body, (state, metrics)
+    )
+    return trained
 
 
 @_explained
@@ -233,10 +238,11 @@ def eval_steps(
 ) -> Metrics:
     """Adds the metrics of the batches `first` … `first + num_steps - 1`."""
 
-    def body(step, metrics):
+    def body(step: Any, metrics: Metrics) -> Metrics:
         return metrics.merge(eval_step(state, batches.at(step)))
 
-    return lax.fori_loop(first, first + num_steps, body, metrics)
+    total: Metrics = lax.fori_loop(first, first + num_steps, body, metrics)
+    return total
 
 
 @_explained

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 # Side of a tile of outputs. Sizes of kernels for which the points stay few and small.
 TILE = 4
 KERNELS = (3, 5)
-# About what a processor's last cache holds: of the products of a part of the batch.
+# About the size of a last-level cache: bytes of products per part of the batch.
 CACHE_BYTES = 16 << 20
 # With fewer channels the sums around the products cost more than they save.
 MIN_CHANNELS = 8
@@ -37,7 +37,7 @@ def is_faster(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
 ) -> bool:
-    """Returns whether :func:`conv` can make this convolution, and faster."""
+    """Returns whether :func:`conv` supports this convolution and is faster."""
     height, width, channels, _ = kernel.shape
     return (
         height == width
@@ -124,7 +124,7 @@ def _pad_to_tiles(images: Array, low: Sequence[int], size: Sequence[int]) -> Arr
 def conv(
     images: Float[Array, "batch height width cin"],
     kernel: Float[Array, "r r cin cout"],
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    padding: tuple[tuple[int, int], ...],
     precision: Any = None,
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Convolves with stride 1, by Winograd's F(4 × 4, r × r) for r in `KERNELS`.
@@ -140,14 +140,14 @@ def conv(
     parts = _num_parts(images, kernel, padding)
     if parts == 1:
         return _conv(images, kernel, padding, precision)
-    # Every `parts`-th example: where the batch is split over devices, so is each part.
+    # Every `parts`-th example: if the batch is split over devices, so is each part.
     split = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
-    whole = lax.map(lambda part: _conv(part, kernel, padding, precision), split)
+    whole: Array = lax.map(lambda part: _conv(part, kernel, padding, precision), split)
     return whole.swapaxes(0, 1).reshape(-1, *whole.shape[2:])
 
 
 def _num_parts(images: Array, kernel: Array, padding: Any) -> int:
-    """Returns in how many equal parts a batch is best convolved."""
+    """Returns the number of equal parts in which to convolve a batch."""
     r = len(kernel)
     tiles = len(images) * math.prod(_num_tiles(_output_size(images, r, padding)))
     size = tiles * (TILE + r - 1) ** 2 * max(kernel.shape[2:]) * images.dtype.itemsize
@@ -158,7 +158,8 @@ def _num_parts(images: Array, kernel: Array, padding: Any) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(images: Array, kernel: Array, padding: Any, precision: Any) -> Array:
-    return _forward(images, kernel, padding, precision)[0]
+    outputs: Array = _forward(images, kernel, padding, precision)[0]
+    return outputs
 
 
 def _forward(images: Array, kernel: Array, padding: Any, precision: Any) -> Any:

@@ -18,6 +18,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from flaxmnist.core import sharding
+from flaxmnist.core.types import Batch
 from flaxmnist.data.order import PADDING, Order
 from flaxmnist.data.rows import Read, gather, in_memory, reader
 from flaxmnist.data.splits import Split
@@ -30,7 +31,7 @@ SLAB_BYTES = 8 << 20
 MAX_SHARE = 0.8
 
 
-def _batch(images: Any, labels: Any, mask: Any) -> dict[str, Any]:
+def _batch(images: jax.Array, labels: jax.Array, mask: jax.Array) -> Batch:
     return {"image": images.reshape(-1, 28, 28, 1), "label": labels, "mask": mask}
 
 
@@ -46,11 +47,11 @@ class DeviceBatches:
       order: int32 `[steps, batch]`, rows of `images`, split over the devices.
     """
 
-    images: Any
-    labels: Any
-    order: Any
+    images: jax.Array
+    labels: jax.Array
+    order: jax.Array
 
-    def at(self, step: Any) -> dict[str, Any]:
+    def at(self, step: jax.Array) -> Batch:
         """Gathers the batch of a step; the gather follows the sharding of `order`."""
         rows = self.order[step % self.order.shape[0]]
         mask = rows != PADDING
@@ -69,15 +70,18 @@ class HostBatches:
       first: int32 `[]`, the step of the first batch.
     """
 
-    images: Any
-    labels: Any
-    mask: Any
-    first: Any
+    images: jax.Array
+    labels: jax.Array
+    mask: jax.Array
+    first: jax.Array
 
-    def at(self, step: Any) -> dict[str, Any]:
+    def at(self, step: jax.Array) -> Batch:
         """Returns the batch of a step; the step must be among these batches."""
         index = step - self.first
         return _batch(self.images[index], self.labels[index], self.mask[index])
+
+
+Batches = DeviceBatches | HostBatches
 
 
 class Feed(Protocol):
@@ -85,14 +89,14 @@ class Feed(Protocol):
 
     steps_per_epoch: int
 
-    def chunks(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+    def chunks(self, start: int, stop: int) -> Iterator[tuple[Batches, int]]:
         """Yields `(batches, num_steps)` that cover the steps `start` … `stop - 1`."""
 
     def in_order(self, batch_size: int) -> "Feed":
         """Returns a feed for evaluation, which yields each example once, in order."""
 
 
-def _count(split: Any) -> int:
+def _count(split: object) -> int:
     if not isinstance(split, Split):
         raise UserError(
             f"split is a {type(split).__name__}: expected a Split, such as load().train"

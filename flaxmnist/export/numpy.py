@@ -19,7 +19,8 @@ from flaxmnist.export.parity import Logits
 def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Returns the layers of one of our models as `numpy_predictor` reads them."""
     model: Any = state.model
-    params, stats = state.eval_params, state.model_state.get("batch_stats", {})
+    params: Any = state.eval_params
+    stats: Any = state.model_state.get("batch_stats", {})
     arrays: dict[str, np.ndarray] = {}
     layers: list[dict[str, Any]] = []
 

@@ -112,7 +112,7 @@ class Checkpoints:
         best, latest = self._manager.best_step(), self._manager.latest_step()
         if latest is None:
             raise UserError(f"no checkpoint in {self.directory}: train first")
-        return latest if best is None else best
+        return int(latest if best is None else best)
 
     def save(
         self,

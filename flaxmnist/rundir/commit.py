@@ -1,4 +1,4 @@
-"""How a checkpoint gets its name: all of it is flushed to the disk before that."""
+"""Flushes a checkpoint to the disk before it gets its final name."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from orbax.checkpoint.path import atomicity
 from flaxmnist.runtime import durable
 
 
-class SyncedPath(atomicity.AtomicRenameTemporaryPath):
-    """A checkpoint's directory, which is on the disk once it has its final name.
+class SyncedPath(atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
+    """A checkpoint's directory, which is on the disk when it gets its final name.
 
     Orbax writes its JSON files and renames without flushing either, and deletes older
     checkpoints right after the rename: a power failure could lose both.
@@ -18,7 +18,8 @@ class SyncedPath(atomicity.AtomicRenameTemporaryPath):
         """Writes the last files, flushes all of them, renames, flushes the name."""
         final, suffix = self.get_final(), atomicity.TMP_DIR_SUFFIX
         if suffix in final.parent.name:  # A part, which is flushed with the whole.
-            return await super().finalize()
+            await super().finalize()
+            return
         # Still a temporary name: Orbax removes it if the process dies here.
         self._final_path = self.get().with_name(f"{final.name}.written{suffix}")
         await super().finalize()

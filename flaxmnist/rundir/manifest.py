@@ -127,7 +127,7 @@ def read_record(folder: Path) -> dict[str, Any]:
       UserError: a newer version of this library wrote it.
       Exception: it is damaged.
     """
-    record = files.read_json(folder / "metadata")
+    record: dict[str, Any] = files.read_json(folder / "metadata")
     checksum = record.pop("checksum", None)
     version = record.get("format", 1)
     if checksum != (

@@ -1,12 +1,14 @@
 """Typed results of a run, with the schema that each is read with."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from flaxmnist import config as configs
 from flaxmnist import options
 from flaxmnist.data import SPLITS
 from flaxmnist.rundir.schemas import Schema, by_name, conform, number, share
+
+_T = TypeVar("_T")
 
 
 def object_of(schema: Schema) -> options.OptionType:
@@ -143,7 +145,7 @@ class Description:
 
 
 def _seconds(value: Any) -> dict[str, float]:
-    seconds = by_name(options.real(0, below=1e12)).convert(value)
+    seconds: dict[str, float] = by_name(options.real(0, below=1e12)).convert(value)
     if not seconds.get("total"):
         raise ValueError
     return seconds
@@ -229,7 +231,7 @@ def build_description(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build(cls: Any, values: dict[str, Any]) -> Any:
+def build(cls: type[_T], values: dict[str, Any]) -> _T:
     """Builds a dataclass; a missing value is None, an unknown one is ignored."""
-    names = (field.name for field in dataclasses.fields(cls))
+    names = (field.name for field in dataclasses.fields(cast(Any, cls)))
     return cls(**{name: values.get(name) for name in names})

@@ -81,11 +81,12 @@ def load_state(path: str | os.PathLike[str], like: _State) -> _State:
                 f"{expected} in the state"
             )
     leaves = [_placed(arrays[name], leaf) for name, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    state: _State = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return state
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def _data(leaf: Any) -> Any:
@@ -95,8 +96,10 @@ def _data(leaf: Any) -> Any:
 
 def _placed(array: np.ndarray, leaf: Any) -> jax.Array:
     if _is_key(leaf):
-        key = jax.random.wrap_key_data(
+        value = jax.random.wrap_key_data(
             jnp.asarray(array), impl=jax.random.key_impl(leaf)
         )
-        return jax.device_put(key, leaf.sharding)
-    return jax.device_put(array, leaf.sharding)
+    else:
+        value = array
+    placed: jax.Array = jax.device_put(value, leaf.sharding)
+    return placed

@@ -116,7 +116,10 @@ def with_parameters(
     Raises:
       UserError: they are not of this model, or (`DamagedError`) damaged.
     """
-    wanted = {"params": state.params, "model_state": state.model_state}
+    wanted: dict[str, Any] = {
+        "params": state.params,
+        "model_state": state.model_state,
+    }
     if state.ema_decay is not None:
         wanted["ema"] = state.ema
     like = jax.tree.map(
