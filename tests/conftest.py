@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, strict JAX, checked shapes; tiny data and shared runs."""
 
+import atexit
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 # Programs that one test compiled serve the others, in every process of this session.
 PROGRAMS = tempfile.TemporaryDirectory(prefix="flaxmnist-programs-")
+atexit.register(PROGRAMS.cleanup)  # Otherwise Python warns of it at exit.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Compiling takes most of the tests' time, and half as long like this; set it to 0 for
