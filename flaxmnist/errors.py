@@ -1,4 +1,4 @@
-"""The errors of flaxmnist, and the parts of their messages."""
+"""The exceptions of flaxmnist, and functions for their messages."""
 
 import difflib
 import re
@@ -9,18 +9,18 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake of the user's: what was found, what was expected, what to do."""
+    """A mistake of the user; the message names it and says what to do."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'adam'? There are: adam, adamw, sgd"``."""
+    """Returns ``"; did you mean 'adam'? Valid names: adam, adamw, sgd"``."""
     known = sorted(known)
     if not known:
-        return ". There is none"
+        return ". No name is valid"
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    # Hundreds of names help nobody.
-    return f"{hint} There are: {', '.join(known)}" if len(known) < 30 else hint
+    # A long list does not help.
+    return f"{hint} Valid names: {', '.join(known)}" if len(known) < 30 else hint
 
 
 def shown(value: Any) -> str:
@@ -34,9 +34,9 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Returns `text` with what is not printable escaped, except `keep`.
+    """Returns `text` with unprintable characters escaped, except those in `keep`.
 
-    A file name may hold line breaks, and sequences that a terminal obeys.
+    A file name may contain line breaks and control sequences of a terminal.
     """
 
     def shown(char: str) -> bool:
@@ -57,8 +57,7 @@ class StoppedError(KeyboardInterrupt):
 
     Of several processes, all stop together, unless only this one is `alone`.
 
-    Like Ctrl-C itself it is no `Exception`: a loop over runs does not go on with the
-    next one.
+    Like KeyboardInterrupt it is not an `Exception`, so a loop over runs ends with it.
     """
 
     def __init__(self, number: int, message: str, alone: bool = False):

@@ -53,7 +53,7 @@ def saved_summary(workdir: Path, step: int | None = None) -> Summary | None:
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """Returns the steps of the folder's checkpoints, in order."""
+    """Returns the steps of the checkpoints, in order."""
     return integrity.saved_steps(workdir / "checkpoints")
 
 
@@ -73,17 +73,17 @@ def check_same(before: configs.Config, config: configs.Config) -> None:
     """Raises UserError if the fixed options of two configurations differ."""
     if changed := configs.differences(before, config):
         raise UserError(
-            "--workdir holds a run of another configuration: use another, or its "
-            f"options\n{'; '.join(changed)}"
+            "--workdir contains a run with a different configuration; use another "
+            f"directory, or its options\n{'; '.join(changed)}"
         )
 
 
 class Lock:
     """The lock of a run directory, held until the process ends or the block is left.
 
-    The kernel releases the lock when the process ends, in any way. Some network file
-    systems have no locks, and keep no other run out. Of several processes of one run,
-    only the first locks.
+    The kernel releases the lock when the process ends in any way. Network file systems
+    without locks do not keep other runs out. Of several processes of one run, only the
+    first locks.
 
     Attributes:
       workdir: the directory.
@@ -213,7 +213,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
     try:
         lock = Lock(workdir)
     except FileExistsError as error:
-        path, problem = Path(error.filename), "is a file: expected a folder"
+        path, problem = Path(error.filename), "is a file; expected a directory"
         if path.is_symlink():
             problem = (
                 f"cannot be created: {path} is a link whose target "
@@ -223,7 +223,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
         raise UserError(f"--workdir {workdir} {problem}") from None
     except OSError as error:
         raise UserError(
-            f"--workdir {workdir} cannot be written ({error.strerror}): use another"
+            f"--workdir {workdir} cannot be written ({error.strerror}); use another"
         ) from None
     try:
         yield lock
@@ -232,7 +232,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
     except OSError as error:
         reason = f"{error.strerror or error}"
         where = f": {error.filename}" if error.filename else ""
-        kept = "there is no checkpoint in it"
+        kept = "it contains no checkpoint"
         try:
             if steps := saved_steps(workdir):
                 kept = f"step {steps[-1]} is saved, and the same command resumes there"
@@ -259,7 +259,8 @@ def _claim(workdir: Path, lock: BinaryIO) -> None:
         lock.seek(0)
         holder = lock.read(200).decode(errors="replace") or "another process"
         raise UserError(
-            f"--workdir {workdir} is in use by {holder}: wait for it, or use another"
+            f"--workdir {workdir} is in use by {holder}; wait for it, or use another "
+            "directory"
         ) from None
     except (ImportError, OSError):  # Not on Windows, nor on every file system.
         pass
@@ -289,7 +290,7 @@ def created(parent: Path, name: str) -> Iterator[Path]:
                 break
     except OSError as error:
         raise UserError(
-            f"{parent} cannot be written ({error.strerror}): expected --workdir DIR"
+            f"{parent} cannot be written ({error.strerror}); expected --workdir DIR"
         ) from None
     try:
         yield path

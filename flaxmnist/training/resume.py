@@ -206,7 +206,7 @@ def roll_back(
             f"{rate * back.rate_scale:g} (rollback {back.rollbacks} of {most})"
         )
         return back
-    kept = "there is no checkpoint yet"
+    kept = "no checkpoint exists yet"
     if steps := checkpoints.steps:
         kept = (
             f"the last good checkpoint is of step {steps[-1]}, "

@@ -298,7 +298,10 @@ def test_advice_on_a_run_can_be_followed(
         flags = [flag.format(*found.groups(), run=run) for flag in step]
         code, error = main(flags), capsys.readouterr().err
         # Then follow the list of the options of the run.
-        if code == 2 and "--workdir holds a run of another configuration" in error:
+        if (
+            code == 2
+            and "--workdir contains a run with a different configuration" in error
+        ):
             options = re.findall(r"([\w.]+): (.*?) in the saved run, ", error)
             assert options
             flags += [f"--config.{name}={value}" for name, value in options]
@@ -331,7 +334,7 @@ def test_the_advice_of_a_run_without_its_report_can_be_followed(
     monkeypatch.setattr(html, "write_report", lambda *given: 1 / 0)
     assert train.main([f"--workdir={run}", "--config.report=True"]) == 0
     (flags,) = re.findall("-m flaxmnist.report (.*)$", capsys.readouterr().err, re.M)
-    monkeypatch.setattr(report, "write_report", lambda *given: written.append(given[1]))
+    monkeypatch.setattr(html, "write_report", lambda *given: written.append(given[1]))
     assert report.main(shlex.split(flags)) == 0
     assert written == [run]
 

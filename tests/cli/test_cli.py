@@ -82,7 +82,7 @@ def label_above_9(tmp_path):
 
 
 BAD_FLAGS = [
-    (["--config=nope"], r"no configuration 'nope'. There are: cnn, mlp, softmax"),
+    (["--config=nope"], r"no configuration 'nope'. Valid names: cnn, mlp, softmax"),
     (["--config=configs/cn.py"], r"did you mean 'cnn'"),
     (["--config=cnn:smok"], r"no variant 'smok'; did you mean 'smoke'"),
     (["train"], r"--config is missing; expected a file, or one of cnn"),
@@ -167,7 +167,7 @@ BAD_FLAGS = [
     ([*TINY, "--config.optimizer.name=adamm"], r"is unknown; did you mean 'adam'"),
     ([*TINY, "--config.optimizer.schedule=cosin"], r"did you mean 'cosine'"),
     ([*TINY, "--config.data.source=tdfs"], r"did you mean 'tfds'"),
-    ([*TINY, "--config.data.placement=gpu"], r"There are: device, host"),
+    ([*TINY, "--config.data.placement=gpu"], r"Valid names: device, host"),
     (
         [*TINY, "--config.data.source=tfds", "--config.data.name=mnst"],
         r"data.name='mnst'.*did you mean 'mnist'",
@@ -378,7 +378,7 @@ def test_a_folder_without_a_checkpoint_takes_another_configuration(capsys, tmp_p
     flags = [*TINY, f"--workdir={tmp_path}", "--config.optimizer.name=sgd"]
     code, _, error = run(capsys, *flags, f"{rate}=1e38")
     assert code == 2
-    assert "there is no checkpoint yet" in error
+    assert "no checkpoint exists yet" in error
     assert run(capsys, *flags, f"{rate}=1e-3")[0] == 0
 
 
@@ -414,7 +414,7 @@ def test_a_step_that_is_not_there_lists_those_that_are(capsys, finished_run):
     code, _, error = run(capsys, *flags)
     assert code == 2
     assert "checkpoint 7 does not exist" in error
-    assert error.strip().endswith("there are 20, 40")
+    assert error.strip().endswith("20, 40")
 
 
 def test_a_run_without_a_workdir_from_any_folder(capsys, tmp_path, monkeypatch):
