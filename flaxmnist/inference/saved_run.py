@@ -271,7 +271,10 @@ def open_run(
     workdir = path_of(workdir, "workdir")
     saved = workdirs.saved_config(workdir)
     if saved is None:
-        raise UserError(f"{workdir} contains no run: config.json is missing")
+        raise UserError(
+            f"{workdir} contains no run: config.json is missing; expected the "
+            "directory of a trained run"
+        )
     given = saved if config is None else config
     given = configs.override(given, dict(overrides).items())
     workdirs.check_same(saved, given)

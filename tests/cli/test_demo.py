@@ -259,7 +259,7 @@ def test_an_empty_canvas_is_nothing(workdir):
 
 def test_a_mistake_is_told(tmp_path, monkeypatch, capsys):
     assert demo.main([f"--workdir={tmp_path}"]) == 2
-    assert "train first" in capsys.readouterr().err
+    assert "contains no run: config.json is missing" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert demo.main([f"--workdir={tmp_path}"]) == 2
     assert "pip install 'flaxmnist[demo]'" in capsys.readouterr().err
