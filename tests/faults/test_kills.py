@@ -247,7 +247,7 @@ def test_a_folder_that_fails_is_a_clear_error_and_the_run_goes_on_after_it(
 
     def failing(method):
         def call(self, step, *args):
-            if (step["step"] if isinstance(step, dict) else step) == 30 + 10 * by_save:
+            if getattr(step, "step", step) == 30 + 10 * by_save:
                 while folder.saved_steps(run) != [20]:
                     time.sleep(0.01)
                 mend.append(fault(run))
