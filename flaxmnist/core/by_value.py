@@ -18,7 +18,7 @@ import optax
 # Functions of these packages depend on nothing but their arguments and their closures.
 _PURE = frozenset({"optax", "jax", "flaxmnist"})
 _CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
-_IMMUTABLE = (type, np.dtype, np.generic)
+_IMMUTABLE = (type, np.dtype)
 # The optimizer that a step was last traced with, by everything else that the compiled
 # program depends on.
 _traced: dict[Hashable, optax.GradientTransformation] = {}
@@ -56,6 +56,8 @@ def _value_of(part: object) -> Hashable:
         return kind, _value_of((part.func, part.args, named))
     if isinstance(part, _IMMUTABLE):
         return kind, part
+    if isinstance(part, np.number | np.bool_):
+        return kind, part.tobytes()  # 0.0 and -0.0 are equal, too.
     # A function that JAX has compiled, such as jnp.maximum, exists once.
     module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", "<")
     if module and module.partition(".")[0] in _PURE and "<" not in name:
@@ -85,6 +87,9 @@ class _ByValue:
         if not isinstance(other, _ByValue):
             return NotImplemented
         return self is other or self.value == other.value
+
+    def __ne__(self, other: object) -> bool:  # That of tuples compares the parts.
+        return not self == other
 
     def __hash__(self) -> int:
         return self._hash

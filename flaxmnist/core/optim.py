@@ -83,7 +83,8 @@ def build_schedule(
     if not warmup_steps:
         return after
     up = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.join_schedules([up, after], [warmup_steps])
+    # Tuples, because an optimizer that holds a list does not compare by value.
+    return optax.join_schedules((up, after), (warmup_steps,))
 
 
 # Cached, so that steps compare equal optimizers by identity: see `core.by_value`.

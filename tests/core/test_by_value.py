@@ -78,11 +78,16 @@ def test_optimizers_are_equal_if_they_compute_the_same():
         lambda: optax.sgd(np.float32(1)),
         lambda: optax.sgd(0.0),
         lambda: optax.sgd(-0.0),
+        lambda: optax.sgd(np.float32(0.0)),
+        lambda: optax.sgd(np.float32(-0.0)),
         lambda: optax.sgd(optax.linear_schedule(0.0, 1.0, 10)),
         lambda: optax.sgd(optax.linear_schedule(0.0, 1.0, 11)),
         *(
-            functools.partial(build, "adamw", 1.0, schedule=schedule, **lengths)
+            functools.partial(
+                build, "adamw", 1.0, schedule=schedule, warmup_steps=warmup, **lengths
+            )
             for schedule in optim.SCHEDULES
+            for warmup in (0, 20)
         ),
         lambda: optim.scaled(optim.build("adam", 1.0, **lengths)[0], 0.5),
         lambda: optim.scaled(optim.build("adam", 1.0, **lengths)[0], 0.25),
@@ -90,7 +95,7 @@ def test_optimizers_are_equal_if_they_compute_the_same():
     ones, others = ([by_value(make()) for make in makers] for _ in range(2))
     for i, one in enumerate(ones):
         for j, other in enumerate(others):
-            assert (one == other) is (i == j), (i, j)
+            assert (one == other, one != other) == (i == j, i != j), (i, j)
         assert hash(one) == hash(others[i])
 
 
