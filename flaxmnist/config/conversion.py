@@ -80,7 +80,9 @@ def from_dict(values: Any) -> Config:
                 f"{group}={shown(values[group])}: expected a group of options"
             ) from None
     top = {name: value for name, value in values.items() if name not in GROUPS}
-    _check_names([*top, *(f"{one}.{name}" for one in GROUPS for name in groups[one])])
+    _check_names(
+        [*map(str, top), *(f"{one}.{name}" for one in GROUPS for name in groups[one])]
+    )
     model = groups["model"].pop("name", DEFAULT_MODEL)
     models.options(model, groups["model"])
     return Config(
@@ -129,7 +131,7 @@ def _similar(name: str, known: list[str]) -> list[str]:
     return []
 
 
-def override(config: ConfigDict | Config, changes: Iterable[tuple[str, str]]) -> Config:
+def override(config: ConfigDict | Config, changes: Iterable[tuple[str, Any]]) -> Config:
     """Returns `config` with changes such as ``("optimizer.learning_rate", "3e-4")``.
 
     Setting one of `num_epochs` and `num_steps` unsets the other. Another `model.name`
@@ -164,7 +166,9 @@ def override(config: ConfigDict | Config, changes: Iterable[tuple[str, str]]) ->
     return from_dict(values)
 
 
-def _parse(key: str, text: str) -> Any:
+def _parse(key: str, text: Any) -> Any:
+    if not isinstance(text, str):  # A program may give the value itself.
+        return text
     lowered = {"true": True, "false": False, "none": None}
     if text.lower() in lowered:
         return lowered[text.lower()]

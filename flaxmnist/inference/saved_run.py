@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -247,7 +248,7 @@ class SavedRun:
 def open_run(
     workdir: str | os.PathLike[str],
     step: int | None = None,
-    overrides: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
     *,
     config: ConfigDict | configs.Config | None = None,
     use_mesh: bool = False,

@@ -1,6 +1,7 @@
 """Configurations from files, overrides and JSON, and back."""
 
 import os
+import pathlib
 
 import pytest
 from helpers import ROOT
@@ -31,6 +32,8 @@ def test_overrides_are_taken_in_every_form():
     assert config.patience is None
     assert config.data.dir == os.path.abspath("some/where")
     assert configs.from_json(configs.to_json(config)) == config
+    values = [("data.dir", pathlib.Path("some/where")), ("log_every", 50)]
+    assert configs.override(config, values) == config
     steps = configs.override(configs.load("cnn"), [("num_steps", "7")])
     assert (steps.num_steps, steps.num_epochs) == (7, None)
     sgd = configs.override(
