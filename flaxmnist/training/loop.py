@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from flaxmnist import config as configs
 from flaxmnist.core import sharding
 from flaxmnist.core.steps import all_finite, eval_steps, train_steps
-from flaxmnist.errors import NotFiniteError, StoppedError
+from flaxmnist.errors import NotFiniteError, StoppedError, UserError, shown
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
@@ -59,7 +59,7 @@ def train_and_evaluate(
         ``summary.json``, ``report.html``, ``plots/``, ``checkpoints/`` and
         ``tensorboard/``.
       hooks: each is called with a `Record` after every log and every evaluation, once
-        everything about that step is written, and with the `Summary` at the end. Both
+        the records of that step are written, and with the `Summary` at the end. Both
         have `step` and `to_json()`. Of several processes, only the first calls them. An
         exception of a hook ends the run, which can be resumed.
       console: where to print; the standard output if None.
@@ -69,13 +69,15 @@ def train_and_evaluate(
       the content of ``summary.json``.
 
     Raises:
-      UserError: the configuration, the data or the directory cannot be used, another
+      UserError: an argument, the data or the directory cannot be used, another
         process is training in it, or the loss is not finite.
       StoppedError: Ctrl-C or SIGTERM stopped the run; it is saved.
       HookError: a hook raised an OSError.
     """
     console, clock = console or Console(), Clock(started)
     workdir = path_of(workdir, "workdir")
+    if not isinstance(hooks, Sequence) or not all(map(callable, hooks)):
+        raise UserError(f"hooks={shown(hooks)}: expected a list of functions")
     if isinstance(config, str | os.PathLike):
         config = configs.load(os.fspath(config))
     experiment = Experiment.build(configs.resolve(config))

@@ -8,7 +8,7 @@ import types
 import pytest
 from helpers import ROOT, lines, stop_at, timeless, tiny_config
 
-from flaxmnist.errors import HookError, StoppedError
+from flaxmnist.errors import HookError, StoppedError, UserError
 from flaxmnist.rundir import folder
 from flaxmnist.training import loop
 
@@ -56,6 +56,13 @@ def test_an_error_of_a_hook_keeps_its_traceback_and_costs_no_step(
     assert [result.step for result in results] == [30, 40, 40, 40]
     loop.train_and_evaluate(CONFIG, tmp_path / "undisturbed")
     assert timeless(lines(tmp_path)) == timeless(lines(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("hooks", [print, None, [None], iter([print])])
+def test_hooks_that_cannot_be_called_are_refused_at_once(hooks, tmp_path):
+    with pytest.raises(UserError, match=r"hooks=.*: expected a list of functions"):
+        loop.train_and_evaluate(CONFIG, tmp_path / "run", hooks)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_example_in_the_documentation_runs(tmp_path, monkeypatch):
