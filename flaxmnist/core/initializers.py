@@ -1,4 +1,4 @@
-"""Initializers of kernels by name."""
+"""Kernel initializers by name."""
 
 import math
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from jaxtyping import Array
 def truncated_normal(stddev: float | None) -> initializers.Initializer:
     """Returns TensorFlow's truncated normal initializer.
 
-    Values beyond two standard deviations are drawn again, so that the standard
-    deviation of the result is 0.88 `stddev`.
+    Values beyond two standard deviations are drawn again, so the standard deviation of
+    the result is about 0.88 `stddev`.
 
     Args:
       stddev: the standard deviation before truncation; 1 / sqrt(fan_in) if None.
@@ -27,7 +27,7 @@ def truncated_normal(stddev: float | None) -> initializers.Initializer:
     return init
 
 
-# Each takes the standard deviation, which only the last one uses.
+# The argument is the standard deviation. Only "truncated_normal" uses it.
 INITIALIZERS: dict[str, Callable[[float | None], initializers.Initializer]] = {
     "lecun_normal": lambda _: initializers.lecun_normal(),
     "glorot_uniform": lambda _: initializers.glorot_uniform(),

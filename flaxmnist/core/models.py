@@ -1,4 +1,4 @@
-"""The networks: images in, ten logits out."""
+"""Models that map images to ten logits."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -36,7 +36,7 @@ __all__ = [
 
 Images = Shaped[Array | np.ndarray, "batch ..."]
 Logits = Float[Array, "batch 10"]
-# Whole numbers, or one for all; a model keeps them as a tuple.
+# One or several whole numbers; a model stores them as a tuple.
 Sizes = Any
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -46,20 +46,20 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "softplus": nn.softplus,
 }
 POOLS = {"max": ops.max_pool, "average": ops.average_pool}
-# XLA's own convolution and pooling are the fastest everywhere until differentiated.
+# Without gradients, XLA's own convolution and pooling are fastest on all platforms.
 _XLA_POOLS = POOLS | {
     "max": lambda x: nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 }
 
 
 def scale(images: Images) -> Float[Array, "batch 28 28 1"]:
-    """Brings images to float32 in [0, 1]: the one place where pixels are scaled.
+    """Returns images as float32 in [0, 1]. No other function scales pixels.
 
     Args:
-      images: as :func:`flaxmnist.core.batch.as_images` takes them.
+      images: in a form that :func:`flaxmnist.core.batch.as_images` accepts.
 
     Raises:
-      UserError: they are no such images.
+      UserError: the images have another shape or dtype.
     """
     images = as_images(images)
     if images.dtype == jnp.uint8:
@@ -77,28 +77,28 @@ def _canonicalize(model: nn.Module) -> None:
     """Checks the options of a model and sets them in canonical form.
 
     Raises:
-      UserError: a value is not possible.
+      UserError: an option has an invalid value.
     """
     types = {name: option.type for name, option in declared(type(model)).items()}
     given = {name: getattr(model, name) for name in types}
     for name, value in check("model", given, types).items():
-        object.__setattr__(model, name, value)  # A module refuses assignments.
+        object.__setattr__(model, name, value)  # Modules are frozen.
 
 
 _DTYPE = optional(
     OptionType("a floating-point type such as 'float32' or 'bfloat16'", _floating)
 )
 _DTYPE_HELP = (
-    "Type that layers compute in; None: that of their inputs and parameters. "
-    "Parameters, batch statistics and logits are float32 in any case."
+    "Type that layers compute in; None: the type of their inputs and parameters. "
+    "Parameters, batch statistics and logits are always float32."
 )
 
 
 class SoftmaxRegression(nn.Module):
-    """One dense layer from zero: "MNIST for ML Beginners".
+    """One dense layer, initialized with zeros, as in "MNIST for ML Beginners".
 
     Raises:
-      UserError: a value is not possible.
+      UserError: an option has an invalid value.
     """
 
     dtype: Any = option(None, _DTYPE, _DTYPE_HELP)
@@ -120,12 +120,12 @@ class SoftmaxRegression(nn.Module):
 
 
 class MLP(nn.Module):
-    """Dense layers: "TensorFlow Mechanics 101".
+    """Dense layers, as in "TensorFlow Mechanics 101".
 
-    Each attribute is described where it is declared.
+    The declaration of each attribute describes it.
 
     Raises:
-      UserError: a value is not possible.
+      UserError: an option has an invalid value.
     """
 
     hidden: Sizes = option(
@@ -157,8 +157,8 @@ class MLP(nn.Module):
         _canonicalize(self)
         if self.kernel_stddev is not None and self.kernel_init != "truncated_normal":
             raise UserError(
-                f"model.kernel_stddev={self.kernel_stddev} has no use with "
-                f"model.kernel_init={self.kernel_init!r}: expected 'truncated_normal'"
+                f"model.kernel_stddev={self.kernel_stddev} has no effect with "
+                f"model.kernel_init={self.kernel_init!r}; expected 'truncated_normal'"
             )
         super().__post_init__()
 
@@ -196,7 +196,7 @@ class CNN(MLP):
     The default layers are those of "A Guide to TF Layers".
 
     Raises:
-      UserError: a value is not possible, or no pixel of an image is left.
+      UserError: an option has an invalid value, or a convolution has no output.
     """
 
     hidden: Sizes = (1024,)
@@ -222,13 +222,13 @@ class CNN(MLP):
         for axis, kernel in enumerate(self.kernel_size):
             size = 28
             for layer, _ in enumerate(self.features, 1):
-                room = size if self.padding == "SAME" else size - kernel + 1
-                size = -(-room // self.strides[axis]) // (2 if self.pool else 1)
+                places = size if self.padding == "SAME" else size - kernel + 1
+                size = -(-places // self.strides[axis]) // (2 if self.pool else 1)
                 if size < 1:
                     raise UserError(
-                        f"model.features={self.features}: convolution {layer} leaves "
-                        "nothing of 28×28 pixels; expected fewer, padding 'SAME', "
-                        "smaller strides, or pool None"
+                        f"model.features={self.features}: convolution {layer} has no "
+                        "output for 28×28 pixels; expected fewer convolutions, "
+                        "padding 'SAME', smaller strides, or pool None"
                     )
 
     @nn.compact
@@ -276,7 +276,7 @@ def options(name: Any, given: Iterable[str] = ()) -> dict[str, Option]:
         users = [other for other, model in MODELS.items() if key in declared(model)]
         if key not in known and users:
             raise UserError(
-                f"model.{key} has no use with model.name={name!r}; expected "
+                f"model.{key} has no effect with model.name={name!r}; expected "
                 f"model.name to be {' or '.join(map(repr, users))}"
             )
         if key not in known:
@@ -288,12 +288,12 @@ def build(name: Any, *, dtype: Any = None, **given: Any) -> nn.Module:
     """Returns the model `name`, which computes in `dtype`.
 
     Raises:
-      UserError: as :func:`options` and the models themselves.
+      UserError: the model or an option is unknown, or an option has an invalid value.
     """
     options(name, given)
     return MODELS[name](dtype=dtype, **given)
 
 
 def num_parameters(params: Any) -> int:
-    """Returns how many numbers a tree of parameters holds."""
+    """Returns the total number of values in a tree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

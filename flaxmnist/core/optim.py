@@ -42,33 +42,36 @@ def build_schedule(
     """Returns the learning rate as a function of the step.
 
     Args:
-      schedule: "constant"; "cosine", to zero at `total_steps`; "exponential", times
-        `decay_rate` (0.95) every epoch, continuously; "one_cycle", cosine up over the
-        warm-up (30 % of the steps unless given) and down to almost zero (Smith and
-        Topin, 2018, "Super-Convergence").
-      learning_rate: the largest rate.
-      total_steps: length of the run.
-      steps_per_epoch: what "exponential" decays by.
-      warmup_steps: steps of linear growth from zero.
-      decay_rate: for "exponential".
+      schedule: "constant"; "cosine", which falls to zero at `total_steps`;
+        "exponential", which is multiplied by `decay_rate` per epoch, continuously; or
+        "one_cycle", which rises along a cosine during the warm-up (by default 30 % of
+        the steps) and falls to almost zero (Smith and Topin, 2018,
+        "Super-Convergence").
+      learning_rate: the largest learning rate.
+      total_steps: number of steps of the run.
+      steps_per_epoch: number of steps of an epoch, for "exponential".
+      warmup_steps: number of steps in which the learning rate rises from zero,
+        linearly except for "one_cycle".
+      decay_rate: factor per epoch of "exponential"; 0.95 if None.
 
     Raises:
-      UserError: the warm-up does not fit, or `decay_rate` has no use here.
+      UserError: the warm-up is not shorter than the run, or `decay_rate` is given for
+        another schedule than "exponential".
     """
     if warmup_steps >= total_steps:
         raise UserError(
-            f"optimizer.warmup is {warmup_steps} steps: "
+            f"optimizer.warmup is {warmup_steps} steps; "
             f"expected fewer than the run's {total_steps}"
         )
     if decay_rate is not None and schedule != "exponential":
         raise UserError(
-            f"optimizer.decay_rate={decay_rate} has no use with "
-            f"optimizer.schedule={schedule!r}: expected schedule 'exponential'"
+            f"optimizer.decay_rate={decay_rate} has no effect with "
+            f"optimizer.schedule={schedule!r}; expected schedule 'exponential'"
         )
     if schedule == "one_cycle":
         rise = warmup_steps / total_steps if warmup_steps else 0.3
         return optax.cosine_onecycle_schedule(
-            # optax needs one whole step of rise.
+            # optax requires a rise of at least one step.
             max(total_steps, 4),
             learning_rate,
             pct_start=max(rise, 1 / total_steps),
@@ -87,7 +90,7 @@ def build_schedule(
     return optax.join_schedules((up, after), (warmup_steps,))
 
 
-# Cached, so that steps compare equal optimizers by identity: see `core.by_value`.
+# Cached, so that equal optimizers are one object: see `core.by_value`.
 @functools.lru_cache
 def build(
     name: str,
@@ -106,17 +109,18 @@ def build(
     Args:
       name: "sgd", "adam" or "adamw".
       learning_rate: the largest learning rate.
-      total_steps: see :func:`build_schedule`, as the next four.
-      steps_per_epoch: see there.
-      schedule: see there.
-      warmup_steps: see there.
-      decay_rate: see there.
-      clip_norm: gradients are scaled down to this global norm (Pascanu et al., 2013).
-      **specific: `momentum` and `nesterov` for SGD, `weight_decay` for AdamW; None
-        is optax's own default.
+      total_steps: see :func:`build_schedule`.
+      steps_per_epoch: see :func:`build_schedule`.
+      schedule: see :func:`build_schedule`.
+      warmup_steps: see :func:`build_schedule`.
+      decay_rate: see :func:`build_schedule`.
+      clip_norm: maximum of the global norm of the gradients; larger gradients are
+        scaled down to it (Pascanu et al., 2013).
+      **specific: `momentum` and `nesterov` for "sgd", `weight_decay` for "adamw"; None
+        selects the default of optax.
 
     Raises:
-      UserError: an option is not possible, or has no use with this optimizer or
+      UserError: an option is invalid, or has no effect with this optimizer or
         schedule.
     """
     options = {
@@ -140,24 +144,26 @@ def build(
     for option in given.keys() - set(own):
         users = [other for other, (_, takes) in OPTIMIZERS.items() if option in takes]
         raise UserError(
-            f"optimizer.{option}={given[option]} has no use with "
-            f"optimizer.name={name!r}: expected {' or '.join(map(repr, users))}"
+            f"optimizer.{option}={given[option]} has no effect with "
+            f"optimizer.name={name!r}; expected {' or '.join(map(repr, users))}"
         )
     if given.get("nesterov") and not given.get("momentum"):
-        raise UserError("optimizer.nesterov has no use without optimizer.momentum")
+        raise UserError(
+            "optimizer.nesterov=True requires optimizer.momentum, such as 0.9"
+        )
     tx = make(rate, **given)
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
     return tx, rate
 
 
-@functools.lru_cache  # As for `build`.
+@functools.lru_cache  # For the same reason as `build`.
 def scaled(
     tx: optax.GradientTransformation, factor: float
 ) -> optax.GradientTransformation:
-    """Returns `tx` with its learning rate, at every step, times `factor`.
+    """Returns `tx` with every update, and so the learning rate, times `factor`.
 
-    It has the state of `tx`, so a run can continue with it.
+    Its state is that of `tx`, so a run can change to it at any step.
     """
 
     def update(

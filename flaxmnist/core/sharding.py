@@ -50,26 +50,28 @@ def make_mesh(
     Args:
       data: number of parts of a batch; -1 for one per device.
       model: number of parts of each dense layer.
-      devices: ids of those to choose from; all if None.
+      devices: ids of the devices to choose from; all devices if None.
 
     Raises:
-      UserError: there are no such devices, or not that many, or they do not divide, or
-        several processes would share fewer devices than there are.
+      UserError: a device does not exist, the mesh is larger than the number of devices,
+        `model` does not divide it, or the mesh omits devices of several processes.
     """
     given = {"data": data, "model": model, "devices": devices}
     data, model, devices = options.check("mesh", given, OPTIONS).values()
-    there = {device.id: device for device in jax.devices()}
+    available = {device.id: device for device in jax.devices()}
     platform = jax.devices()[0].platform
-    chosen = list(there.values())
+    chosen = list(available.values())
     if devices is not None:
-        missing = [id for id in devices if id not in there]
+        missing = [id for id in devices if id not in available]
         if missing or not devices:
             raise UserError(
-                f"mesh.devices={tuple(devices)}: expected ids of devices ({platform}), "
-                f"out of {', '.join(map(str, there))}, such as --devices="
-                f"{next(iter(there))}{_more_devices(platform, missing)}"
+                f"mesh.devices={tuple(devices)}: "
+                f"{f'unknown device {missing[0]}' if missing else 'no device is given'}"
+                f"; expected some of {', '.join(map(str, available))} ({platform}), "
+                f"such as --devices={next(iter(available))}"
+                f"{_more_devices(platform, missing)}"
             )
-        chosen = [there[id] for id in dict.fromkeys(devices)]
+        chosen = [available[id] for id in dict.fromkeys(devices)]
     total = len(chosen)
     fewer = f"--config.mesh.data={max(1, total // model)}"
     if model > total:
@@ -78,20 +80,20 @@ def make_mesh(
         if total % model:
             divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
             raise UserError(
-                f"mesh.model={model} does not divide the {total} devices ({platform}): "
+                f"mesh.model={model} does not divide the {total} devices ({platform}); "
                 f"expected one of {', '.join(divisors)}, or {fewer} to use fewer"
             )
         data = total // model
     count = data * model
     if count > total:
         raise UserError(
-            f"mesh.model={model}, mesh.data={data}: there are {total} devices "
-            f"({platform}); expected a product of at most that, such as {fewer}"
+            f"mesh.model={model}, mesh.data={data}: the product is {count}; expected "
+            f"at most {total}, the number of devices ({platform}), such as {fewer}"
         )
-    if jax.process_count() > 1 and count < len(there):
+    if jax.process_count() > 1 and count < len(available):
         raise UserError(
-            f"the mesh is of {count} devices: expected all {len(there)} of the "
-            f"{jax.process_count()} processes"
+            f"mesh.model={model}, mesh.data={data}: the product is {count}; expected "
+            f"{len(available)}, all devices of the {jax.process_count()} processes"
         )
     return jax.make_mesh(
         (data, model),
@@ -102,7 +104,7 @@ def make_mesh(
 
 
 def _more_devices(platform: str, missing: list[int]) -> str:
-    """Returns advice to get devices that are missing, if virtual ones can do that."""
+    """Returns how to add missing devices if they can be virtual CPU devices."""
     count = max(missing, default=-1) + 1
     possible = platform == "cpu" and jax.process_count() == 1
     if possible and 1 <= count <= MAX_CPU_DEVICES:
@@ -115,12 +117,12 @@ _T = TypeVar("_T")
 
 
 def dense_rules(model: nn.Module) -> Rules:
-    """Returns how ``"model"`` splits the dense layers of a model.
+    """Returns the rules by which ``"model"`` splits the dense layers of a model.
 
-    The layers are taken in pairs, in the order in which the model calls them, whatever
-    their names. The first of a pair is split by its outputs, the second by its inputs,
-    which are already split: one sum per pair is sent (Shoeybi et al., 2019,
-    "Megatron-LM"). All other layers remain whole.
+    Dense layers form pairs in the order in which the model calls them. The first layer
+    of a pair is split by its outputs, the second by its inputs, which are already
+    split, so each pair needs only one sum over devices (Shoeybi et al., 2019,
+    "Megatron-LM"). All other layers are not split.
 
     Args:
       model: maps `[batch, 28, 28, 1]` images to `[batch, 10]` logits.
@@ -150,9 +152,9 @@ def dense_rules(model: nn.Module) -> Rules:
 class Layout:
     """How the arrays of a state are split: by the name and the shape of each.
 
-    An axis splits a dimension only if it divides it. An optimizer keeps its moments of
-    a parameter under that parameter's own name and in its shape, as in
-    ``opt_state/0/mu/Dense_0/kernel``: the same rules apply to both.
+    An axis splits a dimension only if it divides it. The moments of an optimizer have
+    the name and the shape of their parameter, as in ``opt_state/0/mu/Dense_0/kernel``,
+    so the same rules apply to both.
 
     Attributes:
       mesh: with the axes ``"data"`` and ``"model"``.
@@ -196,12 +198,12 @@ class Layout:
         ]
         if fitting:
             axes[max(fitting, key=shape.__getitem__)] = "data"
-        while axes and axes[-1] is None:  # As compiled programs return them.
+        while axes and axes[-1] is None:  # Compiled programs omit them, too.
             axes.pop()
         return PartitionSpec(*axes)
 
     def of(self, tree: Any) -> Any:
-        """Returns the sharding of each array, or of its shape, in a like tree."""
+        """Returns a tree with the sharding of each leaf, an array or a shape."""
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: NamedSharding(
                 self.mesh, self.spec_of(_name(path), leaf.shape)
@@ -251,9 +253,9 @@ def abstract(make: Callable[[], _T], sharding: Sharding | Layout | None) -> _T:
 
 
 def put(values: np.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
-    """Places an array that every process has; each sends the parts of its devices."""
+    """Places an array, the same in every process, on the devices of `sharding`."""
     array = np.asarray(values)
-    # An intended transfer, also in a loop under `jax.transfer_guard`.
+    # This transfer is intended: allow it under `jax.transfer_guard`, too.
     with jax.transfer_guard("allow"):
         return jax.make_array_from_callback(
             array.shape, sharding, lambda index: array[index]

@@ -1,13 +1,13 @@
-"""Convolution with a third to a sixth of the products, by minimal filtering.
+"""Winograd convolution: a quarter to a sixth of the usual multiplications.
 
-A tile of 4 × 4 outputs of an r × r kernel takes n × n products a pair of channels,
-n = r + 3, instead of 16 r²: the tile of inputs and the kernel are evaluated as
-polynomials at n points, multiplied there, and interpolated (Winograd, 1980; Lavin and
-Gray, 2016, "Fast Algorithms for Convolutional Neural Networks"). The products are n²
-matrix products over all tiles; the rest is sums of strided slices, which XLA fuses.
+With an r × r kernel, a tile of 4 × 4 outputs needs n² multiplications per pair of an
+input and an output channel, n = r + 3, instead of 16 r². The input tile and the kernel
+are evaluated as polynomials at n points and multiplied there; the product is then
+interpolated (Winograd, 1980; Lavin and Gray, 2016, "Fast Algorithms for Convolutional
+Neural Networks"). The multiplications become n² matrix products over all tiles. The
+other operations are sums of strided slices, which XLA fuses.
 
-In float32 the result is within some 1e-5 of a direct sum, relative to its largest
-value.
+In float32 the result differs from a direct sum by about 1e-5 of its largest value.
 """
 
 import functools
@@ -22,10 +22,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-# Side of a tile of outputs. Sizes of kernels for which the points stay few and small.
+# Side of a tile of outputs.
 TILE = 4
+# Kernel sizes. Larger kernels need more and larger points, which cost accuracy.
 KERNELS = (3, 5)
-# About the size of a last-level cache: bytes of products per part of the batch.
+# Bytes of products per part of the batch: about the size of a last-level cache.
 CACHE_BYTES = 16 << 20
 # With fewer channels the sums around the products cost more than they save.
 MIN_CHANNELS = 8
@@ -45,17 +46,17 @@ def is_faster(
         and channels >= MIN_CHANNELS
         and all(stride == 1 for stride in strides)
         and all(0 <= side < height for pair in padding for side in pair)
-        # In half precision the points' powers would lose too much.
+        # In half precision the powers of the points would lose too much accuracy.
         and images.dtype in (jnp.float32, jnp.float64)
     )
 
 
 @functools.cache
 def _matrices(r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what transforms outputs `[n, 4]`, kernels `[n, r]` and inputs `[n, n]`.
+    """Returns the transforms of outputs `[n, 4]`, kernels `[n, r]` and inputs `[n, n]`.
 
-    Cook and Toom's construction: polynomials of a product are evaluated at n points,
-    the last at infinity; Winograd's algorithm is its transpose.
+    The Toom-Cook algorithm evaluates two polynomials at n points, the last of them at
+    infinity, to multiply them. Winograd's algorithm is its transpose.
     """
     n = TILE + r - 1
     points = np.array([0, 1, -1, 2, -2, 0.5, -0.5])[: n - 1]
@@ -65,13 +66,13 @@ def _matrices(r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     inputs = np.linalg.inv(evaluate(n)).T
     inputs[np.abs(inputs) < 1e-12] = 0
-    # A row may be scaled if the kernel's is scaled back: none is larger than one.
+    # Scale each row to a maximum of 1, and undo that in the same row for kernels.
     scale = np.abs(inputs).max(axis=1, keepdims=True)
     return evaluate(TILE), evaluate(r) * scale, inputs / scale
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
-    """Returns `matrix` times `parts`: sums of arrays, stacked."""
+    """Returns the product of `matrix` and the stacked `parts`."""
     sums = [
         [
             float(weight) * part
@@ -84,7 +85,7 @@ def _combine(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
 
 
 def _output_size(images: Array, r: int, padding: Any) -> list[int]:
-    """Returns height and width of what an r × r kernel makes of the images."""
+    """Returns height and width of the output for an r × r kernel."""
     return [
         side + low + high - r + 1
         for side, (low, high) in zip(images.shape[1:3], padding, strict=True)
@@ -92,15 +93,16 @@ def _output_size(images: Array, r: int, padding: Any) -> list[int]:
 
 
 def _num_tiles(size: Iterable[int]) -> list[int]:
-    """Returns how many tiles cover each side."""
+    """Returns the number of tiles that cover each side."""
     return [-(-side // TILE) for side in size]
 
 
 def _transform(matrix: np.ndarray, images: Array) -> Array:
-    """Transforms the tiles of images, whose corners are `TILE` apart, on both axes.
+    """Transforms overlapping tiles of images, one every `TILE` pixels, on both axes.
 
     Returns:
-      `[n, n, batch, rows, columns, channels]`, by column and row within the tile.
+      `[n, n, batch, rows, columns, channels]`. The first two axes are the column and
+      the row within the tile.
     """
     _, size = matrix.shape
     rows, columns = _num_tiles(side - size + 1 for side in images.shape[1:3])
@@ -113,7 +115,7 @@ def _transform(matrix: np.ndarray, images: Array) -> Array:
 
 
 def _pad_to_tiles(images: Array, low: Sequence[int], size: Sequence[int]) -> Array:
-    """Pads images by `low` in front, and up to `size` behind."""
+    """Pads images with `low` zeros before, and with zeros after, up to `size`."""
     pads = [
         (before, wanted - before - side)
         for before, wanted, side in zip(low, size, images.shape[1:3], strict=True)
@@ -127,20 +129,21 @@ def conv(
     padding: tuple[tuple[int, int], ...],
     precision: Any = None,
 ) -> Float[Array, "batch out_height out_width cout"]:
-    """Convolves with stride 1, by Winograd's F(4 × 4, r × r) for r in `KERNELS`.
+    """Convolves with stride 1 by Winograd's F(4 × 4, r × r), for r in `KERNELS`.
 
-    A large batch is convolved in parts.
+    A large batch is convolved in parts that fit into the cache.
 
     Args:
-      images: channels last.
-      kernel: square.
+      images: `[batch, height, width, cin]`, float32 or float64.
+      kernel: `[r, r, cin, cout]`.
       padding: zeros before and after, for each spatial dimension; less than r.
-      precision: of the matrix products.
+      precision: precision of the matrix products.
     """
     parts = _num_parts(images, kernel, padding)
     if parts == 1:
         return _conv(images, kernel, padding, precision)
-    # Every `parts`-th example: if the batch is split over devices, so is each part.
+    # A part takes every `parts`-th example, so that it is split over the same devices
+    # as the batch.
     split = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
     whole: Array = lax.map(lambda part: _conv(part, kernel, padding, precision), split)
     return whole.swapaxes(0, 1).reshape(-1, *whole.shape[2:])
@@ -181,7 +184,7 @@ def _forward(images: Array, kernel: Array, padding: Any, precision: Any) -> Any:
     ).reshape(*tiles.shape[:-1], cout)
     across = _combine(outputs.T, list(products))
     both = _combine(outputs.T, list(across.swapaxes(0, 1)))
-    # [row, column, batch, rows, columns, channels] within and of the tiles.
+    # [row in tile, column in tile, batch, row of tiles, column of tiles, channels]
     whole = both.transpose(2, 3, 0, 4, 1, 5).reshape(len(images), *tiled, cout)
     return whole[:, : size[0], : size[1]], (kernel, tiles)
 
@@ -191,11 +194,11 @@ def _backward(padding: Any, precision: Any, residuals: Any, grads: Array) -> Any
     r, _, cin, cout = kernel.shape
     outputs, kernels, _ = _matrices(r)
     n = len(outputs)
-    # With respect to the images: the kernel turned around, over the gradient.
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    # Gradient of the images: convolve `grads` with the kernel rotated by 180°.
+    rotated = kernel[::-1, ::-1].swapaxes(2, 3)
     around = tuple((r - 1 - low, r - 1 - high) for low, high in padding)
-    images_grad = _conv(grads, turned, around, precision)
-    # With respect to the kernel: the products' own, transformed back.
+    images_grad = _conv(grads, rotated, around, precision)
+    # Gradient of the kernel: that of its transform, transformed back.
     tiled = [TILE * count for count in tiles.shape[3:5]]
     of_products = _transform(outputs, _pad_to_tiles(grads, (0, 0), tiled))
     of_filters = jnp.einsum(

@@ -77,7 +77,7 @@ CASES = [
     ),
     (
         [f"{OPTIMIZER}.name=sgd", f"{OPTIMIZER}.nesterov=True"],
-        r"without (optimizer.momentum)",
+        r"requires (optimizer.momentum)",
         [f"{OPTIMIZER}.name=sgd", f"{OPTIMIZER}.nesterov=True", "--config.{0}=0.9"],
     ),
     (
@@ -97,7 +97,7 @@ CASES = [
     ),
     (
         ["--config.model.name=mlp", "--config.model.kernel_stddev=0.1"],
-        r"(model.kernel_init)='\w+': expected '(\w+)'",
+        r"(model.kernel_init)='\w+'; expected '(\w+)'",
         [
             "--config.model.name=mlp",
             "--config.model.kernel_stddev=0.1",
@@ -402,7 +402,7 @@ def test_advice_on_the_cache_can_be_followed(tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXMNIST_CACHE_DIR", "/dev/null/x")
     with pytest.raises(UserError) as found:
         data.load("kmnist", "tfds")
-    (name,) = re.findall("set ([A-Z_]+) to a directory that can", str(found.value))
+    (name,) = re.findall("Set ([A-Z_]+) to a writable directory", str(found.value))
     monkeypatch.setenv(name, str(tmp_path))
     with pytest.raises(UserError, match=r"^transferred$"):
         data.load("kmnist", "tfds")

@@ -142,7 +142,7 @@ def test_a_model_of_ones_own_brings_its_options(monkeypatch):
     assert isinstance(build_model(config), Wide)
     with pytest.raises(UserError, match=r"model.gain=-1: expected a number, 0 or more"):
         configs.override(config, [("model.gain", "-1")])
-    with pytest.raises(UserError, match=r"model.gain has no use .* to be 'wide'"):
+    with pytest.raises(UserError, match=r"model.gain has no effect .* to be 'wide'"):
         configs.override(BASE, [("model.gain", "1")])
 
 
@@ -193,7 +193,9 @@ def test_an_unknown_option_like_no_other_lists_its_group():
         configs.override(BASE, [("mesh.zzz", "1")])
     with pytest.raises(UserError, match="'zzz'; expected one of model, optimizer"):
         configs.make_config(num_steps=1, zzz=1)
-    with pytest.raises(UserError, match=r"model.hidden has no use .* 'mlp' or 'cnn'"):
+    with pytest.raises(
+        UserError, match=r"model.hidden has no effect .* 'mlp' or 'cnn'"
+    ):
         configs.make_config(num_steps=1, model={"name": "softmax", "hidden": 3})
 
 

@@ -186,7 +186,7 @@ def test_a_cnn_is_its_layers_one_by_one(strides, padding, pool, train, synthetic
     ],
 )
 def test_convolutions_that_leave_nothing_are_refused(options):
-    with pytest.raises(UserError, match="leaves nothing of 28×28 pixels"):
+    with pytest.raises(UserError, match="has no output for 28×28 pixels"):
         models.build("cnn", **options)
 
 
@@ -194,7 +194,7 @@ def test_convolutions_that_leave_nothing_are_refused(options):
     ("make", "said"),
     [
         (lambda: models.MLP(activation="rely"), "did you mean 'relu'"),
-        (lambda: models.CNN(features=(1,) * 5), "leaves nothing of 28×28 pixels"),
+        (lambda: models.CNN(features=(1,) * 5), "has no output for 28×28 pixels"),
         (lambda: models.CNN(kernel_stddev=0.1), "expected 'truncated_normal'"),
         (lambda: models.MLP(dropout_rate=1.0), "0 or more and less than 1"),
         (

@@ -72,9 +72,9 @@ def test_an_equal_optimizer_is_the_same_object_so_nothing_compiles_twice():
 
 
 def test_options_without_use_are_refused():
-    with pytest.raises(UserError, match=r"weight_decay=0.1 has no use .*'adamw'"):
+    with pytest.raises(UserError, match=r"weight_decay=0.1 has no effect .*'adamw'"):
         optim.build("adam", 0.1, **LENGTHS, weight_decay=0.1)
-    with pytest.raises(UserError, match=r"decay_rate=0.5 has no use"):
+    with pytest.raises(UserError, match=r"decay_rate=0.5 has no effect"):
         optim.build("adam", 0.1, **LENGTHS, decay_rate=0.5)
     with pytest.raises(UserError, match=r"warmup is 100 steps"):
         optim.build("adam", 0.1, **LENGTHS, warmup_steps=100)
