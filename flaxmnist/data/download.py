@@ -1,4 +1,4 @@
-"""Fetches the MNIST family from TFDS's addresses, checked and cached."""
+"""Downloads MNIST, Fashion-MNIST and KMNIST to a cache and verifies them."""
 
 import concurrent.futures
 import contextlib
@@ -24,7 +24,8 @@ LICENCES = {
     "kmnist": "CC BY-SA 4.0 (ROIS-CODH)",
 }
 FAMILY = tuple(LICENCES)
-# SHA-256 of unpacked files, which are not registered; in the order of `idx.STEMS`.
+# SHA-256 of the unpacked files, in the order of `idx.STEMS`. TFDS registers only those
+# of the gzipped files.
 _UNPACKED = {
     "mnist": (
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -33,16 +34,16 @@ _UNPACKED = {
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     )
 }
-# Seconds to wait for a connection, and for the next bytes of a transfer.
+# Timeouts in seconds: for a connection, and for the next bytes of a transfer.
 CONNECT_SECONDS, STALL_SECONDS = 5, 10
-# A transfer that is slower than this many bytes per second is given up, after some
-# seconds.
+# Minimum rate in bytes per second, and the seconds after which a transfer that is
+# slower fails.
 MIN_RATE, RATE_SECONDS = 10_000, 30
 _T = TypeVar("_T")
 
 
 class Resource(NamedTuple):
-    """A file that TensorFlow Datasets has registered."""
+    """A file in the registry of TensorFlow Datasets."""
 
     url: str
     size: int
@@ -51,7 +52,11 @@ class Resource(NamedTuple):
 
 
 def package_folder(name: str) -> Path:
-    """Returns where a package lies, without importing it."""
+    """Returns the directory of a package without importing it.
+
+    Raises:
+      ModuleNotFoundError: the package is not installed.
+    """
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"the package {name} is not installed", name=name)
@@ -89,7 +94,7 @@ def sha256(path: Path) -> str:
 
 
 def is_whole(path: Path, resource: Resource) -> bool:
-    """Returns whether a file is the registered one."""
+    """Returns whether a file has the registered size and checksum."""
     try:
         same_size = path.stat().st_size == resource.size
         return same_size and sha256(path) == resource.sha256
@@ -98,11 +103,11 @@ def is_whole(path: Path, resource: Resource) -> bool:
 
 
 def is_published(name: str, index: int, path: Path) -> bool:
-    """Returns whether a file is that of a set of the family, gzipped or unpacked.
+    """Returns whether a file is one of a published data set, gzipped or unpacked.
 
     Args:
-      name: the set.
-      index: of the file, in `idx.STEMS`.
+      name: name of the data set, one of `FAMILY`.
+      index: index of the file in `idx.STEMS`.
       path: the file.
     """
     known = {registered(name)[index].sha256}
@@ -115,7 +120,7 @@ def is_published(name: str, index: int, path: Path) -> bool:
 
 
 def cached(name: str) -> list[Path] | None:
-    """Returns the four cached files if all are there, whole and unchanged."""
+    """Returns the four cached files, or None if one is missing or damaged."""
     try:
         folder = cache_dir() / name
     except DownloadError:
@@ -132,8 +137,8 @@ def cached(name: str) -> list[Path] | None:
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
     """Returns `call()`, or raises TimeoutError after `seconds`.
 
-    The call has a thread of its own: looking up a name has no timeout, and the timeout
-    of a socket begins anew with each byte.
+    The call runs in its own thread, because a name lookup has no timeout, and the
+    timeout of a socket restarts with each byte.
     """
     future: concurrent.futures.Future[_T] = concurrent.futures.Future()
 
@@ -166,19 +171,19 @@ def reachable(url: str) -> bool:
 
 
 def fetch(name: str) -> list[Path]:
-    """Downloads what the cache lacks and returns the four files.
+    """Downloads the files that are missing in the cache, and returns all four.
 
-    A file gets its name only when it is complete and its SHA-256 is the registered one.
+    A file receives its name only after its size and SHA-256 are verified.
 
     Raises:
-      DownloadError: no network, the transfer was cut off, stalled or not the file,
-        or the cache cannot be written.
+      DownloadError: the server cannot be reached, a transfer stops, is too slow or
+        returns another file, or the cache cannot be written.
     """
     resources = registered(name)
     if not reachable(resources[0].url):
         raise DownloadError(
-            f"{resources[0].url} cannot be reached; connect to a network, or give the "
-            "files with data.dir or FLAXMNIST_DATA_DIR"
+            f"{resources[0].url} cannot be reached. Connect to a network, or set "
+            "data.dir or FLAXMNIST_DATA_DIR to the directory of the files"
         )
     folder = cache_dir() / name
     paths = [folder / resource.name for resource in resources]
@@ -190,14 +195,14 @@ def fetch(name: str) -> list[Path]:
                     os.replace(partial / path.name, path)
     except OSError as error:
         raise DownloadError(
-            f"{folder} cannot be written ({error.strerror}); set FLAXMNIST_CACHE_DIR "
-            "to a directory that can"
+            f"{folder} cannot be written ({error.strerror}). Set FLAXMNIST_CACHE_DIR "
+            "to a writable directory"
         ) from None
     return paths
 
 
 def _blocks(resource: Resource) -> Generator[bytes, None, None]:
-    """Yields what the server sends; raises DownloadError if it fails or is too slow."""
+    """Yields the bytes of a resource; raises DownloadError if that fails or stalls."""
     size, begin = 0, time.monotonic()
     try:
         with _within(
@@ -213,12 +218,12 @@ def _blocks(resource: Resource) -> Generator[bytes, None, None]:
     except (OSError, ValueError, EOFError, http.client.HTTPException) as error:
         raise DownloadError(
             f"{resource.url} failed after {size:,} of {resource.size:,} bytes "
-            f"({error}); try again"
+            f"({error}). Try again"
         ) from None
 
 
 def _transfer(resource: Resource, path: Path) -> None:
-    """Downloads a file to `path`; raises DownloadError unless it is the right one."""
+    """Downloads a file to `path`; raises DownloadError if the content is wrong."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file, contextlib.closing(_blocks(resource)) as blocks:
         for block in blocks:
@@ -228,9 +233,10 @@ def _transfer(resource: Resource, path: Path) -> None:
             if size > resource.size:
                 break
     if size != resource.size:
-        found = "more than that" if size > resource.size else f"{size:,}"
+        found = "more bytes" if size > resource.size else f"{size:,} bytes"
         raise DownloadError(
-            f"{resource.url} gave {found} of {resource.size:,} bytes; try again"
+            f"{resource.url} returned {found}; expected {resource.size:,} bytes. "
+            "Try again"
         )
     if digest.hexdigest() != resource.sha256:
         raise DownloadError(

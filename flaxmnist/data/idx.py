@@ -15,12 +15,12 @@ from flaxmnist.errors import UserError, shown
 from flaxmnist.runtime.files import open_regular
 from flaxmnist.runtime.memory import available_memory
 
-# The parts of the original distribution, in the order that `read_all` returns them.
+# File names of the original distribution, in the order of the result of `read_all`.
 STEMS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 _UBYTE = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
-# Limits in bytes: of a file (175 million images), of the content of a gzipped one (1.4
-# million images), and of a raw file that is read into memory instead of mapped.
+# Maximum sizes in bytes: of a file (175 million images); of the content of a gzipped
+# file (1.4 million images); of a raw file that is read into memory instead of mapped.
 MAX_BYTES, MAX_UNPACKED, MAX_IN_MEMORY = 1 << 37, 1 << 30, 1 << 28
 
 
@@ -52,12 +52,12 @@ def find(directory: Path) -> list[Path]:
 def read(path: Path, rank: int) -> np.ndarray:
     """Returns the uint8 array in an IDX file, raw or gzipped.
 
-    A raw file that is large, or larger than the available memory, stays on disk, as an
-    `np.memmap`: the system reads the pages that are used, and drops them when memory is
-    short.
+    A raw file above 256 MiB, or larger than the available memory, is returned as an
+    `np.memmap`: the system reads only the pages that are used, and drops them if memory
+    runs short.
 
     Args:
-      path: the file. Its content tells whether it is gzipped, not its name.
+      path: the file. Its content, not its name, decides whether it is gzipped.
       rank: 3 for images, 1 for labels.
 
     Raises:
@@ -71,7 +71,7 @@ def read(path: Path, rank: int) -> np.ndarray:
             return _unpack(path, rank, raw) if packed else _read_raw(path, rank, raw)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"{shown(str(path))} cannot be read ({error}); fetch it again"
+            f"{shown(str(path))} cannot be read ({error}). Download it again"
         ) from None
 
 
@@ -92,9 +92,10 @@ def _unpack(path: Path, rank: int, file: BinaryIO) -> np.ndarray:
         if size > MAX_UNPACKED:
             raise UserError(
                 f"{shown(str(path))} announces {size:,} bytes; expected at most "
-                f"{MAX_UNPACKED:,} in a gzipped file. Unpack it with gunzip"
+                f"{MAX_UNPACKED:,} bytes in a gzipped file. Unpack it with gunzip"
             )
-        # Incompressible data grows by less than this. More is padding without end.
+        # Gzip enlarges incompressible data by less than this. A larger file contains
+        # padding, which could take forever to read.
         if os.fstat(file.fileno()).st_size > size + size // 100 + (1 << 16):
             raise _wrong_size(path, "more", size)
         if size > (free := available_memory()):
@@ -114,20 +115,21 @@ def _read_shape(path: Path, rank: int, file: BinaryIO) -> tuple[int, ...]:
         raise UserError(
             f"{shown(str(path))} starts with {header[:4].hex() or 'nothing'}; expected "
             f"{magic.hex()}, the IDX magic number of "
-            f"{'images' if rank == 3 else 'labels'}. Fetch the file again"
+            f"{'images' if rank == 3 else 'labels'}. Download the file again"
         )
     shape = struct.unpack(f">{rank}I", header[4:])
     if rank == 3 and shape[1:] != (28, 28):
         raise UserError(
-            f"{shown(str(path))} holds images of {shape[1]}×{shape[2]}; expected 28×28"
+            f"{shown(str(path))} contains images of {shape[1]}×{shape[2]}; "
+            "expected 28×28"
         )
     return shape
 
 
 def _to_array(path: Path, file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads an array, and no more than one byte beyond it."""
+    """Reads an array; reads at most one byte more, to detect a longer file."""
     size = math.prod(shape)
-    # Do not allocate the announced size before the data is there.
+    # A damaged header can announce any size: allocate memory only as data arrives.
     content = bytearray()
     while block := file.read(min(size + 1 - len(content), 1 << 24)):
         content += block
@@ -139,16 +141,16 @@ def _to_array(path: Path, file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
 
 def _wrong_size(path: Path, found: str, size: int) -> UserError:
     return UserError(
-        f"{shown(str(path))} holds {found} bytes of data; its header announces "
-        f"{size:,}. Fetch the file again"
+        f"{shown(str(path))} contains {found} bytes of data; its header announces "
+        f"{size:,}. Download the file again"
     )
 
 
 def write(folder: Path, stem: str, examples: Iterable[tuple[np.ndarray, int]]) -> None:
-    """Writes images, uint8 `[28, 28]`, and their labels as they come, however many.
+    """Writes a stream of images, uint8 `[28, 28]`, and labels to two IDX files.
 
     Args:
-      folder: gets ``<stem>-images-idx3-ubyte`` and ``<stem>-labels-idx1-ubyte``.
+      folder: receives ``<stem>-images-idx3-ubyte`` and ``<stem>-labels-idx1-ubyte``.
       stem: ``"train"`` or ``"t10k"``.
       examples: images and labels.
     """
@@ -173,8 +175,8 @@ def read_all(paths: list[Path]) -> list[np.ndarray]:
     """Returns train images, train labels, test images, test labels.
 
     Raises:
-      UserError: a file is damaged, images and labels differ in number, or a label is
-        above 9.
+      UserError: a file is damaged, the numbers of images and labels differ, or a label
+        is above 9.
     """
     arrays = [
         read(path, 3 if index % 2 == 0 else 1) for index, path in enumerate(paths)
@@ -182,13 +184,13 @@ def read_all(paths: list[Path]) -> list[np.ndarray]:
     for images, labels in ((0, 1), (2, 3)):
         if len(arrays[images]) != len(arrays[labels]):
             raise UserError(
-                f"{shown(str(paths[images]))} holds {len(arrays[images]):,} images and "
-                f"{paths[labels].name} {len(arrays[labels]):,} labels; expected equal "
-                "numbers"
+                f"{shown(str(paths[images]))} contains {len(arrays[images]):,} images, "
+                f"and {paths[labels].name} {len(arrays[labels]):,} labels; expected "
+                "equal numbers"
             )
         if arrays[labels].max(initial=0) > 9:
             raise UserError(
-                f"{shown(str(paths[labels]))} holds the label {arrays[labels].max()}; "
-                "expected labels from 0 to 9"
+                f"{shown(str(paths[labels]))} contains the label "
+                f"{arrays[labels].max()}; expected labels from 0 to 9"
             )
     return arrays

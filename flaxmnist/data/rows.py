@@ -1,4 +1,4 @@
-"""Rows of arrays that are in memory or on disk, gathered by several threads."""
+"""Gathers rows of arrays, in memory or on disk, with several threads."""
 
 import concurrent.futures
 import itertools
@@ -12,9 +12,9 @@ import numpy as np
 
 from flaxmnist.errors import UserError, shown
 
-# Each image is a read of its own, and a disk is faster with many reads at once.
+# Each image is a separate read, and disks are faster with many reads in flight.
 THREADS = 16
-# Bytes that are read at once where the whole array is read in order.
+# Size in bytes of each read of an array that is read whole and in order.
 SLAB_BYTES = 1 << 24
 _threads = concurrent.futures.ThreadPoolExecutor(THREADS, "flaxmnist-read")
 Read = Callable[[np.ndarray, np.ndarray], Any]
@@ -23,7 +23,8 @@ Read = Callable[[np.ndarray, np.ndarray], Any]
 class _File:
     """The rows of a mapped array, read from its file by system calls.
 
-    Reading the mapping of a file that became shorter would end the process by SIGBUS.
+    If a file becomes shorter, reading its mapping would end the process with SIGBUS; a
+    system call raises an error.
 
     Args:
       array: a mapped array, or a slice of one.
@@ -37,29 +38,29 @@ class _File:
         self._offset = begin + array.ctypes.data - mapping.ctypes.data
         self._file = os.open(self._name, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
-        # Otherwise the system would read ahead, thirty times as much as needed.
+        # Without this, the system would read ahead 30 times as much as needed.
         if shuffled and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Reads rows into `out`, consecutive rows by one call."""
+        """Reads rows into `out`, consecutive rows with one system call."""
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
         for start, stop in itertools.pairwise([*starts, len(rows)]):
-            place = self._offset + int(rows[start]) * self._row_bytes
+            position = self._offset + int(rows[start]) * self._row_bytes
             left = out[start:stop].data.cast("B")
             while left:
                 try:
-                    count = os.preadv(self._file, [left], place)
+                    count = os.preadv(self._file, [left], position)
                 except OSError as error:
                     raise self._failure(f"cannot be read ({error.strerror})") from None
                 if count == 0:
                     raise self._failure("became shorter while it was in use")
-                left, place = left[count:], place + count
+                left, position = left[count:], position + count
 
     def _failure(self, reason: str) -> UserError:
         return UserError(
-            f"{shown(self._name)} {reason}; restore it, and give the same command to "
-            "resume"
+            f"{shown(self._name)} {reason}. Restore it, then run the same command "
+            "again to resume"
         )
 
 
@@ -90,12 +91,12 @@ def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def in_memory(array: np.ndarray) -> np.ndarray:
-    """Returns an array without a mapped file behind it."""
+    """Returns the array, copied into memory if it is mapped."""
     return np.concatenate(list(slabs(array))) if is_mapped(array) else array
 
 
 def gather(array: np.ndarray, read: Read, rows: np.ndarray) -> np.ndarray:
-    """Returns `array[rows]`; where `rows` is padding, row 0."""
+    """Returns `array[rows]`, with row 0 for padding (negative indices)."""
     out = np.empty((rows.size, *array.shape[1:]), array.dtype)
     found = np.maximum(rows.ravel(), 0)
     list(_threads.map(read, *(np.array_split(each, THREADS) for each in (found, out))))

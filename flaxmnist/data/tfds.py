@@ -1,4 +1,4 @@
-"""Data sets prepared by TensorFlow Datasets, read without TensorFlow where possible."""
+"""Data sets prepared by TensorFlow Datasets (TFDS), read without TensorFlow."""
 
 import hashlib
 import importlib.util
@@ -20,7 +20,7 @@ from flaxmnist.errors import DownloadError, UserError, did_you_mean, shown
 from flaxmnist.runtime.files import locked, open_regular, partial_folder, read_bytes
 
 _RECORD = "source.json"
-# Bytes of a description in JSON.
+# Maximum size in bytes of a JSON file.
 _MAX_JSON = 1 << 24
 _INVALID = (OSError, ValueError, LookupError, TypeError, RecursionError, UserError)
 
@@ -29,8 +29,8 @@ def prepared(name: str, directory: str | None) -> Path | None:
     """Returns the folder of the newest prepared `array_record` version, if any.
 
     Args:
-      name: TFDS's name of the set.
-      directory: TFDS's data folder; its default if None.
+      name: name of the data set in TFDS.
+      directory: data directory of TFDS; TFDS_DATA_DIR or its default if None.
     """
     base = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     folders = []
@@ -46,38 +46,39 @@ def prepared(name: str, directory: str | None) -> Path | None:
 
 
 def prepare(name: str, directory: str | None) -> Path:
-    """Has TFDS download and prepare a set, which needs TensorFlow.
+    """Downloads and prepares a data set with TFDS, which requires TensorFlow.
 
     Raises:
-      UserError: TFDS has no such set, it is not of the kind that `read` takes,
-        TensorFlow is not installed, or there is no network.
+      UserError: the data set is unknown or has other images than 28×28×1, TensorFlow is
+        not installed, or the network cannot be reached.
     """
     try:
         import tensorflow_datasets as tfds
 
         known = tfds.list_builders(with_community_datasets=False)
-    # Protobuf raises an error of its own for generated code newer than itself.
+    # Protobuf raises its own type of error if it is older than the generated code.
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"data.name={shown(name)} is not prepared, and TensorFlow Datasets cannot "
-            f"be imported ({shown(reason)}); where Protobuf is too old: "
+            f"be imported ({shown(reason)}). If Protobuf is too old: "
             "pip install 'tensorflow-metadata<1.18'"
         ) from error
     if name.partition("/")[0] not in known:
         raise UserError(
-            f"data.name={shown(name)}: TensorFlow Datasets has no such set"
+            f"data.name={shown(name)} is unknown to TensorFlow Datasets"
             f"{did_you_mean(name, known)}"
         )
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"data.name={shown(name)} is not prepared, and TensorFlow Datasets needs "
-            "TensorFlow to do that: pip install 'flaxmnist[tfds]'"
+            f"data.name={shown(name)} is not prepared, and preparing it requires "
+            "TensorFlow: pip install 'flaxmnist[tfds]'"
         )
-    # Without a network TFDS would try for minutes.
+    # Without a network TFDS would retry for minutes.
     if not reachable(registered("mnist")[0].url):
         raise DownloadError(
-            f"data.name={shown(name)} is not prepared, and there is no network"
+            f"data.name={shown(name)} is not prepared, and the network cannot be "
+            "reached. Connect to a network"
         )
     builder = tfds.builder(name, data_dir=directory, file_format="array_record")
     _check_features(builder.info.features, name)
@@ -85,27 +86,27 @@ def prepare(name: str, directory: str | None) -> Path:
     return Path(builder.data_dir)
 
 
-def _check_features(features: Any, where: Path | str) -> None:
-    found = {name: features[name] for name in ("image", "label") if name in features}
+def _check_features(features: Any, name: str) -> None:
+    found = {key: features[key] for key in ("image", "label") if key in features}
     shape = getattr(found.get("image"), "shape", None)
     classes = getattr(found.get("label"), "num_classes", None)
     if shape != (28, 28, 1) or not classes or classes > 10:
         raise UserError(
-            f"{where} holds images of {shape} in {classes} classes: expected "
-            "(28, 28, 1) in at most 10"
+            f"data.name={shown(name)} has images of shape {shape} in {classes} "
+            "classes; expected shape (28, 28, 1) and at most 10 classes"
         )
 
 
 def read(folder: Path) -> list[np.ndarray]:
     """Returns train images, train labels, test images, test labels of a prepared set.
 
-    They are decoded into IDX files in the cache, some thousand images per second, and
-    read from there. The features that the folder describes are not used: nothing of
-    them is imported or trusted.
+    The first call decodes the examples, some thousand per second, into IDX files in
+    the cache. Later calls read these files. The description of the features in the
+    folder is not used, because it may name Python code to import.
 
     Raises:
-      UserError: the set does not have 28×28×1 images with at most ten labels, it is
-        damaged, or the cache cannot be written.
+      UserError: an image is not 28×28×1, a label is above 9, the data set is damaged,
+        or the cache cannot be written.
     """
     digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     cache = cache_dir() / "tfds" / f"{folder.parent.name}-{digest}"
@@ -120,7 +121,8 @@ def read(folder: Path) -> list[np.ndarray]:
             record = json.dumps(_record(source, arrays))
             (partial / _RECORD).write_text(record, encoding="utf-8")
             with locked(cache.parent):
-                # Another process may have been faster, and may be reading its files.
+                # Another process may have written these files by now, and be reading
+                # them.
                 if arrays := _cached(cache, source):
                     return arrays
                 shutil.rmtree(cache, ignore_errors=True)
@@ -128,13 +130,13 @@ def read(folder: Path) -> list[np.ndarray]:
                 return idx.read_all(idx.find(cache))
     except OSError as error:
         raise UserError(
-            f"{cache.parent} cannot be written ({error.strerror}); set "
-            "FLAXMNIST_CACHE_DIR to a directory that can"
+            f"{cache.parent} cannot be written ({error.strerror}). Set "
+            "FLAXMNIST_CACHE_DIR to a writable directory"
         ) from None
 
 
 def _cached(cache: Path, source: list[list[Any]]) -> list[np.ndarray] | None:
-    """Returns the arrays in a directory of the cache; None if they are not `source`."""
+    """Returns the arrays cached in a directory; None unless they are from `source`."""
     try:
         arrays = idx.read_all(idx.find(cache))
         record = json.loads(read_bytes(cache / _RECORD, _MAX_JSON))
@@ -144,7 +146,7 @@ def _cached(cache: Path, source: list[list[Any]]) -> list[np.ndarray] | None:
 
 
 def _identity(folder: Path) -> list[list[Any]]:
-    """Returns name, size and time of change of each file of examples."""
+    """Returns the name, size and modification time of each file of examples."""
     files = []
     for path in sorted(folder.glob("*.array_record-*")):
         status = path.stat()
@@ -153,7 +155,7 @@ def _identity(folder: Path) -> list[list[Any]]:
 
 
 def _record(source: list[list[Any]], arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Returns what the cache says of itself: its source, and its checksums."""
+    """Returns the record in the cache: the source and checksums of the arrays."""
     return {"source": source, "crc32": [zlib.crc32(array.data) for array in arrays]}
 
 
@@ -165,8 +167,8 @@ def _examples(folder: Path, split: str) -> Iterator[tuple[np.ndarray, int]]:
     paths = sorted(folder.glob(f"*-{split}.array_record-*-of-*"))
     if not paths or not paths[0].name.endswith(f"-of-{len(paths):05d}"):
         raise UserError(
-            f"{shown(str(folder))} holds {len(paths)} files of the split {split}; "
-            "expected all of train and test. Prepare it again"
+            f"{shown(str(folder))} contains {len(paths)} files of the split {split}; "
+            "expected all files of train and test. Prepare the data set again"
         )
     try:
         for path in paths:
@@ -179,16 +181,17 @@ def _examples(folder: Path, split: str) -> Iterator[tuple[np.ndarray, int]]:
             with Image.open(file, formats=("PNG", "JPEG")) as image:
                 if image.size != (28, 28) or image.mode != "L" or not 0 <= label < 10:
                     raise UserError(
-                        f"{folder} holds an image of {image.size}, {image.mode}, with "
-                        f"the label {label}: expected (28, 28), L, and 0 to 9"
+                        f"{folder} contains an image of size {image.size} and mode "
+                        f"{image.mode} with label {label}; expected size (28, 28), "
+                        "mode L and a label from 0 to 9"
                     )
                 yield np.asarray(image), label
     except UserError:
         raise
-    # Of what is damaged, each reader raises its own.
+    # Each reader raises its own type of error for damaged data.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the split {split} in {folder} cannot be read ({reason[:160]}): prepare "
-            "it again"
+            f"the split {split} in {folder} cannot be read ({reason[:160]}). "
+            "Prepare the data set again"
         ) from None

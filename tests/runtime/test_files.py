@@ -70,7 +70,7 @@ def test_zeros_after_a_gzipped_file_are_not_read_without_end(tmp_path):
     write_idx(tmp_path, compress=True)
     path = tmp_path / f"{NAMES[0]}.gz"
     os.truncate(path, idx.MAX_UNPACKED)
-    with pytest.raises(UserError, match="holds more bytes of data"):
+    with pytest.raises(UserError, match="contains more bytes of data"):
         idx.read(path, 3)
 
 
