@@ -28,7 +28,7 @@ from flaxmnist.runtime.devices import PLATFORMS
 from flaxmnist.runtime.failures import explain
 
 # Flags that may differ between the processes of one run.
-_OWN_FLAGS = {
+_PER_PROCESS_FLAGS = {
     "coordinator",
     "num_processes",
     "process_id",
@@ -43,8 +43,8 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises UserError, with the flags that all commands have.
 
     Args:
-      name: of the command.
-      description: shown by ``--help``, as it is.
+      name: name of the command.
+      description: text that ``--help`` shows without reformatting it.
     """
 
     def __init__(self, name: str, description: str):
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--no_cache",
             action="store_true",
-            help="compile anew, and do not keep compiled programs",
+            help="do not use or write the cache of compiled programs",
         )
         self.add_argument(
             "-v", "--verbose", action="store_true", help="show the logs of libraries"
@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_config(self) -> None:
-        """Adds the configuration that a run is compared with."""
+        """Adds the flag of a configuration to compare with that of the run."""
         self.add_argument(
             "--config",
             metavar="FILE[:VARIANT]",
@@ -154,7 +154,7 @@ class Parser(argparse.ArgumentParser):
         """Returns the flags.
 
         Raises:
-          UserError: there is no such flag.
+          UserError: a flag is unknown, or its value is invalid.
         """
         found, rest = self.parse_known_args(args, namespace)
         if rest:
@@ -165,10 +165,10 @@ class Parser(argparse.ArgumentParser):
 def load_config(
     args: argparse.Namespace, overrides: list[tuple[str, str]]
 ) -> configs.Config:
-    """Returns the configuration of ``--config``, or that of ``--workdir``, changed.
+    """Returns the configuration of ``--config`` or ``--workdir`` with overrides.
 
     Raises:
-      UserError: neither flag names a configuration, or it cannot be used.
+      UserError: neither flag names a configuration, or it is invalid.
     """
     if args.config is not None:
         config = configs.load(args.config)
@@ -186,15 +186,15 @@ def load_config(
 
 
 def start_jax(args: argparse.Namespace, several: bool = False) -> None:
-    """Starts JAX as the flags say.
+    """Starts JAX on the devices and processes that the flags select.
 
     Args:
       args: the flags.
-      several: whether the command may run in several processes; it then needs the
-        flags of :meth:`Parser.add_devices`.
+      several: whether the command may run in several processes; requires the flags of
+        :meth:`Parser.add_devices`.
 
     Raises:
-      UserError: the flags name no devices or processes of this machine.
+      UserError: a flag is invalid, or its devices or processes do not exist.
     """
     count = getattr(args, "num_cpu_devices", None)
     if count is not None and not 1 <= count <= MAX_CPU_DEVICES:
@@ -206,7 +206,7 @@ def start_jax(args: argparse.Namespace, several: bool = False) -> None:
         shared = {
             f"--{name}": value
             for name, value in vars(args).items()
-            if name not in _OWN_FLAGS
+            if name not in _PER_PROCESS_FLAGS
         }
         join = functools.partial(
             processes.start,
@@ -240,7 +240,7 @@ def _quiet() -> Iterator[None]:
 def print_error(text: str) -> None:
     """Prints a message on the error stream."""
     text = printable(text, keep="\n")
-    with contextlib.suppress(OSError):  # The error stream may be on a full disk.
+    with contextlib.suppress(OSError):  # The disk of the error stream may be full.
         print(f"flaxmnist: {text}", file=sys.stderr, flush=True)
 
 
@@ -249,19 +249,19 @@ def exit_code(
 ) -> int:
     """Runs a command and returns its exit code.
 
+    The exit code is 2 after a user's mistake, 130 after Ctrl-C, and 143 after SIGTERM.
     If `argv` is None, Ctrl-C ends the process at once, except while a run handles it.
-    The code is 2 after a user's mistake, and 130 after Ctrl-C, 143 after a termination.
 
     Args:
-      run: takes the flags; returns an exit code, or None for 0.
-      argv: the flags; those of the process if None.
+      run: function that takes the flags and returns an exit code, or None for 0.
+      argv: the flags; those of this process if None.
     """
     if argv is None:
         startup.prepare()
-        # A crash in compiled code prints where Python was.
+        # Print the Python stack after a crash in compiled code.
         faulthandler.enable()
-        # What was imported stays: the tracing of programs need not look through it,
-        # again and again, for what might be freed.
+        # Exclude imported modules from garbage collection: they are never freed, and
+        # scanning them again and again would slow down the tracing of programs.
         gc.freeze()
         # Escape characters that the terminal cannot encode instead of raising.
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
@@ -278,8 +278,8 @@ def exit_code(
             failure = "interrupted"
             print_error(failure)
             code = 128 + signal.SIGINT
-        except BrokenPipeError:  # The reader has gone, as `head` does.
-            code, failure = 1, "its output is not read any more"
+        except BrokenPipeError:  # The reader has ended, such as `head`.
+            code, failure = 1, "the reader of its output has ended"
         except Exception as error:
             if (text := explain(error)) is None:
                 if not jax.distributed.is_initialized():

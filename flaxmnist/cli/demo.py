@@ -32,11 +32,11 @@ Opens a page to draw a digit on; needs 'flaxmnist[demo]', and no network.
   %(prog)s --workdir runs/a
   %(prog)s --workdir runs/a --host 0.0.0.0    (anyone who reaches this machine may draw)
 """
-# Side in screen pixels: of the canvas; of each of the 28×28 pixels.
+# Sides in screen pixels: of the canvas; of one of the 28×28 pixels in a picture.
 _CANVAS, _ZOOM = 280, 8
 # A drawing takes about 20,000 bytes.
 MAX_REQUEST_BYTES = 1 << 20
-# Ends of the paths at which Gradio stores uploads.
+# Suffixes of the paths at which Gradio accepts uploads.
 _UPLOADS = ("/upload", "/process_recording")
 _HTML = f"""\
 <canvas width="{_CANVAS}" height="{_CANVAS}"></canvas>
@@ -47,29 +47,29 @@ canvas { display: block; border: 1px solid #999; background: #fff; cursor: cross
          touch-action: none; }
 button { padding: 0.2rem 0.8rem; border: 1px solid #999; border-radius: 0.3rem; }
 """
-# The component's value is the drawing so far, also in the middle of a stroke.
+# Sends the drawing after every movement of the pen, not only at the end of a stroke.
 _SCRIPT = """\
 const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
-const tell = () => { props.value = canvas.toDataURL("image/png"); trigger("input"); };
+const send = () => { props.value = canvas.toDataURL("image/png"); trigger("input"); };
 const clear = () => { pen.fillStyle = "#fff"; pen.fillRect(0, 0, 999, 999); };
 const stroke = (event) => {
   const scale = canvas.width / canvas.getBoundingClientRect().width;
   pen.lineTo(event.offsetX * scale, event.offsetY * scale);
   pen.stroke();
-  tell();
+  send();
 };
 pen.lineWidth = 18; pen.lineCap = pen.lineJoin = "round";
 clear();
 canvas.addEventListener("pointerdown", (event) => {
-  if (!event.isPrimary) return;  // A second finger.
+  if (!event.isPrimary) return;  // Ignore a second finger.
   canvas.setPointerCapture(event.pointerId);
   pen.beginPath();
-  stroke(event); stroke(event);  // A point is drawn, too.
+  stroke(event); stroke(event);  // Twice, so that a click draws a point.
 });
 canvas.addEventListener("pointermove", (event) => {
   if (canvas.hasPointerCapture(event.pointerId)) stroke(event);
 });
-element.querySelector("button").addEventListener("click", () => { clear(); tell(); });
+element.querySelector("button").addEventListener("click", () => { clear(); send(); });
 """
 
 
@@ -86,10 +86,10 @@ def saliency(
       images: in [0, 1].
     """
 
-    def first_choice(images: Array) -> Array:
+    def top_logit(images: Array) -> Array:
         return predict_step(state, images)["logits"].max(axis=-1).sum()
 
-    return jnp.abs(jax.grad(first_choice)(images))[..., 0]
+    return jnp.abs(jax.grad(top_logit)(images))[..., 0]
 
 
 def classify(
@@ -97,7 +97,7 @@ def classify(
 ) -> tuple[dict[str, float], Image.Image, Image.Image]:
     """Returns probabilities, and pictures of the network's input and of `saliency`.
 
-    An empty drawing has no probabilities.
+    For an empty drawing, the probabilities are empty.
     """
     seen = prepare(picture).image
     if not seen.any():
@@ -138,7 +138,7 @@ def build(state: TrainState) -> Any:
 
     with gr.Blocks(title="flaxmnist", analytics_enabled=False) as page:
         gr.Markdown("# Draw a digit")
-        # Columns that do not fit beside each other stand below each other.
+        # On a narrow screen, Gradio stacks the columns.
         with gr.Row():
             with gr.Column(min_width=_CANVAS + 40):
                 canvas = gr.HTML(
@@ -148,7 +148,7 @@ def build(state: TrainState) -> Any:
                 label = gr.Label(label="what it is", num_top_classes=10)
             with gr.Column(min_width=_CANVAS):
                 pictures = [
-                    # Not gr.Image, which keeps a file of each picture on disk.
+                    # gr.Image would write a file of each picture to disk.
                     gr.HTML(
                         _data_url(_shown(np.zeros(IMAGE_SHAPE[:2], np.uint8))),
                         label=text,
@@ -167,7 +167,7 @@ def build(state: TrainState) -> Any:
             show_progress="hidden",
             trigger_mode="always_last",
         )
-    # Gradio's default themes fetch their fonts.
+    # Gradio's default fonts would need a network.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     return gr.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None),
@@ -175,7 +175,7 @@ def build(state: TrainState) -> Any:
         path="/",
         theme=theme,
         footer_links=[],
-        # Where Node is installed, it would start a second server, without the guard.
+        # With SSR, Gradio starts a second server, without `guard`, if Node is present.
         ssr_mode=False,
     )
 
@@ -183,14 +183,14 @@ def build(state: TrainState) -> Any:
 def guard(app: Any, host: str) -> Any:
     """Returns an ASGI application that forwards only requests of its page to `app`.
 
-    Any page that the user visits can send requests to this machine, also under a name
-    of its own (DNS rebinding). A request must name this server, come from this page,
-    be small, and upload no file.
+    Any website that the user visits can send requests to this machine, even under the
+    website's own host name (DNS rebinding). Therefore a request must name this server
+    as its host, come from this page, be small, and not upload a file.
 
     Args:
       app: the ASGI application.
-      host: the IP address of the server. If it is a loopback address, only the names
-        of such addresses are answered.
+      host: the IP address of the server. If it is a loopback address, requests must
+        name a loopback address, too.
     """
     from starlette.responses import PlainTextResponse
 
@@ -199,10 +199,10 @@ def guard(app: Any, host: str) -> Any:
 
     def refusal(scope: Any) -> int | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        named, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if only_local and _host_name(named) not in local:
+        requested, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if only_local and _host_name(requested) not in local:
             return 421  # Misdirected Request
-        foreign = origin is not None and origin.partition("//")[2] != named
+        foreign = origin is not None and origin.partition("//")[2] != requested
         if foreign or scope["path"].rstrip("/").endswith(_UPLOADS):
             return 403
         return None
@@ -255,7 +255,7 @@ def run(argv: Sequence[str]) -> None:
         import uvicorn
     except ImportError:
         raise UserError(
-            "the page needs gradio: pip install 'flaxmnist[demo]'"
+            "the page requires Gradio: pip install 'flaxmnist[demo]'"
         ) from None
     command.start_jax(args)
     app = build(open_run(args.workdir, args.step).state)
@@ -264,14 +264,14 @@ def run(argv: Sequence[str]) -> None:
         listener = socket.create_server((args.host, args.port), family=family)
     except (OSError, OverflowError, ValueError) as error:
         raise UserError(
-            f"no page at {shown(args.host)}:{args.port} ({error}); give another --port "
-            "or --host"
+            f"--host={shown(args.host)} --port={args.port}: cannot listen ({error}). "
+            "Give another --host or --port"
         ) from None
     host, port = listener.getsockname()[:2]
     Console().line(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     config = uvicorn.Config(guard(app, host), log_level="warning", ws="none")
     server = uvicorn.Server(config)
-    # Outside the main thread uvicorn leaves signals alone, so that Ctrl-C ends at once.
+    # In another thread uvicorn does not handle signals, so Ctrl-C ends at once.
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     thread.join()

@@ -39,7 +39,8 @@ from flaxmnist.training.observe import observed_norms
 from flaxmnist.training.progress import Progress
 from flaxmnist.training.resume import begin, resume, roll_back
 
-# Duration of a dispatch: between two, the bar moves and interrupts take effect.
+# Target duration of a dispatch. The progress bar moves, and interrupts take effect,
+# between two dispatches.
 DISPATCH_SECONDS = 0.5
 
 
@@ -53,17 +54,18 @@ def train_and_evaluate(
     """Trains to the end, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      config: as :func:`flaxmnist.config.make_config` or :func:`flaxmnist.config.load`
-        returns it; or an argument of `load`, such as ``"cnn"`` or the path of a file.
+      config: a result of :func:`flaxmnist.config.make_config` or
+        :func:`flaxmnist.config.load`, or an argument of `load`, such as ``"cnn"`` or
+        the path of a file.
       workdir: the run directory; receives ``config.json``, ``metrics.jsonl``,
         ``summary.json``, ``report.html``, ``plots/``, ``checkpoints/`` and
         ``tensorboard/``.
-      hooks: each is called with a `Record` after every log and every evaluation, once
-        the records of that step are written, and with the `Summary` at the end. Both
-        have `step` and `to_json()`. Of several processes, only the first calls them. An
-        exception of a hook ends the run, which can be resumed.
+      hooks: functions that are called with a `Record` after every log and every
+        evaluation, when the records of that step are written, and with the `Summary` at
+        the end. Both have `step` and `to_json()`. Only process 0 calls them. An
+        exception in a hook ends the run, which can then be resumed.
       console: where to print; the standard output if None.
-      started: `time.perf_counter()` at the start of the time table; now if None.
+      started: `time.perf_counter()` at the start of the measured time; now if None.
 
     Returns:
       the content of ``summary.json``.
@@ -71,7 +73,7 @@ def train_and_evaluate(
     Raises:
       UserError: an argument, the data or the directory cannot be used, another
         process is training in it, or the loss is not finite.
-      StoppedError: Ctrl-C or SIGTERM stopped the run; it is saved.
+      StoppedError: Ctrl-C or SIGTERM stopped the run, after a checkpoint was saved.
       HookError: a hook raised an OSError.
     """
     console, clock = console or Console(), Clock(started)
@@ -149,7 +151,7 @@ def _train(
 
     Raises:
       NotFiniteError: the loss or the state is not finite.
-      StoppedError: a signal stopped the run; it is saved.
+      StoppedError: a signal stopped the run, after a checkpoint was saved.
     """
     clock, first_step, pace = outputs.clock, progress.step, 1
     with (
@@ -174,7 +176,7 @@ def _train(
             with clock("train"):
                 progress = experiment.advance(progress, pace)
             if step == first_step:
-                # Not earlier: an error in the first step should be reported at once.
+                # Compile these after the first step, so that its errors appear sooner.
                 with clock("compile"):
                     _compile_reports(experiment, progress)
             number = processes.all_processes_max(interrupt.number)
@@ -188,7 +190,8 @@ def _train(
             if progress.interrupt:
                 break
         outputs.checkpoints.wait()
-        if number := processes.all_processes_max(interrupt.number):  # Or a later one.
+        # Read the signal again: it may have arrived after the last step.
+        if number := processes.all_processes_max(interrupt.number):
             raise _stopped(experiment, progress, outputs, number)
     if progress.step < experiment.total_steps:
         outputs.console.line(
@@ -224,17 +227,17 @@ def _stopped(
 
 
 def _is_finite(experiment: Experiment, progress: Progress) -> bool:
-    """Returns whether the loss is finite and, where something is due, the state."""
+    """Returns whether the loss and, before any output, the state are finite."""
     if not math.isfinite(progress.figures.loss):
         return False
     events = any(experiment.due(event, progress.step) for event in experiment.every)
-    # The loss was computed before the last update, which may have made the state NaN.
+    # The loss precedes the last update, which may have made the state NaN.
     return not (progress.interrupt or events) or bool(all_finite(progress.state))
 
 
 def _pace(experiment: Experiment, steps: int, seconds: float) -> int:
     """Returns the number of steps of the next dispatch."""
-    # Processes must stop at the same steps, and their clocks differ.
+    # The clocks of processes differ, but all must dispatch the same steps.
     if jax.process_count() > 1:
         return experiment.every["log"]
     return max(1, math.ceil(steps * DISPATCH_SECONDS / seconds))
@@ -250,7 +253,7 @@ def _compile_training(experiment: Experiment, progress: Progress) -> Progress:
 
 
 def _compile_reports(experiment: Experiment, progress: Progress) -> None:
-    """Compiles the programs of logs and evaluations."""
+    """Compiles the programs of logs and evaluations by running them once."""
     zero = experiment.put(0)
     observed_norms(experiment, progress.state, progress.step)
     for feed in experiment.eval_feeds.values():

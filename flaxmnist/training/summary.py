@@ -1,4 +1,4 @@
-"""The summary of a run: its content, and the table that is printed."""
+"""Computes the summary of a run and prints it as a table."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,7 @@ from flaxmnist.training.experiment import Evaluation
 
 
 def describe(run: Evaluation) -> Description:
-    """Returns configuration, data, versions and machine, as checkpoints record them."""
+    """Returns the configuration, data, versions and machine of a run."""
     dataset = run.dataset
     return Description(
         config=as_dict(run.config),
@@ -43,14 +43,14 @@ def describe(run: Evaluation) -> Description:
 def evaluate_splits(
     run: Evaluation, state: TrainState, console: Console, splits: Iterable[str] = SPLITS
 ) -> dict[str, Figures]:
-    """Returns the figures of each of the splits."""
-    found = {}
+    """Evaluates a state; returns the figures of each split."""
+    figures = {}
     for split in splits:
         feed = run.eval_feeds[split]
         with console.evaluating(split, feed.steps_per_epoch) as advance:
             metrics = evaluate(state, feed, run.replicated, advance)
-        found[split] = Figures(**metrics.compute())
-    return found
+        figures[split] = Figures(**metrics.compute())
+    return figures
 
 
 def print_table(console: Console, summary: Summary) -> None:

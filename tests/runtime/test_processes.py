@@ -286,7 +286,7 @@ ANY_DEVICES = """
 import sys
 from flaxmnist.cli import command, train
 
-command._OWN_FLAGS.add("num_cpu_devices")
+command._PER_PROCESS_FLAGS.add("num_cpu_devices")
 sys.exit(train.main())
 """
 
