@@ -144,7 +144,10 @@ class SavedRun:
         from flaxmnist.training.results import collect
 
         # Each run once, and this one not beside itself.
-        others = {os.path.realpath(path): path_of(path, "compare") for path in compare}
+        if isinstance(compare, str | os.PathLike):
+            compare = [compare]
+        paths = [path_of(path, "compare") for path in compare]
+        others = {os.path.realpath(path): path for path in paths}
         others.pop(os.path.realpath(self.workdir), None)
         integrity.check_links(self.workdir)
         histories = [History.read(path) for path in others.values()]

@@ -13,6 +13,7 @@ from flaxmnist import config as configs
 from flaxmnist import data
 from flaxmnist.cli import report
 from flaxmnist.core import models
+from flaxmnist.errors import UserError
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.report import html, statistics
 from flaxmnist.training import loop
@@ -155,6 +156,8 @@ def test_a_folder_without_a_finished_run_is_told(reported, tmp_path, capsys):
         error = capsys.readouterr().err
         assert str(tmp_path) in error
         assert len(error.splitlines()) <= 2
+    with pytest.raises(UserError, match=f"^{tmp_path} contains no finished run"):
+        open_run(workdir).report(str(tmp_path))
 
 
 def test_a_killed_run_is_reported_by_its_checkpoint(reported, tmp_path):
