@@ -273,6 +273,8 @@ def open_run(
         damaged, or `config` is not that of the run.
     """
     workdir = path_of(workdir, "workdir")
+    if step is not None:
+        step = options.check("", {"step": step}, {"step": options.whole(0)})["step"]
     saved = workdirs.saved_config(workdir)
     if saved is None:
         raise UserError(

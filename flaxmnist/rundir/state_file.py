@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from flaxmnist.core.sharding import named_leaves
 from flaxmnist.errors import UserError, dtype_and_shape
@@ -57,7 +58,7 @@ def load_state(path: str | os.PathLike[str], like: _State) -> _State:
     source = path_of(path, "path")
     wanted = dict(named_leaves(like))
     try:
-        with files.open_regular(source, _MAX_BYTES) as file, np.load(file) as archive:
+        with files.open_regular(source, _MAX_BYTES) as file, NpzFile(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise UserError(f"{source} cannot be read ({error.strerror})") from None

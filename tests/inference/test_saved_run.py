@@ -103,6 +103,8 @@ def test_other_data_are_refused_and_the_recorded_place_is_tried(
 def test_what_is_not_there_is_named(home, tmp_path):
     with pytest.raises(UserError, match=r"contains no run: config.json is missing"):
         open_run(tmp_path)
+    with pytest.raises(UserError, match=r"step='1': expected a whole number"):
+        open_run(home / "run", step="1")
     with pytest.raises(UserError, match="checkpoint 3 does not exist in"):
         open_run(home / "run", 3)
     with pytest.raises(UserError, match="split='tset' is unknown; did you mean 'test'"):
