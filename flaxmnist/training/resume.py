@@ -94,8 +94,9 @@ def _warm_start(source: Path, state: TrainState) -> TrainState:
     with Checkpoints(source / "checkpoints", read_only=True) as checkpoints:
         config = workdirs.saved_config(source)
         decay = None if config is None else config.ema
+        average = None if decay is None else state.params
         source_state = with_parameters(
-            dataclasses.replace(state, ema=state.params, ema_decay=decay),
+            dataclasses.replace(state, ema=average, ema_decay=decay),
             checkpoints,
             checkpoints.best_step,
         )
