@@ -29,6 +29,7 @@ from flaxmnist.rundir.history import History
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.rundir.predictions import write_predictions
 from flaxmnist.rundir.results import Figures, Summary
+from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Console
 from flaxmnist.training.evaluate import predict
 from flaxmnist.training.experiment import (
@@ -265,21 +266,17 @@ def open_run(
       step: of the checkpoint; the best on validation if None.
       overrides: changes to the configuration, such as ``{"data.dir": "/new/place"}``.
       config: of the run; its ``config.json`` if None.
-      use_mesh: whether to use the devices of `config.mesh`, as training does; otherwise
-        one device.
+      use_mesh: whether to use the devices of `config.mesh`; otherwise one device.
 
     Raises:
-      UserError: `workdir` contains no run or no such checkpoint, the checkpoint is
-        damaged, or `config` is not that of the run.
+      UserError: the run or the checkpoint is missing, damaged or not of `config`.
     """
     workdir = path_of(workdir, "workdir")
     if step is not None:
         step = options.check("", {"step": step}, {"step": options.whole(0)})["step"]
-    saved = workdirs.saved_config(workdir)
-    if saved is None:
+    if (saved := workdirs.saved_config(workdir)) is None:
         raise UserError(
-            f"{workdir} contains no run: config.json is missing; expected the "
-            "directory of a trained run"
+            f"{workdir} contains no run: config.json is missing; name a run directory"
         )
     given = saved if config is None else config
     given = configs.override(given, dict(overrides).items())
@@ -287,6 +284,7 @@ def open_run(
     layout = make_layout(given) if use_mesh else None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         chosen = checkpoints.best_step if step is None else step
+        chosen = processes.broadcast(chosen) if use_mesh else chosen
         state, manifest = restore(given, checkpoints, chosen, layout)
         last_step = checkpoints.steps[-1]
     return SavedRun(

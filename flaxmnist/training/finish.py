@@ -42,7 +42,8 @@ def finish(
       StoppedError: Ctrl-C or SIGTERM stopped it.
     """
     rundir, console, clock = outputs.rundir, outputs.console, outputs.clock
-    checkpoints, best_step = outputs.checkpoints, outputs.checkpoints.best_step
+    checkpoints = outputs.checkpoints
+    best_step = processes.broadcast(checkpoints.best_step)
     with stop_at_interrupt(_interrupted(progress, rundir.workdir)):
         try:
             best_state = _state(progress, checkpoints, best_step)
