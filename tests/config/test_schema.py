@@ -83,9 +83,9 @@ def test_every_field_is_an_option_with_help_or_a_group():
 
 def test_options_of_the_core_are_options_of_a_configuration():
     for cls, table in (
-        (configs.OptimizerConfig, optim.OPTIONS),
-        (configs.DataConfig, datasets.OPTIONS),
-        (configs.MeshConfig, sharding.OPTIONS),
+        (groups.OptimizerConfig, optim.OPTIONS),
+        (groups.DataConfig, datasets.OPTIONS),
+        (groups.MeshConfig, sharding.OPTIONS),
     ):
         declared = options.declared(cls)
         for name, type in table.items():
