@@ -156,7 +156,7 @@ class SavedRun:
         summary = self.saved_summary()
         if summary is None or summary.step != self.last_step:
             summary = self._summarize(run, console)
-        results = collect(run, self.state, summary)
+        results = collect(run, self.state, History.read(self.workdir, summary))
         try:
             path = write_report(results, self.workdir, histories)
         except OSError as error:

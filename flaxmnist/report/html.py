@@ -110,7 +110,7 @@ class Results:
     """A trained model as a report shows it; all arrays are on the host.
 
     Attributes:
-      summary: the result of the run.
+      history: the summary and the metrics of the run.
       outputs: predictions by split, of validation and test; see
         :func:`flaxmnist.training.evaluate.predict`.
       test_images: uint8 `[count, 28, 28]`, in the order of the predictions.
@@ -118,11 +118,16 @@ class Results:
       costs: what the model takes.
     """
 
-    summary: Summary
+    history: History
     outputs: dict[str, dict[str, np.ndarray]]
     test_images: np.ndarray
     params: Any
     costs: Costs
+
+    @property
+    def summary(self) -> Summary:
+        """The result of the run."""
+        return self.history.summary
 
     @property
     def validation(self) -> dict[str, np.ndarray]:
@@ -149,7 +154,7 @@ def write_report(
       the path of the page.
     """
     path, summary, test = workdir / "report.html", results.summary, results.test
-    groups = _group([History.read(workdir, summary), *others])
+    groups = _group([results.history, *others])
     temperature = statistics.fit_temperature(
         results.validation["logits"], results.validation["labels"]
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import DamagedError
 from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.rundir.history import History
 from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Console
@@ -144,6 +145,9 @@ def _report(
     from flaxmnist.report.html import write_report
     from flaxmnist.training.results import collect
 
-    results = collect(experiment, state, summary)
+    history = History(str(workdir), summary, [])
+    if processes.is_first():
+        history = History.read(workdir, summary)
+    results = collect(experiment, state, history)
     if processes.is_first():
         write_report(results, workdir)

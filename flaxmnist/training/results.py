@@ -10,25 +10,25 @@ from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.report.html import Costs, Results
-from flaxmnist.rundir.results import Summary
+from flaxmnist.rundir.history import History
 from flaxmnist.training.evaluate import predict
 from flaxmnist.training.experiment import Evaluation, make_optimizer
 
 
-def collect(run: Evaluation, state: TrainState, summary: Summary) -> Results:
+def collect(run: Evaluation, state: TrainState, history: History) -> Results:
     """Returns what :func:`flaxmnist.report.html.write_report` shows of a run.
 
     Args:
       run: the data and feeds of the run.
-      state: the state that `summary` describes.
-      summary: as :func:`flaxmnist.training.summary.summarize` returns it.
+      state: the state that the summary in `history` describes.
+      history: the summary and the metrics of the run.
     """
     outputs = {
         split: predict(state, run.eval_feeds[split], run.replicated)
         for split in ("validation", "test")
     }
     return Results(
-        summary=summary,
+        history=history,
         outputs=outputs,
         test_images=run.dataset.test.images,
         params=jax.device_get(jax.device_put(state.eval_params, run.replicated)),
