@@ -63,7 +63,7 @@ def shortened(name: str) -> nbformat.NotebookNode:
     [
         pytest.param("from_tensorflow", marks=pytest.mark.slow),
         pytest.param("functional_steps", marks=pytest.mark.slow),
-        "quickstart",
+        pytest.param("quickstart", marks=pytest.mark.slow),
         "devices",
     ],
 )

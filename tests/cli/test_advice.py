@@ -278,6 +278,7 @@ RUN_CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "wrong", "pattern", "followed"),
     [(*case[:3], case[3:]) for case in RUN_CASES],

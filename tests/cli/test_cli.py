@@ -524,6 +524,7 @@ def test_chosen_devices_alone_are_used_and_jax_is_told_in_time(tmp_path):
     assert placed[-1] == "false --xla_gpu_deterministic_ops=true"
 
 
+@pytest.mark.slow
 def test_programs_are_kept_and_a_damaged_one_is_not_used(tmp_path):
     # Nothing that says which programs are kept, or where.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}

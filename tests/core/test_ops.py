@@ -21,11 +21,13 @@ SHAPES = [
     ((2, 5, 5, 4), (1, 1), (1, 1), "SAME"),
     # By Winograd's algorithm: channels enough, square kernels of 3 or 5, stride 1.
     ((2, 14, 14, 8), (5, 5), (1, 1), "SAME"),
-    ((1, 9, 11, 9), (5, 5), (1, 1), "VALID"),
+    pytest.param((1, 9, 11, 9), (5, 5), (1, 1), "VALID", marks=pytest.mark.slow),
     ((2, 7, 6, 8), (3, 3), (1, 1), "SAME"),
-    ((1, 4, 13, 8), (3, 3), (1, 1), "VALID"),
-    ((1, 3, 3, 8), (3, 3), (1, 1), "VALID"),
-    ((1, 5, 6, 8), (5, 5), (1, 1), ((4, 3), (2, 4))),
+    pytest.param((1, 4, 13, 8), (3, 3), (1, 1), "VALID", marks=pytest.mark.slow),
+    pytest.param((1, 3, 3, 8), (3, 3), (1, 1), "VALID", marks=pytest.mark.slow),
+    pytest.param(
+        (1, 5, 6, 8), (5, 5), (1, 1), ((4, 3), (2, 4)), marks=pytest.mark.slow
+    ),
     # Not by it: more padding than the kernel reaches, a stride, another shape.
     ((1, 6, 6, 8), (3, 3), (1, 1), ((3, 0), (1, 1))),
     ((2, 8, 8, 8), (3, 3), (2, 1), "SAME"),
@@ -58,6 +60,7 @@ def test_conv_and_its_gradients_equal_lax_conv_in_float64(
         )
 
 
+@pytest.mark.slow
 def test_a_large_batch_is_convolved_in_parts_to_the_same_end(monkeypatch):
     padding = ((2, 2), (2, 2))
 
@@ -104,6 +107,7 @@ def test_a_dense_layer_of_few_outputs_and_its_derivatives_are_those_of_linen():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("r", winograd.KERNELS)
 def test_winograds_error_in_float32(r):
     rng = np.random.default_rng(0)

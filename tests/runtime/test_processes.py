@@ -308,6 +308,7 @@ def test_processes_that_differ_do_not_start(flag, script, reason, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_directory_that_is_not_shared_is_refused_in_every_process(tmp_path):
     flag = f"--workdir={tmp_path}/{{index}}"
     for index, (code, _, error) in enumerate(run(tmp_path, 2, 1, flag)):

@@ -677,6 +677,7 @@ def test_the_average_is_evaluated_predicted_and_taken_away(tmp_path):
     assert_identical(jax.device_get(begun.eval_params), state.ema)
 
 
+@pytest.mark.slow
 def test_devices_and_placements_train_alike(tmp_path):
     losses = []
     for placement, devices in (("device", 1), ("host", 8)):
