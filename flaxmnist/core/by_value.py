@@ -49,8 +49,11 @@ def _value_of(part: object) -> Hashable:
             held += [part.__kwdefaults__[name] for name in sorted(part.__kwdefaults__)]
         # The id is unique while the function exists, which an optimizer holds.
         return id(part.__code__), *map(_value_of, held)
-    if isinstance(part, tuple):
+    # JAX would not notice a change in place either, whatever is compared.
+    if isinstance(part, tuple | list):
         return kind, *map(_value_of, part)
+    if isinstance(part, np.ndarray) and part.dtype != object:
+        return kind, part.dtype, part.shape, part.tobytes()
     if isinstance(part, functools.partial):
         named = tuple(sorted(part.keywords.items()))
         return kind, _value_of((part.func, part.args, named))
@@ -62,7 +65,7 @@ def _value_of(part: object) -> Hashable:
     module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", "<")
     if module and module.partition(".")[0] in _PURE and "<" not in name:
         return kind, id(part)
-    raise _OpaqueError  # A list, a dictionary or an array may be changed in place.
+    raise _OpaqueError
 
 
 class _ByValue:
@@ -107,8 +110,8 @@ def by_value(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns `tx`, which compares by value if its parts are all from optax and JAX.
 
     Two such optimizers are equal if the same functions hold equal numbers. An optimizer
-    that contains another function, such as a schedule of the user's, or a value that
-    may be changed in place compares by identity.
+    that contains another function, such as a schedule of the user's, or an object of
+    another type compares by identity.
     """
     if isinstance(tx, _ByValue) or not isinstance(tx, optax.GradientTransformation):
         return tx
@@ -130,8 +133,8 @@ def warn_if_rebuilt(tx: optax.GradientTransformation, *rest: Any) -> None:
     if _traced.setdefault(key, tx) != tx:
         warnings.warn(
             "train_step compiles again because the state contains a new optimizer "
-            "object. An optimizer that contains a function, list, dictionary or array "
-            "of yours is compared by identity: build it once, before the loop",
+            "object. An optimizer that contains a function or an object of yours is "
+            "compared by identity: build it once, before the loop",
             stacklevel=2,
         )
     _traced[key] = tx
