@@ -120,8 +120,7 @@ def build(
         selects the default of optax.
 
     Raises:
-      UserError: an option is invalid, or has no effect with this optimizer or
-        schedule.
+      UserError: an option is invalid, or has no effect with the others.
     """
     options = {
         "name": name,
@@ -148,9 +147,7 @@ def build(
             f"optimizer.name={name!r}; expected {' or '.join(map(repr, users))}"
         )
     if given.get("nesterov") and not given.get("momentum"):
-        raise UserError(
-            "optimizer.nesterov=True requires optimizer.momentum, such as 0.9"
-        )
+        raise UserError("optimizer.nesterov requires optimizer.momentum, such as 0.9")
     tx = make(rate, **given)
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)

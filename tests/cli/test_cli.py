@@ -197,7 +197,7 @@ BAD_FLAGS = [
     ([*TINY, "--config.optimizer.learning_rate=nan"], r"expected a number"),
     (
         [*TINY, "--config.optimizer.name=sgd", "--config.optimizer.nesterov=true"],
-        r"nesterov=True requires optimizer.momentum",
+        r"nesterov requires optimizer.momentum",
     ),
     (
         [*TINY, "--config.optimizer.momentum=0.9"],
