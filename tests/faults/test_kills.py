@@ -318,7 +318,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
     )
     assert holder.stdout.readline() == "held\n"
     said = (
-        rf"{run} is in use by process {holder.pid} on \S+ since \d{{4}}-.* UTC: wait "
+        rf"{run} is in use by process {holder.pid} on \S+ since \d{{4}}-.* UTC; wait "
         "for it, or use another"
     )
     with pytest.raises(UserError, match=said):
