@@ -12,7 +12,7 @@ Evaluates a run's best checkpoint on its three splits; writes nothing.
   %(prog)s --workdir runs/a
   %(prog)s --workdir runs/a --step 1716
 
---config.data.dir=DIR names the present place of the data.
+If the data have moved, name their directory with --config.data.dir=DIR.
 """
 
 

@@ -15,7 +15,7 @@ Exports a run's best model, compares it with the checkpoint, and adds a model ca
   %(prog)s --workdir runs/a --format onnx         (needs 'flaxmnist[onnx]')
   %(prog)s --workdir runs/a --format numpy        (needs neither JAX nor flaxmnist)
 
---config.data.dir=DIR names the data of the run where they are now.
+If the data have moved, name their directory with --config.data.dir=DIR.
 """
 
 

@@ -1,4 +1,4 @@
-"""`flaxmnist predict`: predicts pictures in files."""
+"""`flaxmnist predict`: predicts pictures in files, or a split of the data."""
 
 import argparse
 import functools
@@ -38,7 +38,7 @@ reported, the others are predicted, and the exit code is then 1.
 
 
 def _expand(patterns: Sequence[str]) -> Iterator[str]:
-    """Yields files; a pattern that the shell left as it is, is looked up here."""
+    """Yields files; expands the patterns that the shell did not expand."""
     for pattern in patterns:
         # A file may well be called "7[1].png".
         found = [] if os.path.exists(pattern) else _glob(os.path.expanduser(pattern))
@@ -65,7 +65,7 @@ def _glob(pattern: str) -> set[str]:
 
 
 def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Prepared]]:
-    """Yields each file's picture; those that cannot be read are told, and `failed`."""
+    """Yields readable pictures; reports the other files and adds them to `failed`."""
     for file in files:
         try:
             source: Any = file
@@ -101,7 +101,7 @@ def _record(file: str, prediction: Prediction, count: int) -> dict[str, Any]:
 
 
 def _save(folder: Path, index: int, file: str, prepared: Prepared) -> None:
-    """Writes what the model was given, under a name that no other picture has."""
+    """Writes the image that the model received, under a unique name."""
     name = f"{index:04d}-{Path(file).stem if file != '-' else 'stdin'}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,13 @@ from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
 
 _DESCRIPTION = """\
-Writes a run's report.html again, perhaps beside other runs.
+Writes a run's report.html again, alone or with other runs.
 
   %(prog)s --workdir runs/a
   %(prog)s --workdir runs/a --compare runs/b runs/c
 
-Runs that differ in their seed alone are drawn as one: mean and standard deviation.
---config.data.dir=DIR names the data of the run where they are now.
+Runs that differ only in their seed are drawn as one: mean and standard deviation.
+If the data have moved, name their directory with --config.data.dir=DIR.
 """
 
 

@@ -45,10 +45,10 @@ from flaxmnist.training.summary import evaluate_splits, print_table, summarize
 class SavedRun:
     """A run opened by :func:`open_run`, at one of its checkpoints.
 
-    Its data are loaded at the first call that needs them, and must be those that the
+    The data are loaded at the first call that needs them, and must be those that the
     run was trained on: :meth:`evaluate`, :meth:`summarize`, :meth:`predict_split` and
-    :meth:`report` raise `UserError` if they cannot be found. They are looked for where
-    `open_run` was told, then in ``FLAXMNIST_DATA_DIR``, then where the run read them.
+    :meth:`report` raise `UserError` if they cannot be found. The places are, in this
+    order: the overrides of `open_run`, ``FLAXMNIST_DATA_DIR``, the recorded directory.
 
     Attributes:
       workdir: the run directory.
@@ -204,7 +204,7 @@ class SavedRun:
         """Returns the data if they are on this machine; downloads nothing.
 
         Raises:
-          UserError: `open_run` was told a place, and the data are not there.
+          UserError: the data are not in the place that `open_run` was given.
         """
         if self._places.needs_network:
             return None
