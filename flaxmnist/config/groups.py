@@ -101,6 +101,10 @@ class OptimizerConfig(Group):
         "Gradients with a larger global norm are scaled down to this norm.",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        optim.check_combination(vars(self))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Group):

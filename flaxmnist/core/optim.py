@@ -1,6 +1,8 @@
 """Optimizers and learning-rate schedules by name, all from optax."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import optax
@@ -28,6 +30,33 @@ OPTIONS = {
     "weight_decay": optional(real(0)),
     "clip_norm": optional(real(0, above=True)),
 }
+
+
+def check_combination(options: Mapping[str, Any]) -> None:
+    """Checks that no option is without effect because of the others.
+
+    Args:
+      options: names of :data:`OPTIONS` → valid values; None is a default.
+
+    Raises:
+      UserError: an option has no effect, or requires another one.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "decay_rate" in given and given["schedule"] != "exponential":
+        raise UserError(
+            f"optimizer.decay_rate={given['decay_rate']} has no effect with "
+            f"optimizer.schedule={given['schedule']!r}; expected schedule 'exponential'"
+        )
+    for option, value in given.items():
+        users = [name for name, (_, takes) in OPTIMIZERS.items() if option in takes]
+        if users and given["name"] not in users:
+            raise UserError(
+                f"optimizer.{option}={value} has no effect with "
+                f"optimizer.name={given['name']!r}; "
+                f"expected {' or '.join(map(repr, users))}"
+            )
+    if given.get("nesterov") and not given.get("momentum"):
+        raise UserError("optimizer.nesterov requires optimizer.momentum, such as 0.9")
 
 
 def build_schedule(
@@ -63,11 +92,7 @@ def build_schedule(
             f"optimizer.warmup is {warmup_steps} steps; "
             f"expected fewer than the run's {total_steps}"
         )
-    if decay_rate is not None and schedule != "exponential":
-        raise UserError(
-            f"optimizer.decay_rate={decay_rate} has no effect with "
-            f"optimizer.schedule={schedule!r}; expected schedule 'exponential'"
-        )
+    check_combination({"schedule": schedule, "decay_rate": decay_rate})
     if schedule == "one_cycle":
         rise = warmup_steps / total_steps if warmup_steps else 0.3
         return optax.cosine_onecycle_schedule(
@@ -128,8 +153,10 @@ def build(
         "schedule": schedule,
         "decay_rate": decay_rate,
         "clip_norm": clip_norm,
+        **specific,
     }
-    check("optimizer", options | specific, OPTIONS)
+    check("optimizer", options, OPTIONS)
+    check_combination(options)
     rate = build_schedule(
         schedule,
         learning_rate,
@@ -138,16 +165,8 @@ def build(
         warmup_steps=warmup_steps,
         decay_rate=decay_rate,
     )
-    make, own = OPTIMIZERS[name]
+    make, _ = OPTIMIZERS[name]
     given = {option: value for option, value in specific.items() if value is not None}
-    for option in given.keys() - set(own):
-        users = [other for other, (_, takes) in OPTIMIZERS.items() if option in takes]
-        raise UserError(
-            f"optimizer.{option}={given[option]} has no effect with "
-            f"optimizer.name={name!r}; expected {' or '.join(map(repr, users))}"
-        )
-    if given.get("nesterov") and not given.get("momentum"):
-        raise UserError("optimizer.nesterov requires optimizer.momentum, such as 0.9")
     tx = make(rate, **given)
     if clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)

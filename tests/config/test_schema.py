@@ -29,6 +29,13 @@ OTHER_VALUES += (
     "VALID",
 )
 OTHER_VALUES += ("glorot_uniform", "average", "train, validation", "logits", "mlp")
+# Options of the optimizer that are valid only together with these.
+REQUIRED = {
+    "momentum": {"name": "sgd"},
+    "nesterov": {"name": "sgd", "momentum": 0.9},
+    "weight_decay": {"name": "adamw"},
+    "decay_rate": {"schedule": "exponential"},
+}
 
 
 def changed(name):
@@ -40,6 +47,8 @@ def changed(name):
             values["model"] = {}
         if name == "num_epochs":
             values["num_steps"] = None
+        if group == "optimizer":
+            values["optimizer"] |= REQUIRED.get(last, {})
         (values[group] if group else values)[last] = value
         try:
             config = configs.from_dict(values)
@@ -109,6 +118,24 @@ def test_a_replaced_value_is_checked_and_canonical():
         dataclasses.replace(BASE, num_epochs=1)
     with pytest.raises(UserError, match=r"mesh=\{'data': 1\}: expected a MeshConfig"):
         dataclasses.replace(BASE, mesh={"data": 1})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ({"momentum": 0.9}, r"momentum=0.9 has no effect .*='adam'; expected 'sgd'"),
+        ({"weight_decay": 0.1}, r"weight_decay=0.1 has no effect .*expected 'adamw'"),
+        ({"decay_rate": 0.9}, r"decay_rate=0.9 has no effect .*='constant'; expected"),
+        ({"name": "sgd", "nesterov": True}, r"nesterov requires optimizer.momentum"),
+    ],
+)
+def test_optimizer_options_that_conflict_are_found_with_the_configuration(
+    optimizer, message
+):
+    with pytest.raises(UserError, match=message):
+        configs.make_config(num_steps=1, optimizer=optimizer)
+    for option in optimizer.keys() & REQUIRED.keys():
+        configs.make_config(num_steps=1, optimizer=optimizer | REQUIRED[option])
 
 
 def test_a_configuration_is_checked_once(monkeypatch):
