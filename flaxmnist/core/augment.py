@@ -1,0 +1,154 @@
+"""Random distortions of training images, drawn anew in every step.
+
+An augmentation is a callable `(keys [batch], images [batch, height, width, channels])
+-> images` of the same shape, one PRNG key per image; images are float32 in [0, 1].
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float, Key
+
+from flaxmnist import options
+from flaxmnist.errors import UserError
+from flaxmnist.options import declared, option, real, whole
+
+# Control points of the elastic distortion along each axis.
+_KNOTS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Affine and elastic distortion in one bilinear resampling, and cutout.
+
+    Each draw is uniform and independent for each image. Pixels from outside the image
+    are 0. A random crop that is resized to the whole image is a translation, of a
+    model that classifies the central part of its images, such as `ConvNet(crop=25)`.
+
+    The elastic distortion moves 4 × 4 control points. Between them, the displacement is
+    the bicubic polynomial through the control points (compare Simard et al., 2003,
+    "Best Practices for Convolutional Neural Networks"). Cutout is that of DeVries and
+    Taylor (2017).
+
+    Raises:
+      UserError: an option has an invalid value.
+    """
+
+    rotate: float = option(
+        0.0, real(0, below=180.001), "Largest rotation, in degrees, either way."
+    )
+    scale: float = option(
+        0.0,
+        real(0, below=1),
+        "Largest relative change of the height and, independently, of the width.",
+    )
+    shear: float = option(
+        0.0,
+        real(0, below=10),
+        "Largest slant: horizontal shift per vertical distance.",
+    )
+    translate: float = option(0.0, real(0), "Largest shift along each axis, in pixels.")
+    elastic: float = option(
+        0.0,
+        real(0),
+        "Largest shift, in pixels, of each of 4×4 points of an elastic distortion.",
+    )
+    cutout: int = option(
+        0,
+        whole(0),
+        "Side of a square set to 0, in pixels; its center is any pixel of the image.",
+    )
+
+    def __post_init__(self) -> None:
+        types = {name: one.type for name, one in declared(type(self)).items()}
+        given = {name: getattr(self, name) for name in types}
+        for name, value in options.check("augment", given, types).items():
+            object.__setattr__(self, name, value)
+
+    def __call__(
+        self,
+        keys: Key[Array, " batch"],
+        images: Float[Array, "batch height width channels"],
+    ) -> Float[Array, "batch height width channels"]:
+        """Returns the distorted images.
+
+        Raises:
+          UserError: a shift or the cutout is as large as the images.
+        """
+        height, width = images.shape[1:3]
+        for name in ("translate", "elastic", "cutout"):
+            value = getattr(self, name)
+            if value >= min(height, width):
+                raise UserError(
+                    f"augment.{name}={value:g}: expected less than "
+                    f"{min(height, width)}, for images of {height}×{width} pixels"
+                )
+        distorted: Array = jax.vmap(self._distort)(keys, images)
+        return distorted
+
+    def _distort(self, key: Any, image: Array) -> Array:
+        """Distorts one image `[height, width, channels]`."""
+        moves, center, shifts = jnp.split(
+            jax.random.uniform(key, (8 + 2 * _KNOTS**2,), minval=-1), (6, 8)
+        )
+        resample = functools.partial(
+            map_coordinates,
+            coordinates=self._sources(moves, shifts, *image.shape[:2]),
+            order=1,
+        )
+        image = jax.vmap(resample, -1, -1)(image)
+        if not self.cutout:
+            return image
+        rows, columns = (
+            jnp.arange(size) - jnp.floor((u + 1) / 2 * size) + self.cutout // 2
+            for u, size in zip(center, image.shape[:2], strict=True)
+        )
+        rows, columns = ((x >= 0) & (x < self.cutout) for x in (rows, columns))
+        return jnp.where((rows[:, None] & columns[None])[..., None], 0, image)
+
+    def _sources(
+        self, moves: Array, shifts: Array, height: int, width: int
+    ) -> tuple[Array, Array]:
+        """Returns the row and the column that each pixel is taken from.
+
+        This is the inverse of: scale, shear, rotate about the center, translate.
+
+        Args:
+          moves: `[6]` in [-1, 1): rotation, scale (2), shear, translation (2).
+          shifts: `[2 · 4 · 4]` in [-1, 1), of the control points.
+          height: number of rows.
+          width: number of columns.
+        """
+        angle = jnp.deg2rad(self.rotate) * moves[0]
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        down, right = self.translate * moves[4:]
+        y = jnp.arange(height)[:, None] - (height - 1) / 2 - down
+        x = jnp.arange(width)[None] - (width - 1) / 2 - right
+        y, x = cos * y + sin * x, cos * x - sin * y
+        x = (x - self.shear * moves[3] * y) / (1 + self.scale * moves[2])
+        y = y / (1 + self.scale * moves[1])
+        if self.elastic:
+            knots = self.elastic * shifts.reshape(2, _KNOTS, _KNOTS)
+            field = jnp.einsum(
+                "yi,dij,xj->dyx",
+                _interpolation(height),
+                knots,
+                _interpolation(width),
+                precision="highest",
+            )
+            y, x = y + field[0], x + field[1]
+        return y + (height - 1) / 2, x + (width - 1) / 2
+
+
+def _interpolation(size: int) -> np.ndarray:
+    """Returns `[size, 4]`: the cubic polynomial through 4 values, at `size` pixels."""
+    pixels, knots = (
+        np.vander(np.linspace(-1, 1, count), _KNOTS) for count in (size, _KNOTS)
+    )
+    matrix: np.ndarray = np.linalg.solve(knots.T, pixels.T).T.astype(np.float32)
+    return matrix
