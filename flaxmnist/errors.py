@@ -1,9 +1,11 @@
 """The exceptions of flaxmnist, and functions for their messages."""
 
+import contextlib
 import difflib
 import re
+import traceback
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,41 @@ def printable(text: str, keep: str = "") -> str:
 def dtype_and_shape(array: Any) -> str:
     """Returns dtype and shape, such as ``"float32 [100, 10]"``."""
     return f"{array.dtype} [{', '.join(map(str, array.shape))}]"
+
+
+@contextlib.contextmanager
+def explained(prefix: str, module: str | None = None) -> Iterator[None]:
+    """Turns an exception of the user's code into a UserError that names its line.
+
+    Args:
+      prefix: of the message.
+      module: whose absence is not an error of its code.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # The code is the user's: it may raise anything.
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        if module and missing and f"{module}.".startswith(f"{missing}."):
+            raise
+        raise UserError(
+            f"{prefix}{_place_of(error)}{type(error).__name__}: {error}"
+        ) from error
+
+
+def _place_of(error: BaseException) -> str:
+    """Returns the last place in the user's code, such as ``"my.py, line 3: "``."""
+    frames = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<")
+    ]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    own = [frame for frame in frames if Path(frame[0]).parent != Path(__file__).parent]
+    return f"{own[-1][0]}, line {own[-1][1]}: " if own else ""
 
 
 class StoppedError(KeyboardInterrupt):

@@ -86,7 +86,7 @@ def real(minimum: float, *, below: float = math.inf, above: bool = False) -> Opt
     """A finite number from `minimum` (greater than it, if `above`), under `below`."""
 
     def convert(value: Any) -> float:
-        given = _number(value)
+        given = number(value)
         if given < minimum or given >= below or (above and given == minimum):
             raise ValueError
         return given
@@ -169,7 +169,12 @@ def _boolean(value: Any) -> bool:
     return value
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """Returns a finite number as a float.
+
+    Raises:
+      TypeError, ValueError: `value` is not a finite number.
+    """
     if isinstance(value, bool | str) or not math.isfinite(value):
         raise ValueError
     return float(value)

@@ -8,16 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxmnist.config.groups import (
-    DataConfig,
-    Group,
-    MeshConfig,
-    OptimizerConfig,
-    model_config,
-)
-from flaxmnist.config.schema import DEFAULT_MODEL, GROUPS, Config, declarations, walk
-from flaxmnist.core import models, optim
+from flaxmnist.config.groups import Group, points_of
+from flaxmnist.config.schema import GROUPS, Config, declarations, walk
+from flaxmnist.core import optim
 from flaxmnist.errors import UserError, shown
+from flaxmnist.options import declared
 from flaxmnist.runtime import files
 
 # Characters of an override that are parsed; no value is longer.
@@ -81,22 +76,24 @@ def from_dict(values: Any) -> Config:
             ) from None
     top = {name: value for name, value in values.items() if name not in GROUPS}
     _check_names(
-        [*map(str, top), *(f"{one}.{name}" for one in GROUPS for name in groups[one])]
+        [*map(str, top), *(f"{one}.{name}" for one in GROUPS for name in groups[one])],
+        groups,
     )
-    model = groups["model"].pop("name", DEFAULT_MODEL)
-    models.options(model, groups["model"])
-    return Config(
-        **top,
-        model=model_config(model)(**groups["model"]),
-        optimizer=OptimizerConfig(**groups["optimizer"]),
-        data=DataConfig(**groups["data"]),
-        mesh=MeshConfig(**groups["mesh"]),
-    )
+    made: dict[str, Any] = {name: cls.of(groups[name]) for name, cls in GROUPS.items()}
+    return Config(**top, **made)
 
 
-def _check_names(names: Iterable[str]) -> None:
-    """Raises UserError unless every name is the full name of an option."""
+def _check_names(names: Iterable[str], groups: dict[str, dict[str, Any]]) -> None:
+    """Raises UserError unless every name is the full name of an option.
+
+    Args:
+      names: to check.
+      groups: the values by group; callables of the user bring further options.
+    """
     known = [*GROUPS, *declarations()]
+    for group, cls in GROUPS.items():
+        own = declared(cls.class_for(groups[group]))
+        known += (path for name in own if (path := f"{group}.{name}") not in known)
     for name in names:
         if name not in known:
             if similar := " or ".join(map(repr, _similar(name, known))):
@@ -134,9 +131,9 @@ def _similar(name: str, known: list[str]) -> list[str]:
 def override(config: ConfigDict | Config, changes: Iterable[tuple[str, Any]]) -> Config:
     """Returns `config` with changes such as ``("optimizer.learning_rate", "3e-4")``.
 
-    Setting one of `num_epochs` and `num_steps` unsets the other. Another `model.name`
-    brings that model's defaults, and another `optimizer.name` unsets the options that
-    only the former optimizer has.
+    Setting one of `num_epochs` and `num_steps` unsets the other. Another callable, such
+    as another `model.name`, brings its own defaults. Another `optimizer.name` unsets
+    the options that only the former optimizer has.
 
     Raises:
       UserError: as :func:`resolve`.
@@ -149,10 +146,18 @@ def override(config: ConfigDict | Config, changes: Iterable[tuple[str, Any]]) ->
                 f"{group}={shown(parsed[group])}: expected a group of options; set one "
                 f"of them, such as {group}.{next(iter(values[group]))}"
             )
-    _check_names(parsed)
-    name = parsed.get("model.name", values["model"]["name"])
-    if name != values["model"]["name"]:
-        values["model"] = {}
+    groups = {name: dict(values[name]) for name in GROUPS}
+    for key, value in parsed.items():
+        group, _, name = key.rpartition(".")
+        if group in GROUPS and name in points_of(GROUPS[group]):
+            groups[group][name] = value
+    _check_names(parsed, groups)
+    for group, cls in GROUPS.items():
+        for name, point in points_of(cls).items():
+            if (old := values[group][name]) != groups[group][name]:
+                # The options of the former callable.
+                for key in point.options(old):
+                    del values[group][key]
     old = values["optimizer"]["name"]
     if parsed.get("optimizer.name", old) != old:
         _, own = optim.OPTIMIZERS[old]

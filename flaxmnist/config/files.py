@@ -1,19 +1,16 @@
 """Configuration files: finding and running them, and describing them by flags."""
 
-import contextlib
-import importlib.util
 import inspect
 import os
 import runpy
-import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from flaxmnist import user_code
 from flaxmnist.config.conversion import as_config_dict, flat, override, resolve
 from flaxmnist.config.schema import Config
 from flaxmnist.errors import UserError, did_you_mean
@@ -47,15 +44,11 @@ def load(spec: str) -> ConfigDict:
             raise UserError(f"no {kind} {where!r}{did_you_mean(path.stem, ours)}")
         path = ours[path.stem]
     path = path.absolute()
-    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(
-            f"{path} is not a Python file; expected one with get_config(arg=None)"
-        )
-    module = importlib.util.module_from_spec(module_spec)
+    if path not in ours.values():
+        user_code.search(path.parent)
     try:
-        with _import_path(path.parent, Path.cwd()):
-            module_spec.loader.exec_module(module)
+        with user_code.import_path(str(path.parent), os.getcwd()):
+            module = user_code.execute(str(path))
             _check_get_config(module)
             config = module.get_config(variant or None)
     except UserError:
@@ -70,19 +63,6 @@ def load(spec: str) -> ConfigDict:
             f"{path}: get_config returned {config!r}: expected a ConfigDict"
         )
     return as_config_dict(resolve(config))
-
-
-@contextlib.contextmanager
-def _import_path(*folders: Path) -> Iterator[None]:
-    """Lets imports search `folders` first while the block runs."""
-    added = [str(folder) for folder in folders]
-    sys.path[:0] = added
-    try:
-        yield
-    finally:
-        for folder in added:
-            with contextlib.suppress(ValueError):  # The block may change the list, too.
-                sys.path.remove(folder)
 
 
 def _check_get_config(module: ModuleType) -> None:

@@ -5,7 +5,7 @@ import itertools
 import textwrap
 from collections.abc import Iterator
 
-from flaxmnist.config.schema import DEFAULT_MODEL, declarations
+from flaxmnist.config.schema import declarations
 from flaxmnist.options import Option
 
 _PAGE = """\
@@ -14,6 +14,10 @@ _PAGE = """\
 `--config.NAME=VALUE` on the command line and `make_config` in a configuration file set
 these options. A run that resumes may change those marked "yes"; all others must keep
 their values.
+
+`model.name` also accepts your own callable, as `"package.module:name"` or
+`"file.py:name"`, whose parameters are further options: see
+[Extending](../extending.md).
 """
 
 
@@ -24,7 +28,7 @@ class Entry:
     Attributes:
       group: "run", or the part of `name` before the dot.
       name: its full name, such as ``"optimizer.learning_rate"``.
-      default: its default; if models differ in it, that of each model.
+      default: its default; if callables differ in it, that of each.
       expected: the values that it accepts.
       help: its meaning, in one sentence.
       mutable: whether a run that resumes may change it.
@@ -40,29 +44,27 @@ class Entry:
 
 def entries() -> Iterator[Entry]:
     """Yields every option, group by group."""
-    for name, by_model in declarations().items():
+    for name, by_callable in declarations().items():
         group, dot, _ = name.partition(".")
-        *_, one = by_model.values()
+        *_, one = by_callable.values()
         yield Entry(
             group if dot else "run",
             name,
-            _default(name, by_model),
+            _default(by_callable),
             one.type.expected,
             one.help,
             one.mutable,
         )
 
 
-def _default(name: str, by_model: dict[str, Option]) -> str:
+def _default(by_callable: dict[str, Option]) -> str:
     """Returns a default such as ``"adam"``, or ``"mlp: 0.0; cnn: 0.4"`` by model."""
-    if name == "model.name":
-        return DEFAULT_MODEL
-    if not name.startswith("model."):
-        return str(by_model[""].default)
-    models: dict[str, list[str]] = {}
-    for model, one in by_model.items():
-        models.setdefault(str(one.default), []).append(model)
-    return "; ".join(f"{', '.join(names)}: {value}" for value, names in models.items())
+    if "" in by_callable:
+        return str(by_callable[""].default)
+    users: dict[str, list[str]] = {}
+    for name, one in by_callable.items():
+        users.setdefault(str(one.default), []).append(name)
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in users.items())
 
 
 def _groups() -> Iterator[tuple[str, list[Entry]]]:
@@ -72,7 +74,10 @@ def _groups() -> Iterator[tuple[str, list[Entry]]]:
 
 def help_text() -> str:
     """Returns the options by group, as ``--help`` prints them."""
-    lines = ["options of --config (*: may change when a run resumes):"]
+    lines = [
+        "options of --config (*: may change when a run resumes):",
+        "(model.name also accepts your own callable, as module:name or file.py:name)",
+    ]
     for group, found in _groups():
         lines += ["", f"{group}:"]
         for entry in found:

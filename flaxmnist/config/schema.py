@@ -11,9 +11,9 @@ from flaxmnist.config.groups import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
-    model_config,
+    points_of,
 )
-from flaxmnist.core import models, state
+from flaxmnist.core import state
 from flaxmnist.data.splits import SPLITS
 from flaxmnist.errors import UserError, shown
 from flaxmnist.options import Option, declared, one_of, option, optional, whole
@@ -21,7 +21,6 @@ from flaxmnist.options import Option, declared, one_of, option, optional, whole
 TENSORS = ("probabilities", "logits", "classes")
 SUMMARIES = ("norms", "histograms", "filters", "mistakes")
 PRECISIONS = ("float32", "bfloat16")
-DEFAULT_MODEL = "cnn"
 
 GROUPS: dict[str, type[Group]] = {
     "model": ModelConfig,
@@ -149,9 +148,7 @@ class Config(Group):
     report: bool = option(
         True, options.boolean, "Whether to write report.html and plots/.", mutable=True
     )
-    model: ModelConfig = dataclasses.field(
-        default_factory=lambda: model_config(DEFAULT_MODEL)()
-    )
+    model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig.of({}))
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -169,17 +166,18 @@ class Config(Group):
 
 
 def declarations() -> dict[str, dict[str, Option]]:
-    """Returns the declarations of every option, by its full name.
+    """Returns the declarations of every shipped option, by its full name.
 
-    Those of an option such as ``"model.hidden"`` are by model; any other option has a
-    single one, under the name ``""``.
+    Those of an option such as ``"model.hidden"`` are by the callables that bring it;
+    any other option has a single one, under the name ``""``.
     """
     found = {name: {"": one} for name, one in declared(Config).items()}
-    for model in models.MODELS:
-        for name, one in declared(model_config(model)).items():
-            found.setdefault(f"model.{name}", {})[model] = one
-    for cls in (OptimizerConfig, DataConfig, MeshConfig):
-        found |= {f"{cls.group}.{key}": {"": one} for key, one in declared(cls).items()}
+    for group, cls in GROUPS.items():
+        found |= {f"{group}.{key}": {"": one} for key, one in declared(cls).items()}
+        for point in points_of(cls).values():
+            for name in point.shipped:
+                for key, one in point.options(name).items():
+                    found.setdefault(f"{group}.{key}", {})[name] = one
     return found
 
 

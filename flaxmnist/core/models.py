@@ -1,6 +1,6 @@
 """Models that map images to ten logits."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Shaped
 from flaxmnist.core import ops
 from flaxmnist.core.batch import NUM_CLASSES, as_images
 from flaxmnist.core.initializers import INITIALIZERS
-from flaxmnist.errors import UserError, did_you_mean
+from flaxmnist.errors import UserError, did_you_mean, shown
+from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import (
-    Option,
     OptionType,
     boolean,
     check,
@@ -259,39 +259,31 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def options(name: Any, given: Iterable[str] = ()) -> dict[str, Option]:
-    """Returns the options of the model `name`.
-
-    Args:
-      name: one of `MODELS`.
-      given: the names of options that the model must have.
-
-    Raises:
-      UserError: the model or one of its options is unknown.
-    """
-    check("model", {"name": name}, {"name": one_of(MODELS)})
-    known = dict(declared(MODELS[name]))
-    known.pop("dtype", None)
-    for key in given:
-        users = [other for other, model in MODELS.items() if key in declared(model)]
-        if key not in known and users:
-            raise UserError(
-                f"model.{key} has no effect with model.name={name!r}; expected "
-                f"model.name to be {' or '.join(map(repr, users))}"
-            )
-        if key not in known:
-            raise UserError(f"unknown option 'model.{key}'{did_you_mean(key, known)}")
-    return known
+# The data decide the number of classes, and `precision` the dtype.
+POINT = ExtensionPoint(MODELS, filled=("dtype", "num_classes", "parent"))
 
 
 def build(name: Any, *, dtype: Any = None, **given: Any) -> nn.Module:
     """Returns the model `name`, which computes in `dtype`.
 
+    Args:
+      name: one of `MODELS`, or the specification of a function or class that returns a
+        model, such as ``"my_models:ResNet"``.
+      dtype: type that layers compute in; passed if the callable takes it.
+      **given: further options.
+
     Raises:
       UserError: the model or an option is unknown, or an option has an invalid value.
     """
-    options(name, given)
-    return MODELS[name](dtype=dtype, **given)
+    name = check("model", {"name": name}, {"name": POINT})["name"]
+    for key in given.keys() - (known := POINT.options(name)).keys():
+        raise UserError(f"unknown option 'model.{key}'{did_you_mean(key, known)}")
+    model = POINT.build(name, given, dtype=dtype)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model.name={name!r} returned {shown(model)}; expected a flax.linen module"
+        )
+    return model
 
 
 def num_parameters(params: Any) -> int:

@@ -77,7 +77,7 @@ def test_every_field_is_an_option_with_help_or_a_group():
     names = {entry.name for entry in reference.entries()}
     assert names == schema.declarations().keys()
     for model in models.MODELS:
-        config = dataclasses.replace(BASE, model=groups.model_config(model)())
+        config = dataclasses.replace(BASE, model=groups.ModelConfig.of({"name": model}))
         parts = [getattr(config, group) for group in schema.GROUPS]
         for one in (config, *parts):
             fields = {field.name for field in dataclasses.fields(one)}
