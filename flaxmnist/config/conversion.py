@@ -3,7 +3,7 @@
 import ast
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -128,8 +128,10 @@ def _similar(name: str, known: list[str]) -> list[str]:
     return []
 
 
-def override(config: ConfigDict | Config, changes: Iterable[tuple[str, Any]]) -> Config:
-    """Returns `config` with changes such as ``("optimizer.learning_rate", "3e-4")``.
+def override(
+    config: ConfigDict | Config, changes: Mapping[str, Any] | Iterable[tuple[str, Any]]
+) -> Config:
+    """Returns `config` with changes such as ``{"optimizer.learning_rate": "3e-4"}``.
 
     Setting one of `num_epochs` and `num_steps` unsets the other. Another callable, such
     as another `model.name`, brings its own defaults. Another `optimizer.name` unsets
@@ -139,7 +141,13 @@ def override(config: ConfigDict | Config, changes: Iterable[tuple[str, Any]]) ->
       UserError: as :func:`resolve`.
     """
     values = as_dict(resolve(config))
-    parsed = {key: _parse(key, text) for key, text in changes}
+    try:
+        parsed = {key: _parse(key, text) for key, text in dict(changes).items()}
+    except (TypeError, ValueError):
+        raise UserError(
+            f"overrides={shown(changes)}: expected options with their values, such as "
+            "{'optimizer.learning_rate': 3e-4}"
+        ) from None
     for group in GROUPS:
         if group in parsed:
             raise UserError(

@@ -58,12 +58,23 @@ class DataPlaces:
         errors = []
         for directory in self.directories:
             try:
-                dataset = data.load(self.name, self.source, directory)
+                dataset = self._read(directory)
                 check_same_data(manifest, dataset)
                 return dataset
             except UserError as error:
                 errors.append(error)
         raise errors[0]
+
+    def _read(self, directory: str | None) -> Dataset:
+        try:
+            return data.load(self.name, self.source, directory)
+        except UserError as error:
+            if self.is_told:
+                raise
+            raise UserError(
+                f"{error}\nIf the data have moved, give their directory with "
+                "--config.data.dir=DIR"
+            ) from None
 
     @property
     def needs_network(self) -> bool:

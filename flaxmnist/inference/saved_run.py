@@ -279,7 +279,7 @@ def open_run(
             f"{workdir} contains no run: config.json is missing; name a run directory"
         )
     given = saved if config is None else config
-    given = configs.override(given, dict(overrides).items())
+    given = configs.override(given, overrides)
     workdirs.check_same(saved, given)
     layout = make_layout(given) if use_mesh else None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from flaxmnist.core.sharding import named_leaves
-from flaxmnist.errors import UserError, dtype_and_shape
+from flaxmnist.errors import UserError, dtype_and_shape, shown
 from flaxmnist.paths import path_of
 from flaxmnist.runtime import durable, files, processes
 
@@ -26,13 +26,15 @@ def save_state(path: str | os.PathLike[str], state: Any) -> None:
 
     Args:
       path: the file, such as ``"state.npz"``: a NumPy archive, with a CRC-32 per array.
-      state: a `TrainState`, or another tree of arrays.
+      state: a `TrainState`, or another tree of JAX arrays.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: `state` contains something else than JAX arrays, or the file cannot be
+        written.
     """
     target = path_of(path, "path")
-    arrays = {name: processes.gather(_data(leaf)) for name, leaf in named_leaves(state)}
+    leaves = _leaves("state", state)
+    arrays = {name: processes.gather(_data(leaf)) for name, leaf in leaves.items()}
     if processes.is_first():
         content = io.BytesIO()
         np.savez(content, **arrays)  # type: ignore[arg-type]
@@ -52,11 +54,11 @@ def load_state(path: str | os.PathLike[str], like: _State) -> _State:
         array is placed as the one in `like` is.
 
     Raises:
-      UserError: the file does not exist, is damaged, or is of another model or
-        optimizer.
+      UserError: `like` contains something else than JAX arrays, or the file does not
+        exist, is damaged, or is of another model or optimizer.
     """
     source = path_of(path, "path")
-    wanted = dict(named_leaves(like))
+    wanted = _leaves("like", like)
     try:
         with files.open_regular(source, _MAX_BYTES) as file, NpzFile(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -84,6 +86,19 @@ def load_state(path: str | os.PathLike[str], like: _State) -> _State:
     leaves = [_placed(arrays[name], leaf) for name, leaf in wanted.items()]
     state: _State = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return state
+
+
+def _leaves(argument: str, tree: Any) -> dict[str, Any]:
+    """Returns the leaves of an argument by name, or raises UserError."""
+    leaves = dict(named_leaves(tree))
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+            where = f"{argument}: {name}" if name else argument
+            raise UserError(
+                f"{where}={shown(leaf)}: expected a TrainState, or a tree of JAX "
+                "arrays, such as jnp.asarray returns"
+            )
+    return leaves
 
 
 def _is_key(leaf: Any) -> bool:

@@ -115,7 +115,10 @@ def _train_and_finish(
     first_step, finished = progress.step, experiment.is_finished(progress)
     if first_step:
         what, total = "is finished" if finished else "resumes", experiment.total_steps
-        console.line(f"{workdir} {what} at step {first_step} of {total}")
+        place = f"at step {first_step} of {total}"
+        if first_step > total:
+            place = f"at step {first_step}, beyond the configured {total} steps"
+        console.line(f"{workdir} {what} {place}")
     if finished and (summary := _saved_summary(workdir, first_step)):
         finish_again(experiment, progress, summary, outputs)
         return summary

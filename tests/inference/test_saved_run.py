@@ -67,8 +67,9 @@ def test_a_moved_run_predicts_and_exports_without_data(moved, capsys):
     said = capsys.readouterr().out
     assert "over 500 generated images" in said
     assert "--config.data.dir=DIR" in said
+    advice = r"not a directory\nIf the data have moved.* --config.data.dir=DIR$"
     for needs_data in (saved.evaluate, saved.predict_split, saved.report):
-        with pytest.raises(UserError, match="does not exist or is not a directory"):
+        with pytest.raises(UserError, match=advice):
             needs_data()
 
 
@@ -84,7 +85,7 @@ def test_the_data_of_a_moved_run_are_found(moved, monkeypatch, capsys):
     assert "over 12 test images" in capsys.readouterr().out
     # What is told is used, and nothing else.
     changes = {"data.dir": str(moved / "elsewhere")}
-    with pytest.raises(UserError, match=r"data.dir=.*elsewhere' does not exist"):
+    with pytest.raises(UserError, match=r"elsewhere' does not exist .* directory$"):
         open_run(moved / "run", overrides=changes).export("numpy")
 
 
@@ -103,6 +104,11 @@ def test_other_data_are_refused_and_the_recorded_place_is_tried(
 def test_what_is_not_there_is_named(home, tmp_path):
     with pytest.raises(UserError, match=r"contains no run: config.json is missing"):
         open_run(tmp_path)
+    for overrides in (["data.dir=/x"], "data.dir=/x", [1], 1):
+        with pytest.raises(
+            UserError, match=r"overrides=.*: expected options with their"
+        ):
+            open_run(home / "run", overrides=overrides)
     with pytest.raises(UserError, match=r"step='1': expected a whole number"):
         open_run(home / "run", step="1")
     with pytest.raises(UserError, match="checkpoint 3 does not exist in"):

@@ -47,6 +47,17 @@ def test_arrays_of_any_dtype_are_kept(tmp_path):
     assert loaded["a"].dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("tree", "name"), [({"a": 1}, "state: a=1"), ("text", "state='text'")]
+)
+def test_a_state_without_arrays_is_refused(tree, name, tmp_path):
+    with pytest.raises(UserError, match=f"^{name}: expected a TrainState, or a tree"):
+        flaxmnist.save_state(tmp_path / "state", tree)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=name.replace("state", "like")):
+        flaxmnist.load_state(tmp_path / "state", tree)
+
+
 def test_a_save_that_is_interrupted_leaves_the_former_file(
     trained, tmp_path, monkeypatch
 ):

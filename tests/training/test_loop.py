@@ -291,9 +291,14 @@ def test_a_second_signal_ends_at_once_and_a_late_one_is_not_lost():
 def test_a_finished_run_says_so_and_changes_nothing(finished_run, tmp_path, capsys):
     workdir, summary = finished_run
     before = {path: path.read_bytes() for path in workdir.glob("*.json*")}
-    again = loop.train_and_evaluate(tiny_config(), workdir)
-    assert again.test == summary.test
-    assert "is finished at step 40 of 40" in capsys.readouterr().out
+    for num_steps, place in (
+        (40, "40 of 40"),
+        (10, "40, beyond the configured 10 steps"),
+    ):
+        config = tiny_config(num_steps=num_steps)
+        again = loop.train_and_evaluate(config, workdir)
+        assert again.test == summary.test
+        assert f"is finished at step {place}\n" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in workdir.glob("*.json*")} == before
 
 
