@@ -114,7 +114,7 @@ def saved(config, workdir, step=None):
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
     step = checkpoints.steps[-1] if step is None else step
     tree, manifest = checkpoints.restore(
-        step, resume.abstract_tree(Experiment.build(config)), lambda manifest: None
+        step, lambda manifest: resume.abstract_tree(Experiment.build(config))
     )
     tree["state"] = tree["state"].replace(key=jax.random.key_data(tree["state"].key))
     return jax.device_get(tree), manifest

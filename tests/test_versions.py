@@ -4,6 +4,7 @@
 installed versions.
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -50,7 +51,7 @@ def restored(workdir):
     """Returns the arrays of the newest checkpoint."""
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         tree, _ = checkpoints.restore(
-            STEPS, *resume.expected(Experiment.build(config()))
+            STEPS, functools.partial(resume.expected, Experiment.build(config()))
         )
     return tree
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from flaxmnist.cli import command
-from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core.mnist import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, shown

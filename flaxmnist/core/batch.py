@@ -1,12 +1,14 @@
 """The format of a batch, checked before anything compiles.
 
-A batch is a dict: ``image``; ``label``, integer `[batch]` or `[batch, 10]`, one-hot or
-any distribution; and optionally ``mask``, bool `[batch]`, False where an example is
-padding. An image is uint8 in [0, 255] or floating point in [0, 1]. Names, shapes and
-dtypes are checked while a step is traced. Values are unknown at that time, so the step
-counts labels that are out of range in its metrics (see :func:`valid_labels`).
+A batch is a dict: ``image``; ``label``, integer `[batch]` or `[batch, classes]`,
+one-hot or any distribution; and optionally ``mask``, bool `[batch]`, False where an
+example is padding. An image is uint8 in [0, 255] or floating point in [0, 1]. Names,
+shapes and dtypes are checked while a step is traced. Values are unknown at that time,
+so the step counts labels that are out of range in its metrics (see
+:func:`valid_labels`).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num, Shaped
 
+from flaxmnist.core import mnist
 from flaxmnist.errors import UserError, did_you_mean, dtype_and_shape
 
-NUM_CLASSES = 10
-IMAGE_SHAPE = (28, 28, 1)
+ImageShape = tuple[int, int, int]
+# Most pixels per side, most channels, and most classes.
+MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 256, 4, 1_000
 _KEYS = ("image", "label", "mask")
 # Without `jax_enable_x64`, JAX converts the types on the right to those on the left.
 _WIDE = {
@@ -29,13 +33,17 @@ _WIDE = {
 
 
 def as_images(
-    images: Any, name: str = "images"
+    images: Any,
+    image_shape: ImageShape = mnist.IMAGE_SHAPE,
+    name: str = "images",
 ) -> Num[Array, "batch height width channels"]:
-    """Returns images as `[batch, 28, 28, 1]`.
+    """Returns images as `[batch, height, width, channels]`.
 
     Args:
-      images: uint8 or floating point, `[batch, 28, 28, 1]`, `[batch, 28, 28]`, or flat
-        `[batch, 784]`, as in the TensorFlow tutorials.
+      images: uint8 or floating point, `[batch, height, width, channels]`, flat
+        `[batch, pixels]` as in the TensorFlow tutorials, or, with one channel,
+        `[batch, height, width]`.
+      image_shape: height, width and channels.
       name: their name in the error message.
 
     Raises:
@@ -46,16 +54,28 @@ def as_images(
         raise UserError(
             f"{name} is {dtype_and_shape(images)}; expected at least one image"
         )
-    shapes = (IMAGE_SHAPE, IMAGE_SHAPE[:2], (784,))
-    expected = "[batch, 28, 28, 1], [batch, 28, 28] or [batch, 784]"
+    shapes = [image_shape, image_shape[:2], (math.prod(image_shape),)]
+    if image_shape[2] > 1:
+        del shapes[1]
+    forms = [f"[{', '.join(map(str, ('batch', *shape)))}]" for shape in shapes]
+    expected = f"{', '.join(forms[:-1])} or {forms[-1]}"
     _expect(name, images, images.shape[1:] in shapes, expected)
     real = images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
     _expect(name, images, real, "uint8 in [0, 255] or floating point in [0, 1]")
-    return jnp.asarray(images).reshape(-1, *IMAGE_SHAPE)
+    return jnp.asarray(images).reshape(-1, *image_shape)
 
 
-def as_batch(batch: Any) -> dict[str, Array]:
-    """Returns a batch with images `[batch, 28, 28, 1]` and a mask.
+def as_batch(
+    batch: Any,
+    image_shape: ImageShape = mnist.IMAGE_SHAPE,
+    num_classes: int = mnist.NUM_CLASSES,
+) -> dict[str, Array]:
+    """Returns a batch with images `[batch, height, width, channels]` and a mask.
+
+    Args:
+      batch: see the module.
+      image_shape: height, width and channels.
+      num_classes: number of classes.
 
     Raises:
       UserError: a key is missing or unknown, or an array has another shape or dtype.
@@ -70,7 +90,7 @@ def as_batch(batch: Any) -> dict[str, Array]:
         if key not in batch:
             found = ", ".join(batch)
             raise UserError(f"batch key {key!r} is missing; found {found}")
-    image = as_images(batch["image"], 'batch["image"]')
+    image = as_images(batch["image"], image_shape, 'batch["image"]')
     count = len(image)
     label = _array('batch["label"]', batch["label"])
     mask = _array('batch["mask"]', batch.get("mask", jnp.ones(count, bool)))
@@ -78,24 +98,26 @@ def as_batch(batch: Any) -> dict[str, Array]:
     integer = jnp.issubdtype(label.dtype, jnp.integer)
     real = integer or jnp.issubdtype(label.dtype, jnp.floating) or label.dtype == bool
     classes = integer and label.shape == (count,)
-    distributions = real and label.shape == (count, NUM_CLASSES)
-    expected = f"integers [{count}] from 0 to 9, or one-hot [{count}, {NUM_CLASSES}]"
+    distributions = real and label.shape == (count, num_classes)
+    expected = (
+        f"integers [{count}] from 0 to {num_classes - 1}, "
+        f"or one-hot [{count}, {num_classes}]"
+    )
     _expect('batch["label"]', label, classes or distributions, expected)
     masks = mask.shape == (count,) and mask.dtype == bool
     _expect('batch["mask"]', mask, masks, f"bool [{count}]")
     return {"image": image, "label": label, "mask": mask}
 
 
-def split_micro_batches(batch: Any, parts: int) -> dict[str, Array]:
+def split_micro_batches(batch: dict[str, Array], parts: int) -> dict[str, Array]:
     """Returns a batch in micro-batches: each array as `[parts, batch / parts, …]`.
 
     A micro-batch contains every `parts`-th example. If a batch is split over devices,
     each of its micro-batches is, too, and no example is sent.
 
     Raises:
-      UserError: as :func:`as_batch`, or `parts` does not divide the batch.
+      UserError: `parts` does not divide the batch.
     """
-    batch = as_batch(batch)
     if (count := len(batch["mask"])) % parts:
         raise UserError(
             f"grad_accumulation={parts}: batch of {count} cannot be split into {parts} "
@@ -108,26 +130,30 @@ def split_micro_batches(batch: Any, parts: int) -> dict[str, Array]:
 
 
 def valid_labels(
-    labels: Shaped[Array, " batch"] | Shaped[Array, "batch 10"],
+    labels: Shaped[Array, " batch"] | Shaped[Array, "batch classes"], num_classes: int
 ) -> Bool[Array, " batch"]:
-    """Returns which labels are classes from 0 to 9, or distributions over them."""
+    """Returns which labels are classes, or distributions over the classes."""
     if labels.ndim == 1:
-        return (labels >= 0) & (labels < NUM_CLASSES)
+        return (labels >= 0) & (labels < num_classes)
     total = labels.sum(axis=-1, dtype=jnp.float32)
     # A distribution may have been rounded to half precision.
     return (labels >= 0).all(axis=-1) & (jnp.abs(total - 1) < 0.02)
 
 
-def as_logits(logits: Any, count: int) -> Array:
+def as_logits(
+    logits: Any, count: int, num_classes: int | None = mnist.NUM_CLASSES
+) -> Array:
     """Returns the output of a model for `count` images, in float32 or wider.
 
     Raises:
-      UserError: its shape is not `[count, 10]`.
+      UserError: its shape is not `[count, num_classes]`; None stands for any number.
     """
-    name, expected = "the model's output", f"logits [{count}, {NUM_CLASSES}]"
+    name = "the model's output"
+    expected = f"logits [{count}, {'classes' if num_classes is None else num_classes}]"
     if not hasattr(logits, "shape"):
         raise UserError(f"{name} is a {type(logits).__name__}; expected {expected}")
-    if logits.shape != (count, NUM_CLASSES):
+    known = logits.shape[1:] if num_classes is None else (num_classes,)
+    if len(known) != 1 or logits.shape != (count, *known):
         raise UserError(f"{name} is {dtype_and_shape(logits)}; expected {expected}")
     # Half precision cannot distinguish two probable classes.
     wide: Array = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -7,7 +7,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from flaxmnist.core.batch import NUM_CLASSES
+from flaxmnist.core import mnist
 from flaxmnist.errors import UserError
 
 
@@ -17,13 +17,14 @@ class Metrics:
 
     Attributes:
       loss_sum: float32 `[]`, sum of the cross-entropies in nats.
-      confusion: int32 `[10, 10]`, examples by label (row) and prediction (column).
+      confusion: int32 `[classes, classes]`, examples by label (row) and prediction
+        (column).
       invalid: int32 `[]`, number of examples excluded because their label is neither a
         class nor a distribution.
     """
 
     loss_sum: Float[Array, ""] | float
-    confusion: Int[Array | np.ndarray, "10 10"]
+    confusion: Int[Array | np.ndarray, "classes classes"]
     invalid: Int[Array, ""] | int = 0
 
     def __repr__(self) -> str:
@@ -39,11 +40,11 @@ class Metrics:
         )
 
     @classmethod
-    def empty(cls) -> "Metrics":
+    def empty(cls, num_classes: int = mnist.NUM_CLASSES) -> "Metrics":
         """Returns the metrics of zero examples."""
         return cls(
             loss_sum=jnp.zeros((), jnp.float32),
-            confusion=jnp.zeros((NUM_CLASSES, NUM_CLASSES), jnp.int32),
+            confusion=jnp.zeros((num_classes, num_classes), jnp.int32),
             invalid=jnp.zeros((), jnp.int32),
         )
 
@@ -51,7 +52,7 @@ class Metrics:
     def of(
         cls,
         losses: Float[Array, " batch"],
-        logits: Float[Array, "batch 10"],
+        logits: Float[Array, "batch classes"],
         labels: Int[Array, " batch"],
         mask: Bool[Array, " batch"],
         valid: Bool[Array, " batch"] | bool = True,
@@ -69,12 +70,22 @@ class Metrics:
         predictions = jnp.argmax(logits, axis=-1)
         invalid = (mask & jnp.logical_not(valid)).sum(dtype=jnp.int32)
         mask = mask & valid
-        empty = jnp.zeros((NUM_CLASSES, NUM_CLASSES), jnp.int32)
+        empty = jnp.zeros((logits.shape[1],) * 2, jnp.int32)
         confusion = empty.at[labels, predictions].add(mask)
         return cls(jnp.where(mask, losses, 0).sum(), confusion, invalid)
 
     def merge(self, other: "Metrics") -> "Metrics":
-        """Returns the metrics of the examples of both."""
+        """Returns the metrics of the examples of both.
+
+        Raises:
+          UserError: they are of different numbers of classes.
+        """
+        if self.confusion.shape != other.confusion.shape:
+            ours, theirs = len(self.confusion), len(other.confusion)
+            raise UserError(
+                f"metrics of {ours} and of {theirs} classes cannot be merged; expected "
+                f"equal numbers, such as Metrics.empty({theirs})"
+            )
         return Metrics(
             self.loss_sum + other.loss_sum,
             self.confusion + other.confusion,
@@ -100,7 +111,8 @@ class Metrics:
         if invalid := int(self.invalid):
             raise UserError(
                 f"invalid labels: {invalid:,}, and their examples were left out; "
-                "expected integers from 0 to 9, or distributions over ten classes. "
+                f"expected integers from 0 to {len(self.confusion) - 1}, or "
+                f"distributions over {len(self.confusion)} classes. "
                 "Correct them, or set the batch's mask to False there"
             )
         confusion = np.asarray(self.confusion)
@@ -112,7 +124,7 @@ class Metrics:
         }
 
     def per_class(self) -> dict[str, np.ndarray]:
-        """Returns `precision`, `recall` and `f1`, float64 `[10]`; 0 where undefined."""
+        """Returns `precision`, `recall`, `f1`, float64 `[classes]`, 0 if undefined."""
         confusion = np.asarray(self.confusion, np.float64)
         correct = np.diagonal(confusion)
         predicted, actual = confusion.sum(axis=0), confusion.sum(axis=1)

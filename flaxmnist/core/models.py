@@ -1,4 +1,4 @@
-"""Models that map images to ten logits."""
+"""Models that map images to logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from flaxmnist.core import ops
-from flaxmnist.core.batch import NUM_CLASSES, as_images
+from flaxmnist.core import mnist, ops
+from flaxmnist.core.batch import MAX_SIDE, ImageShape, as_images
 from flaxmnist.core.initializers import INITIALIZERS
 from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.extensions import ExtensionPoint
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Images = Shaped[Array | np.ndarray, "batch ..."]
-Logits = Float[Array, "batch 10"]
+Logits = Float[Array, "batch classes"]
 # One or several whole numbers; a model stores them as a tuple.
 Sizes = Any
 
@@ -52,19 +52,25 @@ _XLA_POOLS = POOLS | {
 }
 
 
-def scale(images: Images) -> Float[Array, "batch 28 28 1"]:
+def scale(images: Images) -> Float[Array, "batch height width channels"]:
     """Returns images as float32 in [0, 1]. No other function scales pixels.
 
     Args:
-      images: in a form that :func:`flaxmnist.core.batch.as_images` accepts.
+      images: uint8 or floating point, `[batch, height, width, channels]`; or MNIST's,
+        in a form that :func:`flaxmnist.core.batch.as_images` accepts.
 
     Raises:
       UserError: the images have another shape or dtype.
     """
-    images = as_images(images)
+    shape = images.shape[1:]
+    images = as_images(images, shape if len(shape) == 3 else mnist.IMAGE_SHAPE)
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
     return images.astype(jnp.float32)
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(x.shape[0], -1)
 
 
 def _floating(dtype: Any) -> Any:
@@ -102,6 +108,7 @@ class SoftmaxRegression(nn.Module):
     """
 
     dtype: Any = option(None, _DTYPE, _DTYPE_HELP)
+    num_classes: int = mnist.NUM_CLASSES
 
     def __post_init__(self) -> None:
         _canonicalize(self)
@@ -110,13 +117,12 @@ class SoftmaxRegression(nn.Module):
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
-        pixels = scale(images).reshape(-1, 28 * 28)
         return nn.Dense(
-            NUM_CLASSES,
+            self.num_classes,
             dtype=self.dtype,
             kernel_init=nn.initializers.zeros,
             dot_general=ops.dot_general,
-        )(pixels)
+        )(_flat(scale(images)))
 
 
 class MLP(nn.Module):
@@ -152,6 +158,7 @@ class MLP(nn.Module):
         0.0, real(-1_000, below=1_000), "Initial value of every bias."
     )
     dtype: Any = option(None, _DTYPE, _DTYPE_HELP)
+    num_classes: int = mnist.NUM_CLASSES
 
     def __post_init__(self) -> None:
         _canonicalize(self)
@@ -165,7 +172,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
-        return self._classify(scale(images).reshape(-1, 28 * 28), train)
+        return self._classify(_flat(scale(images)), train)
 
     @nn.nowrap
     def _layer(self) -> dict[str, Any]:
@@ -187,7 +194,9 @@ class MLP(nn.Module):
         for width in self.hidden:
             x = self._activate(nn.Dense(width, **self._layer())(x), train)
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(NUM_CLASSES, dot_general=ops.dot_general, **self._layer())(x)
+        return nn.Dense(self.num_classes, dot_general=ops.dot_general, **self._layer())(
+            x
+        )
 
 
 class CNN(MLP):
@@ -205,10 +214,12 @@ class CNN(MLP):
         (32, 64), sizes(), "Channels of each convolution; a number is one convolution."
     )
     kernel_size: Sizes = option(
-        (5, 5), sizes(2, most=28), "Height and width of every convolution kernel."
+        (5, 5), sizes(2, most=MAX_SIDE), "Height and width of every convolution kernel."
     )
     strides: Sizes = option(
-        (1, 1), sizes(2, most=28), "Vertical and horizontal stride of convolutions."
+        (1, 1),
+        sizes(2, most=MAX_SIDE),
+        "Vertical and horizontal stride of convolutions.",
     )
     padding: str = option(
         "SAME", one_of(("SAME", "VALID")), "Padding of every convolution."
@@ -217,26 +228,13 @@ class CNN(MLP):
         "max", optional(one_of(POOLS)), "Pooling of 2×2 pixels after every convolution."
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for axis, kernel in enumerate(self.kernel_size):
-            size = 28
-            for layer, _ in enumerate(self.features, 1):
-                places = size if self.padding == "SAME" else size - kernel + 1
-                size = -(-places // self.strides[axis]) // (2 if self.pool else 1)
-                if size < 1:
-                    raise UserError(
-                        f"model.features={self.features}: convolution {layer} has no "
-                        "output for 28×28 pixels; expected fewer convolutions, "
-                        "padding 'SAME', smaller strides, or pool None"
-                    )
-
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
         conv = ops.conv if train else lax.conv_general_dilated
         pools = POOLS if train else _XLA_POOLS
         x = scale(images)
+        self.check_fits(x.shape[1:3])
         for channels in self.features:
             x = nn.Conv(
                 channels,
@@ -249,7 +247,24 @@ class CNN(MLP):
             x = self._activate(x, train)
             if self.pool is not None:
                 x = pools[self.pool](x)
-        return self._classify(x.reshape(x.shape[0], -1), train)
+        return self._classify(_flat(x), train)
+
+    @nn.nowrap
+    def check_fits(self, sides: tuple[int, ...]) -> None:
+        """Raises UserError if a convolution has no output for images of that size."""
+        for kernel, stride, size in zip(
+            self.kernel_size, self.strides, sides, strict=True
+        ):
+            for layer, _ in enumerate(self.features, 1):
+                places = size if self.padding == "SAME" else size - kernel + 1
+                size = -(-places // stride) // (2 if self.pool else 1)
+                if size < 1:
+                    height, width = sides
+                    raise UserError(
+                        f"model.features={self.features}: convolution {layer} has no "
+                        f"output for {height}×{width} pixels; expected fewer "
+                        "convolutions, padding 'SAME', smaller strides, or pool None"
+                    )
 
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -263,26 +278,38 @@ MODELS: dict[str, type[nn.Module]] = {
 POINT = ExtensionPoint(MODELS, filled=("dtype", "num_classes", "parent"))
 
 
-def build(name: Any, *, dtype: Any = None, **given: Any) -> nn.Module:
+def build(
+    name: Any,
+    *,
+    image_shape: ImageShape = mnist.IMAGE_SHAPE,
+    num_classes: int = mnist.NUM_CLASSES,
+    dtype: Any = None,
+    **given: Any,
+) -> nn.Module:
     """Returns the model `name`, which computes in `dtype`.
 
     Args:
       name: one of `MODELS`, or the specification of a function or class that returns a
         model, such as ``"my_models:ResNet"``.
+      image_shape: height, width and channels of the images.
+      num_classes: number of logits; passed if the callable takes it.
       dtype: type that layers compute in; passed if the callable takes it.
       **given: further options.
 
     Raises:
-      UserError: the model or an option is unknown, or an option has an invalid value.
+      UserError: the model or an option is unknown, an option has an invalid value, or
+        the images are too small for the model.
     """
     name = check("model", {"name": name}, {"name": POINT})["name"]
     for key in given.keys() - (known := POINT.options(name)).keys():
         raise UserError(f"unknown option 'model.{key}'{did_you_mean(key, known)}")
-    model = POINT.build(name, given, dtype=dtype)
+    model = POINT.build(name, given, dtype=dtype, num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model.name={name!r} returned {shown(model)}; expected a flax.linen module"
         )
+    if isinstance(model, CNN):
+        model.check_fits(image_shape[:2])
     return model
 
 

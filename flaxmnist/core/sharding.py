@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from flaxmnist import options
-from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core import mnist
+from flaxmnist.core.batch import ImageShape
 from flaxmnist.errors import UserError, dtype_and_shape
 
 __all__ = [
@@ -116,7 +117,7 @@ Rules = tuple[tuple[str, int], ...]
 _T = TypeVar("_T")
 
 
-def dense_rules(model: nn.Module) -> Rules:
+def dense_rules(model: nn.Module, image_shape: ImageShape = mnist.IMAGE_SHAPE) -> Rules:
     """Returns the rules by which ``"model"`` splits the dense layers of a model.
 
     Dense layers form pairs in the order in which the model calls them. The first layer
@@ -125,7 +126,9 @@ def dense_rules(model: nn.Module) -> Rules:
     "Megatron-LM"). All other layers are not split.
 
     Args:
-      model: maps `[batch, 28, 28, 1]` images to `[batch, 10]` logits.
+      model: maps `[batch, height, width, channels]` images to `[batch, classes]`
+        logits.
+      image_shape: height, width and channels of an image.
     """
     paths: dict[str, None] = {}
 
@@ -134,7 +137,7 @@ def dense_rules(model: nn.Module) -> Rules:
             paths["/".join(context.module.path)] = None
         return call(*args, **kwargs)
 
-    images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.uint8)
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
     with nn.intercept_methods(record):
         jax.eval_shape(
             functools.partial(model.init, train=False), jax.random.key(0), images
@@ -172,11 +175,13 @@ class Layout:
     fsdp: bool = False
     rules: Rules | None = None
 
-    def for_model(self, model: nn.Module) -> "Layout":
+    def for_model(
+        self, model: nn.Module, image_shape: ImageShape = mnist.IMAGE_SHAPE
+    ) -> "Layout":
         """Returns this layout with the rules of a model, unless it has its own."""
         if self.rules is not None or self.mesh.shape.get("model", 1) == 1:
             return self
-        return dataclasses.replace(self, rules=dense_rules(model))
+        return dataclasses.replace(self, rules=dense_rules(model, image_shape))
 
     def spec_of(self, name: str, shape: Sequence[int]) -> PartitionSpec:
         """Returns the axis that splits each dimension, or None; no None at the end."""

@@ -13,16 +13,30 @@ from flax import struct
 from jax.sharding import Sharding
 
 from flaxmnist import options
-from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core import mnist
+from flaxmnist.core.batch import MAX_CHANNELS, MAX_SIDE, ImageShape, as_logits
 from flaxmnist.core.by_value import by_value
 from flaxmnist.core.sharding import Layout, abstract
 from flaxmnist.core.types import Collections, Params
 from flaxmnist.errors import UserError, shown
 
+
+def _image_shape(value: Any) -> ImageShape:
+    height, width, channels = map(int, value)
+    if not (0 < height <= MAX_SIDE >= width > 0 < channels <= MAX_CHANNELS):
+        raise ValueError
+    return height, width, channels
+
+
 OPTIONS = {
     "seed": options.seed,
     "ema_decay": options.optional(options.real(0, above=True, below=1)),
     "grad_accumulation": options.count,
+    "image_shape": options.OptionType(
+        f"height, width (up to {MAX_SIDE}) and channels (up to {MAX_CHANNELS}), such "
+        f"as {mnist.IMAGE_SHAPE}",
+        _image_shape,
+    ),
 }
 
 
@@ -44,6 +58,8 @@ class TrainState:
       ema: exponential moving average of the parameters; None without `ema_decay`.
       ema_decay: decay of that average per update (static).
       grad_accumulation: number of micro-batches per batch (static).
+      image_shape: height, width and channels of an image (static).
+      num_classes: number of logits of the model (static).
     """
 
     step: jax.Array
@@ -57,6 +73,8 @@ class TrainState:
     ema: Params | None = None
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
     grad_accumulation: int = struct.field(pytree_node=False, default=1)
+    image_shape: ImageShape = struct.field(pytree_node=False, default=mnist.IMAGE_SHAPE)
+    num_classes: int = struct.field(pytree_node=False, default=mnist.NUM_CLASSES)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tx", by_value(self.tx))
@@ -97,10 +115,13 @@ def _init(
     sharding: Sharding | Layout | None,
     ema_decay: float | None = None,
     grad_accumulation: int = 1,
+    image_shape: ImageShape = mnist.IMAGE_SHAPE,
 ) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
-    images = jnp.zeros((1, *IMAGE_SHAPE), jnp.uint8)
-    variables = dict(model.init(init_key, images, train=False))
+    images = jnp.zeros((1, *image_shape), jnp.uint8)
+    logits, variables = model.init_with_output(init_key, images, train=False)
+    num_classes = as_logits(logits, 1, num_classes=None).shape[1]
+    variables = dict(variables)
     if "params" not in variables:
         raise UserError(
             f"model={type(model).__name__} has no parameters; expected a module with "
@@ -119,6 +140,8 @@ def _init(
         ema=None if ema_decay is None else params,
         ema_decay=ema_decay,
         grad_accumulation=grad_accumulation,
+        image_shape=image_shape,
+        num_classes=num_classes,
     )
 
 
@@ -133,7 +156,8 @@ def abstract_state(
     The options are those of :func:`create_state`.
     """
     if isinstance(sharding, Layout):
-        sharding = sharding.for_model(model)
+        image_shape = options.get("image_shape", mnist.IMAGE_SHAPE)
+        sharding = sharding.for_model(model, image_shape)
     init = functools.partial(_init, model, tx, 0, sharding, **options)
     return abstract(init, sharding)
 
@@ -146,12 +170,13 @@ def create_state(
     *,
     ema_decay: float | None = None,
     grad_accumulation: int = 1,
+    image_shape: ImageShape = mnist.IMAGE_SHAPE,
 ) -> TrainState:
     """Returns the state before the first step, initialized straight into `sharding`.
 
     Args:
-      model: maps `[batch, 28, 28, 1]` images to `[batch, 10]` logits; takes
-        `train: bool`, and a ``"dropout"`` key while training.
+      model: maps `[batch, height, width, channels]` images to `[batch, classes]`
+        logits; takes `train: bool`, and a ``"dropout"`` key while training.
       tx: any optax transformation.
       seed: seeds the parameters and every later random draw.
       sharding: one for all arrays, or a layout, which the steps preserve; the default
@@ -160,6 +185,7 @@ def create_state(
         the average, which covers about the last 1 / (1 - ema_decay) updates.
       grad_accumulation: number of micro-batches per batch. Only the activations of one
         are in memory at a time; the update is that of the whole batch.
+      image_shape: height, width and channels of an image.
 
     Raises:
       UserError: an argument has an invalid value or type.
@@ -169,10 +195,11 @@ def create_state(
         "seed": seed,
         "ema_decay": ema_decay,
         "grad_accumulation": grad_accumulation,
+        "image_shape": image_shape,
     }
     checked = options.check("", given, OPTIONS)
     if isinstance(sharding, Layout):
-        sharding = sharding.for_model(model)
+        sharding = sharding.for_model(model, checked["image_shape"])
     init = functools.partial(_init, model, tx, sharding=sharding, **checked)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
     state: TrainState = jax.jit(init, out_shardings=shardings)()

@@ -98,7 +98,7 @@ def loss_fn(
       UserError: a name, shape or dtype of the batch is invalid, or the model does not
         return logits.
     """
-    batch = as_batch(batch)
+    batch = as_batch(batch, state.image_shape, state.num_classes)
     logits, model_state = state.model.apply(
         {"params": gather(params, state.layout), **state.model_state},
         batch["image"],
@@ -107,8 +107,8 @@ def loss_fn(
         mutable=list(state.model_state) if train else [],
     )
     labels, mask = batch["label"], batch["mask"]
-    logits = as_logits(logits, len(mask))
-    valid = valid_labels(labels)
+    logits = as_logits(logits, len(mask), state.num_classes)
+    valid = valid_labels(labels, state.num_classes)
     if labels.ndim == 1:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     else:
@@ -144,6 +144,7 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
         sums = jax.tree.map(lambda a, b: a + b * metrics.count, sums, grads)
         return (sums, model_state), metrics
 
+    batch = as_batch(batch, state.image_shape, state.num_classes)
     parts = split_micro_batches(batch, state.grad_accumulation)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (sums, model_state), metrics = lax.scan(
@@ -184,7 +185,7 @@ def eval_step(state: TrainState, batch: Batch) -> Metrics:
 @_explained
 @jax.jit
 def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch ..."]]:
-    """Returns ``classes`` `[batch]`, ``probabilities`` and ``logits`` `[batch, 10]`.
+    """Returns ``classes`` `[batch]`; ``probabilities``, ``logits`` `[batch, classes]`.
 
     Args:
       state: with the parameters to predict with.
@@ -193,11 +194,11 @@ def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch 
     Raises:
       UserError: the images have an invalid shape or dtype.
     """
-    images = as_images(images)
+    images = as_images(images, state.image_shape)
     params = gather(state.eval_params, state.layout)
     variables = {"params": params, **state.model_state}
     logits = state.model.apply(variables, images, train=False)
-    logits = as_logits(logits, images.shape[0])
+    logits = as_logits(logits, images.shape[0], state.num_classes)
     return {
         "classes": jnp.argmax(logits, axis=-1),
         "probabilities": jax.nn.softmax(logits),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flaxmnist import options
+from flaxmnist.core.mnist import CLASS_NAMES
 from flaxmnist.data import download, idx, tfds
 from flaxmnist.data.splits import Dataset, Split, divide
 from flaxmnist.errors import UserError, did_you_mean, shown
@@ -61,17 +62,19 @@ def load_idx(name: str, directory: str | None) -> Dataset:
                 f"{shown(str(paths[3]))} belongs to {other}, not to {name}; set "
                 f"data.name={other!r}, or {option} to another directory"
             )
-    return divide(name, "idx", arrays, paths)
+    return divide(name, "idx", arrays, paths, CLASS_NAMES)
 
 
 def load_tfds(name: str, directory: str | None) -> Dataset:
     """Reads a data set prepared by TFDS; downloads or prepares it if necessary."""
     if folder := tfds.prepared(name, directory):
-        return divide(name, "tfds", tfds.read(folder))
+        return divide(name, "tfds", tfds.read(folder), (), CLASS_NAMES)
     if name in download.FAMILY:
         paths = download.cached(name) or download.fetch(name)
-        return divide(name, "tfds", idx.read_all(paths), paths)
-    return divide(name, "tfds", tfds.read(tfds.prepare(name, directory)))
+        return divide(name, "tfds", idx.read_all(paths), paths, CLASS_NAMES)
+    return divide(
+        name, "tfds", tfds.read(tfds.prepare(name, directory)), (), CLASS_NAMES
+    )
 
 
 def load_bundled(name: str, directory: str | None) -> Dataset:
@@ -98,7 +101,7 @@ def load_bundled(name: str, directory: str | None) -> Dataset:
         chosen = rows[np.isin(rows, np.concatenate(part))]
         splits.append(Split(table[chosen, :-1].reshape(-1, 28, 28), table[chosen, -1]))
     train, validation, test = splits
-    return Dataset("mnist", "bundled", train, validation, test)
+    return Dataset("mnist", "bundled", train, validation, test, class_names=CLASS_NAMES)
 
 
 def load_synthetic(name: str, directory: str | None) -> Dataset:
@@ -121,7 +124,14 @@ def load_synthetic(name: str, directory: str | None) -> Dataset:
         noisy = images + rng.normal(0, 40, images.shape)
         return Split(noisy.clip(0, 255).astype(np.uint8), labels)
 
-    return Dataset("synthetic", "synthetic", make(2_000), make(500), make(500))
+    return Dataset(
+        "synthetic",
+        "synthetic",
+        make(2_000),
+        make(500),
+        make(500),
+        class_names=CLASS_NAMES,
+    )
 
 
 def locate(name: str, directory: str | None = None) -> tuple[str, Path] | None:
@@ -150,7 +160,7 @@ def load_auto(name: str, directory: str | None) -> Dataset:
     if given and name in download.FAMILY:
         return load_idx(name, directory)
     if name in download.FAMILY and (paths := download.cached(name)):
-        return divide(name, "tfds", idx.read_all(paths), paths)
+        return divide(name, "tfds", idx.read_all(paths), paths, CLASS_NAMES)
     try:
         return load_tfds(name, directory)
     except download.DownloadError as error:

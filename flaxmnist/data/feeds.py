@@ -8,6 +8,7 @@ resumed run sees the same batches as an uninterrupted run.
 import concurrent.futures
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
@@ -18,6 +19,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from flaxmnist.core import sharding
+from flaxmnist.core.batch import ImageShape
 from flaxmnist.core.types import Batch
 from flaxmnist.data.order import PADDING, Order
 from flaxmnist.data.rows import Read, gather, in_memory, reader
@@ -31,10 +33,6 @@ SLAB_BYTES = 8 << 20
 MAX_SHARE = 0.8
 
 
-def _batch(images: jax.Array, labels: jax.Array, mask: jax.Array) -> Batch:
-    return {"image": images.reshape(-1, 28, 28, 1), "label": labels, "mask": mask}
-
-
 @struct.dataclass
 class DeviceBatches:
     """A split on the devices and the order of its examples.
@@ -42,21 +40,24 @@ class DeviceBatches:
     Images are flat, because tiled memory would pad a last dimension of 1.
 
     Attributes:
-      images: uint8 `[count, 784]`, replicated.
+      images: uint8 `[count, pixels]`, replicated.
       labels: int32 `[count]`, replicated.
       order: int32 `[steps, batch]`, rows of `images`, split over the devices.
+      image_shape: height, width and channels (static).
     """
 
     images: jax.Array
     labels: jax.Array
     order: jax.Array
+    image_shape: ImageShape = struct.field(pytree_node=False)
 
     def at(self, step: jax.Array) -> Batch:
         """Gathers the batch of a step; the gather follows the sharding of `order`."""
         rows = self.order[step % self.order.shape[0]]
         mask = rows != PADDING
         rows = jnp.where(mask, rows, 0)
-        return _batch(self.images[rows], self.labels[rows], mask)
+        images = self.images[rows].reshape(-1, *self.image_shape)
+        return {"image": images, "label": self.labels[rows], "mask": mask}
 
 
 @struct.dataclass
@@ -64,21 +65,28 @@ class HostBatches:
     """Some consecutive batches, sent by the host.
 
     Attributes:
-      images: uint8 `[steps, batch, 784]`, batches split over the devices.
+      images: uint8 `[steps, batch, pixels]`, batches split over the devices.
       labels: int32 `[steps, batch]`.
       mask: bool `[steps, batch]`.
       first: int32 `[]`, the step of the first batch.
+      image_shape: height, width and channels (static).
     """
 
     images: jax.Array
     labels: jax.Array
     mask: jax.Array
     first: jax.Array
+    image_shape: ImageShape = struct.field(pytree_node=False)
 
     def at(self, step: jax.Array) -> Batch:
         """Returns the batch of a step; the step must be among these batches."""
         index = step - self.first
-        return _batch(self.images[index], self.labels[index], self.mask[index])
+        images = self.images[index].reshape(-1, *self.image_shape)
+        return {
+            "image": images,
+            "label": self.labels[index],
+            "mask": self.mask[index],
+        }
 
 
 Batches = DeviceBatches | HostBatches
@@ -106,7 +114,7 @@ def _count(split: object) -> int:
 
 def _check_fits(split: Split, mesh: Mesh) -> None:
     """Raises UserError if the devices of this process cannot hold a split each."""
-    size = 788 * len(split)
+    size = (math.prod(split.image_shape) + 4) * len(split)  # Labels are int32.
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
         size, free = size * len(devices), available_memory()
@@ -147,8 +155,9 @@ class DeviceFeed:
         self._mesh = mesh
         _check_fits(split, mesh)
         self._images = sharding.put(
-            in_memory(split.images).reshape(-1, 784), replicated
+            in_memory(split.images).reshape(len(split), -1), replicated
         )
+        self._image_shape = split.image_shape
         self._labels = sharding.put(split.labels.astype(np.int32), replicated)
         self._start(order)
 
@@ -162,7 +171,7 @@ class DeviceFeed:
         order = sharding.put(
             self._order.epoch(epoch), sharding.split_over_data(self._mesh, axis=1)
         )
-        return DeviceBatches(self._images, self._labels, order)
+        return DeviceBatches(self._images, self._labels, order, self._image_shape)
 
     def in_order(self, batch_size: int) -> "DeviceFeed":
         """See :class:`Feed`."""
@@ -194,12 +203,11 @@ class HostFeed:
         self._split, self._mesh = split, mesh
         self._images, self._labels = (
             (array, reader(array, shuffled=seed is not None))
-            for array in (split.images.reshape(-1, 784), split.labels)
+            for array in (split.images.reshape(len(split), -1), split.labels)
         )
         self.steps_per_epoch = self._order.steps_per_epoch
-        self._slab_steps = max(
-            1, min(SLAB_BYTES // (784 * self._order.batch_size), self.steps_per_epoch)
-        )
+        batch_bytes = math.prod(split.image_shape) * self._order.batch_size
+        self._slab_steps = max(1, min(SLAB_BYTES // batch_bytes, self.steps_per_epoch))
         self._rows = functools.lru_cache(maxsize=2)(self._order.epoch)
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "flaxmnist-prefetch")
         self._slabs: dict[tuple[int, int], concurrent.futures.Future[HostBatches]] = {}
@@ -231,6 +239,7 @@ class HostFeed:
             labels=send(*self._labels, np.int32),
             mask=sharding.put(rows != PADDING, over_data),
             first=sharding.put(first, sharding.replicated(self._mesh)),
+            image_shape=self._split.image_shape,
         )
 
     def _slab(self, epoch: int, index: int) -> HostBatches:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flaxmnist.core.batch import MAX_CHANNELS, MAX_CLASSES, MAX_SIDE, ImageShape
 from flaxmnist.data import download
 from flaxmnist.data.rows import is_mapped, slabs
 from flaxmnist.errors import UserError, dtype_and_shape
@@ -21,11 +22,12 @@ class Split:
     """Examples in memory, or on disk as an `np.memmap`.
 
     Attributes:
-      images: uint8 `[count, 28, 28]`.
-      labels: integers `[count]`, from 0 to 9.
+      images: uint8 `[count, height, width]` or `[count, height, width, channels]`, up
+        to 256 × 256 pixels and 4 channels.
+      labels: integers `[count]`, from 0.
 
     Raises:
-      UserError: an array has another dtype or shape, or a label is out of range.
+      UserError: an array has another dtype or shape, or a label is negative.
     """
 
     images: np.ndarray
@@ -41,23 +43,41 @@ class Split:
             raise UserError(
                 f"labels is {dtype_and_shape(labels)}; expected integers [count]"
             )
-        if images.dtype != np.uint8 or images.shape != (len(labels), 28, 28):
+        count, *shape = images.shape or (0,)
+        most = (MAX_SIDE, MAX_SIDE, MAX_CHANNELS)
+        fits = len(shape) in (2, 3) and all(
+            0 < size <= limit for size, limit in zip(shape, most, strict=False)
+        )
+        if images.dtype != np.uint8 or count != len(labels) or not fits:
             raise UserError(
                 f"images is {dtype_and_shape(images)}; expected uint8 "
-                f"[{len(labels)}, 28, 28] for {len(labels)} labels"
+                f"[{len(labels)}, height, width] or [{len(labels)}, height, width, "
+                f"channels] for {len(labels)} labels, with at most {MAX_SIDE} pixels "
+                f"per side and {MAX_CHANNELS} channels"
             )
-        wrong = np.flatnonzero((labels < 0) | (labels > 9))
-        if wrong.size:
-            raise UserError(
-                f"label {labels[wrong[0]]} of example {wrong[0]}; expected labels from "
-                "0 to 9"
-            )
+        check_labels(labels, MAX_CLASSES)
 
     def __repr__(self) -> str:
         return f"Split({len(self):,} examples)"
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """Height, width and channels of an image."""
+        height, width, *channels = self.images.shape[1:]
+        return height, width, *(channels or (1,))
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raises UserError unless every label is from 0 to `num_classes` - 1."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if wrong.size:
+        raise UserError(
+            f"label {labels[wrong[0]]} of example {wrong[0]}; expected labels from "
+            f"0 to {num_classes - 1}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +89,11 @@ class Dataset:
       source: one of `SOURCES` except "auto", such as ``"idx"`` or ``"bundled"``.
       warning: a message that the user must see, if any.
       files: the IDX files that were read, in the order of `idx.STEMS`.
+      class_names: a name per class; "0", "1", … up to the largest label if empty.
+
+    Raises:
+      UserError: the splits have different image shapes, a label has no class name, or
+        there are too many classes.
     """
 
     name: str
@@ -78,10 +103,63 @@ class Dataset:
     test: Split
     warning: str | None = None
     files: tuple[Path, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        splits = {name: self.split(name) for name in SPLITS}
+        if len({split.image_shape for split in splits.values()}) > 1:
+            shapes = (f"{name} {one.image_shape}" for name, one in splits.items())
+            raise UserError(
+                f"the splits of {self.name} have images of different shapes: "
+                f"{', '.join(shapes)}; expected one shape"
+            )
+        if not self.class_names:
+            most = max(split.labels.max(initial=0) for split in splits.values())
+            names = tuple(map(str, range(max(int(most) + 1, 2))))
+            object.__setattr__(self, "class_names", names)
+        for split in splits.values():
+            check_labels(split.labels, self.num_classes)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[np.ndarray, np.ndarray],
+        test: tuple[np.ndarray, np.ndarray],
+        class_names: Iterable[str] = (),
+        validation: tuple[np.ndarray, np.ndarray] | None = None,
+        name: str = "arrays",
+    ) -> "Dataset":
+        """Returns a data set of images and labels in memory.
+
+        Args:
+          train: images and labels as :class:`Split` takes them.
+          test: the same.
+          class_names: a name per class; "0", "1", … if empty.
+          validation: as `train`; if None, a twelfth of `train` is held out.
+          name: shown in tables and reports.
+
+        Raises:
+          UserError: as :class:`Split` and :class:`Dataset`.
+        """
+        names = tuple(class_names)
+        if validation is None:
+            return divide(name, "arrays", [*train, *test], class_names=names)
+        parts = Split(*train), Split(*validation), Split(*test)
+        return cls(name, "arrays", *parts, class_names=names)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{split} {n:,}" for split, n in self.counts.items())
         return f"Dataset({self.name}, {self.source}: {counts})"
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """Height, width and channels of an image."""
+        return self.train.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -130,7 +208,11 @@ def _fingerprint(split: Split) -> str:
 
 
 def divide(
-    name: str, source: str, arrays: list[np.ndarray], files: Iterable[Path] = ()
+    name: str,
+    source: str,
+    arrays: list[np.ndarray],
+    files: Iterable[Path] = (),
+    class_names: tuple[str, ...] = (),
 ) -> Dataset:
     """Returns the splits of the tutorials: the first 5,000 of 60,000 for validation.
 
@@ -142,6 +224,7 @@ def divide(
       source: see :class:`Dataset`.
       arrays: training images and labels, test images and labels.
       files: see :class:`Dataset`.
+      class_names: see :class:`Dataset`.
 
     Raises:
       UserError: as :class:`Split`, or the validation split does not fit into memory.
@@ -170,7 +253,9 @@ def divide(
         train = Split(images[~chosen], labels[~chosen])
         validation = Split(images[chosen], labels[chosen])
     test = Split(test_images, test_labels)
-    return Dataset(name, source, train, validation, test, warning, tuple(files))
+    return Dataset(
+        name, source, train, validation, test, warning, tuple(files), class_names
+    )
 
 
 def _is_unlike(part: np.ndarray, labels: np.ndarray) -> bool:
@@ -179,9 +264,9 @@ def _is_unlike(part: np.ndarray, labels: np.ndarray) -> bool:
     Uses Pearson's chi-squared statistic. If the part is drawn at random, its mean is
     the number of degrees of freedom.
     """
-    counts = np.bincount(labels, minlength=10)
+    counts = np.bincount(labels)
     freedom = np.count_nonzero(counts) - 1
     expected = (counts * len(part) / max(len(labels), 1))[counts > 0]
-    found = np.bincount(part, minlength=10)[counts > 0]
+    found = np.bincount(part, minlength=len(counts))[counts > 0]
     statistic = ((found - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
     return bool(freedom > 0 and statistic > freedom + 10 * np.sqrt(2 * freedom))

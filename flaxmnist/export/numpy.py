@@ -10,7 +10,6 @@ import flax.linen as nn
 import numpy as np
 
 from flaxmnist.core import models, ops
-from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.export import numpy_predictor
 from flaxmnist.export.parity import Logits
@@ -40,7 +39,7 @@ def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarr
         layers.append({"kind": "activation", "name": model.activation})
 
     activations = 0
-    side: Sequence[int] = IMAGE_SHAPE[:2]
+    side: Sequence[int] = state.image_shape[:2]
     for index, _ in enumerate(model.features if isinstance(model, models.CNN) else ()):
         pads = ops.explicit_padding(
             side, model.kernel_size, model.strides, model.padding

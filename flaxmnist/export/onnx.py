@@ -5,7 +5,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import UserError
 from flaxmnist.export.parity import Logits
@@ -29,7 +28,7 @@ def write(state: TrainState, folder: Path) -> Logits:
 
     to_onnx(
         logits,
-        inputs=[jax.ShapeDtypeStruct(("batch", *IMAGE_SHAPE), np.float32)],
+        inputs=[jax.ShapeDtypeStruct(("batch", *state.image_shape), np.float32)],
         return_mode="file",
         output_path=str(path),
     )

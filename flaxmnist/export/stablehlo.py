@@ -5,7 +5,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.export.parity import Logits
@@ -16,7 +15,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def write(state: TrainState, folder: Path) -> Logits:
     """Writes a program that `jax.export.deserialize` reads, parameters included."""
     (batch,) = jax.export.symbolic_shape("batch")
-    image = jax.ShapeDtypeStruct((batch, *IMAGE_SHAPE), np.uint8)
+    image = jax.ShapeDtypeStruct((batch, *state.image_shape), np.uint8)
     predict = jax.jit(lambda images: predict_step(state, images))
     exported = jax.export.export(predict, platforms=PLATFORMS)(image)
     path = folder / "model.stablehlo"

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
 
-from flaxmnist import data, options
+from flaxmnist import options
 from flaxmnist.config import as_dict
 from flaxmnist.core import models
 from flaxmnist.export.card import Card
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from flaxmnist.inference.saved_run import SavedRun
 
 
+def _generated(image_shape: tuple[int, ...]) -> np.ndarray:
+    """Returns noise, with fewer bright pixels than dark ones, as images."""
+    noise = np.random.default_rng(0).random((CHECKED, *image_shape))
+    return (255 * noise**4).astype(np.uint8)
+
+
 def export_run(run: "SavedRun", format: str) -> Path:
     """Writes a run for other programs; see :meth:`SavedRun.export`."""
     options.check("", {"format": format}, {"format": options.one_of(FORMATS)})
@@ -27,9 +34,10 @@ def export_run(run: "SavedRun", format: str) -> Path:
     test = None if summary is None else summary.test
     if test is None and dataset is not None:
         test = run.evaluate("test")
-    checked_on = "test" if dataset is not None else "generated"
-    checked = dataset or data.load("synthetic", "synthetic")
-    images = checked.test.images[:CHECKED]
+    if dataset is not None:
+        checked_on, images = "test", dataset.test.images[:CHECKED]
+    else:
+        checked_on, images = "generated", _generated(run.state.image_shape)
     card = Card(
         format=format,
         model=run.config.model.name,
@@ -44,7 +52,7 @@ def export_run(run: "SavedRun", format: str) -> Path:
     )
     # Off the mesh, which a program would otherwise demand, and in float32.
     state = jax.device_put(jax.device_get(run.state), jax.devices()[0])
-    model = models.build(**as_dict(run.config.model))
+    model = models.build(num_classes=run.state.num_classes, **as_dict(run.config.model))
     state = dataclasses.replace(state, model=model, layout=None)
     folder = run.workdir / "export" / format
     difference = write_export(state, format, folder, images, card.render)

@@ -21,21 +21,30 @@ class DataPlaces:
       source: the option `data.source`.
       directories: values of the option `data.dir`.
       is_told: whether the caller changed the place that the run recorded.
+      given: the data, if the caller gave them instead of a place.
     """
 
     name: str
     source: str
     directories: tuple[str | None, ...]
     is_told: bool
+    given: Dataset | None = None
 
     @classmethod
-    def of(cls, saved: Config, given: Config, manifest: Manifest) -> "DataPlaces":
+    def of(
+        cls,
+        saved: Config,
+        given: Config,
+        manifest: Manifest,
+        dataset: Dataset | None = None,
+    ) -> "DataPlaces":
         """Returns the places for a run.
 
         Args:
           saved: the configuration of the run.
           given: the same, with the changes of the caller.
           manifest: of the checkpoint.
+          dataset: the data, if the caller has them.
         """
         source, directory = given.data.source, given.data.dir
         is_told = (saved.data.source, saved.data.dir) != (source, directory)
@@ -47,7 +56,7 @@ class DataPlaces:
         # "auto" depends on the network, and fell back on "bundled" then.
         if source == "auto" and manifest.dataset.source == "bundled":
             source = "bundled"
-        return cls(given.data.name, source, directories, is_told)
+        return cls(given.data.name, source, directories, is_told, dataset)
 
     def load(self, manifest: Manifest) -> Dataset:
         """Returns the data from the first place that has those of the manifest.
@@ -55,6 +64,14 @@ class DataPlaces:
         Raises:
           UserError: they cannot be found; the message is about the first place.
         """
+        if self.given is not None:
+            check_same_data(manifest, self.given)
+            return self.given
+        if manifest.dataset.source == "arrays" and not self.is_told:
+            raise UserError(
+                f"this run was trained on arrays, {manifest.dataset.name}, that a "
+                "program gave; expected them again, as in open_run(workdir, data=…)"
+            )
         errors = []
         for directory in self.directories:
             try:
@@ -79,6 +96,8 @@ class DataPlaces:
     @property
     def needs_network(self) -> bool:
         """Whether :meth:`load` would download the data."""
-        return self.source in ("auto", "tfds") and not any(
-            locate(self.name, directory) for directory in self.directories
+        return (
+            self.given is None
+            and self.source in ("auto", "tfds")
+            and not any(locate(self.name, directory) for directory in self.directories)
         )

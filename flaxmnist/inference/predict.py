@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from flaxmnist.core.batch import IMAGE_SHAPE
+from flaxmnist.core.mnist import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError

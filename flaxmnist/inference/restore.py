@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import optax
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from flaxmnist import config as configs
 from flaxmnist.core import models, sharding
@@ -36,25 +37,43 @@ def restore(
       UserError: the model needs more memory than there is, or the checkpoint does not
         exist, is of another run, or (`DamagedError`) is damaged.
     """
-    model = models.build(dtype=config.precision, **configs.as_dict(config.model))
     where = layout or SingleDeviceSharding(jax.local_devices()[0])
-    state = abstract_state(model, optax.identity(), where, ema_decay=config.ema)
-    size = 4 * models.num_parameters(state.params)
-    if size > (free := available_memory()):
-        raise UserError(
-            f"the model of {checkpoints.directory.parent} needs {size / 1e9:,.1f} GB "
-            f"of memory; {free / 1e9:,.1f} GB are available"
-        )
     names = ["step", "params", "model_state", "key"]
     names += ["ema"] if config.ema is not None else []
-    wanted = {"state": {name: getattr(state, name) for name in names}}
 
-    def check(manifest: Manifest) -> None:
+    def expect(manifest: Manifest) -> dict[str, Any]:
         workdirs.check_same(configs.from_dict(manifest.config), config)
+        state = _abstract(config, manifest, where)
+        size = 4 * models.num_parameters(state.params)
+        if size > (free := available_memory()):
+            raise UserError(
+                f"the model of {checkpoints.directory.parent} needs {size / 1e9:,.1f} "
+                f"GB of memory; {free / 1e9:,.1f} GB are available"
+            )
+        return {"state": {name: getattr(state, name) for name in names}}
 
     with _another_advised(checkpoints):
-        tree, manifest = checkpoints.restore(step, wanted, check)
+        tree, manifest = checkpoints.restore(step, expect)
+    state = _abstract(config, manifest, where)
     return dataclasses.replace(state, **tree["state"]), manifest
+
+
+def _abstract(
+    config: configs.Config, manifest: Manifest, where: Sharding | sharding.Layout
+) -> TrainState:
+    dataset = manifest.dataset
+    model = models.build(
+        num_classes=dataset.num_classes,
+        dtype=config.precision,
+        **configs.as_dict(config.model),
+    )
+    return abstract_state(
+        model,
+        optax.identity(),
+        where,
+        ema_decay=config.ema,
+        image_shape=dataset.image_shape,
+    )
 
 
 @contextlib.contextmanager

@@ -254,6 +254,7 @@ def open_run(
     step: int | None = None,
     overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
     *,
+    data: Dataset | None = None,
     config: ConfigDict | configs.Config | None = None,
     use_mesh: bool = False,
 ) -> SavedRun:
@@ -265,6 +266,7 @@ def open_run(
       workdir: the run directory, which may have been moved or copied.
       step: of the checkpoint; the best on validation if None.
       overrides: changes to the configuration, such as ``{"data.dir": "/new/place"}``.
+      data: the data that the run was trained on, if a program gave them.
       config: of the run; its ``config.json`` if None.
       use_mesh: whether to use the devices of `config.mesh`; otherwise one device.
 
@@ -296,5 +298,5 @@ def open_run(
         manifest=manifest,
         mesh=layout.mesh if layout else sharding.make_mesh(1),
         is_best=step is None,
-        _places=DataPlaces.of(saved, given, manifest),
+        _places=DataPlaces.of(saved, given, manifest, data),
     )

@@ -161,19 +161,18 @@ class Checkpoints:
             )
 
     def restore(
-        self, step: int, abstract: Any, check: Callable[[Manifest], None]
+        self, step: int, expect: Callable[[Manifest], Any]
     ) -> tuple[Any, Manifest]:
         """Returns the tree and the manifest of a step.
 
         Args:
           step: one of `steps`.
-          abstract: tree of `jax.ShapeDtypeStruct` with the shardings to restore into:
-            the saved tree, or a part of it.
-          check: called with the manifest before the arrays are read; raises
-            `UserError` if the checkpoint is of another run.
+          expect: called with the manifest before the arrays are read. Returns a tree of
+            `jax.ShapeDtypeStruct` with the shardings to restore into, the saved tree or
+            a part of it; raises `UserError` if the checkpoint is of another run.
 
         Raises:
-          UserError: the step does not exist, or its arrays do not match `abstract`.
+          UserError: the step does not exist, or its arrays do not match the tree.
           DamagedError: the checkpoint is damaged.
         """
         if step not in self.steps:
@@ -186,7 +185,7 @@ class Checkpoints:
         with self._damage_reported(step):
             record = read_record(folder / verify.RECORD)
             manifest = Manifest.from_json(record)
-            check(manifest)
+            abstract = expect(manifest)
             verify.check_model(folder, record["arrays"], verify.descriptions(abstract))
             verify.check_chunks(folder)
             arrays = ocp.args.PyTreeRestore(
@@ -221,11 +220,11 @@ class Checkpoints:
             raise DamagedError(self.directory, step, found) from found
 
     def restore_newest(
-        self, abstract: Any, check: Callable[[Manifest], None]
+        self, expect: Callable[[Manifest], Any]
     ) -> tuple[int, Any, Manifest] | None:
         """Returns step, tree and manifest of the newest undamaged checkpoint.
 
-        The arguments are those of `restore`.
+        `expect` is that of `restore`.
 
         Raises:
           UserError: all checkpoints are damaged.
@@ -233,7 +232,7 @@ class Checkpoints:
         damaged: list[DamagedError] = []
         for step in reversed(processes.broadcast(self.steps)):
             try:
-                tree, manifest = self.restore(step, abstract, check)
+                tree, manifest = self.restore(step, expect)
             except DamagedError as error:
                 damaged.append(error)
                 continue

@@ -5,6 +5,8 @@ from typing import Any, TypeVar, cast
 
 from flaxmnist import config as configs
 from flaxmnist import options
+from flaxmnist.core import mnist
+from flaxmnist.core.batch import MAX_SIDE, ImageShape
 from flaxmnist.data import SPLITS
 from flaxmnist.rundir.schemas import Schema, by_name, conform, number, share
 
@@ -72,6 +74,8 @@ class DatasetInfo:
       counts: number of examples by split.
       fingerprint: CRC-32 of the training split, in hexadecimal digits.
       fingerprints: the same by split; None in runs of older versions.
+      image_shape: height, width and channels.
+      class_names: a name per class.
     """
 
     name: str
@@ -79,6 +83,13 @@ class DatasetInfo:
     counts: dict[str, int]
     fingerprint: str
     fingerprints: dict[str, str] | None = None
+    image_shape: ImageShape = mnist.IMAGE_SHAPE
+    class_names: tuple[str, ...] = mnist.CLASS_NAMES
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +109,12 @@ class DevicesInfo:
     count: int
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    if not value or not all(isinstance(name, str) for name in value):
+        raise TypeError
+    return tuple(value)
+
+
 DESCRIPTION: dict[str, Schema] = {
     "config": _ANY_OBJECT,
     "dataset": {
@@ -106,6 +123,8 @@ DESCRIPTION: dict[str, Schema] = {
         "counts": by_name(COUNT),
         "fingerprint": options.text,
         "fingerprints": options.optional(by_name(options.text)),
+        "image_shape": options.optional(options.sizes(3, most=MAX_SIDE)),
+        "class_names": options.optional(options.OptionType("names", _names)),
     },
     "total_steps": STEP,
     "versions": options.optional(by_name(options.text)),
@@ -232,6 +251,16 @@ def build_description(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(cls: type[_T], values: dict[str, Any]) -> _T:
-    """Builds a dataclass; a missing value is None, an unknown one is ignored."""
-    names = (field.name for field in dataclasses.fields(cast(Any, cls)))
-    return cls(**{name: values.get(name) for name in names})
+    """Builds a dataclass; a missing value is its default, or None if it has none."""
+    fields = dataclasses.fields(cast(Any, cls))
+    given = {field.name: values.get(field.name) for field in fields}
+    optional = {
+        field.name for field in fields if field.default is not dataclasses.MISSING
+    }
+    return cls(
+        **{
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in optional
+        }
+    )

@@ -32,7 +32,8 @@ def evaluate(
       replicated: sharding of arrays that every device holds completely.
       advance: called with the number of batches since its last call.
     """
-    metrics, total = sharding.zeros(Metrics.empty, replicated), feed.steps_per_epoch
+    metrics = sharding.zeros(lambda: Metrics.empty(state.num_classes), replicated)
+    total = feed.steps_per_epoch
     for begin in range(0, total, DISPATCH):
         first = begin
         for batches, count in feed.chunks(begin, min(begin + DISPATCH, total)):
@@ -53,7 +54,7 @@ def predict(
 
     Returns:
       ``classes`` and ``labels`` `[count]`, ``probabilities`` and ``logits``
-      `[count, 10]`.
+      `[count, classes]`.
     """
     parts, step = [], 0
     for batches, count in feed.chunks(0, feed.steps_per_epoch):

@@ -64,16 +64,19 @@ class Experiment(Evaluation):
     state_options: dict[str, Any]
 
     @classmethod
-    def build(cls, config: Config) -> "Experiment":
+    def build(cls, config: Config, dataset: data.Dataset | None = None) -> "Experiment":
         """Builds the experiment that `config` describes; writes nothing.
+
+        Args:
+          config: of the run.
+          dataset: the data; those that `config.data` names if None.
 
         Raises:
           UserError: the options, the devices or the data do not fit together.
         """
-        model = models.build(dtype=config.precision, **as_dict(config.model))
         layout = make_layout(config)
         _check_batch_split(config, layout.mesh.shape["data"])
-        dataset = _load_dataset(config)
+        dataset = _load_dataset(config, dataset)
         tx, schedule, total_steps = make_optimizer(config, len(dataset.train))
         feed, eval_feeds = _make_feeds(config, dataset, layout.mesh)
         return cls(
@@ -81,7 +84,12 @@ class Experiment(Evaluation):
             dataset=dataset,
             feed=feed,
             eval_feeds=eval_feeds,
-            model=model,
+            model=models.build(
+                image_shape=dataset.image_shape,
+                num_classes=dataset.num_classes,
+                dtype=config.precision,
+                **as_dict(config.model),
+            ),
             tx=tx,
             schedule=jax.jit(schedule),
             total_steps=total_steps,
@@ -91,6 +99,7 @@ class Experiment(Evaluation):
             state_options={
                 "ema_decay": config.ema,
                 "grad_accumulation": config.grad_accumulation,
+                "image_shape": dataset.image_shape,
             },
         )
 
@@ -139,7 +148,9 @@ class Experiment(Evaluation):
 
     def no_metrics(self) -> Metrics:
         """Returns the metrics of no example, on every device."""
-        return sharding.zeros(Metrics.empty, self.replicated)
+        return sharding.zeros(
+            lambda: Metrics.empty(self.dataset.num_classes), self.replicated
+        )
 
 
 def _check_batch_split(config: Config, data_parts: int) -> None:
@@ -155,8 +166,9 @@ def _check_batch_split(config: Config, data_parts: int) -> None:
         )
 
 
-def _load_dataset(config: Config) -> data.Dataset:
-    dataset = data.load(config.data.name, config.data.source, config.data.dir)
+def _load_dataset(config: Config, dataset: data.Dataset | None) -> data.Dataset:
+    if dataset is None:
+        dataset = data.load(config.data.name, config.data.source, config.data.dir)
     check_dataset(config, dataset)
     if config.batch_size > len(dataset.train):
         raise UserError(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from flaxmnist import config as configs
 from flaxmnist.core import sharding
 from flaxmnist.core.steps import all_finite, eval_steps, train_steps
+from flaxmnist.data import Dataset
 from flaxmnist.errors import NotFiniteError, StoppedError, UserError, shown
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
@@ -48,6 +49,7 @@ def train_and_evaluate(
     config: ConfigDict | configs.Config | str | os.PathLike[str],
     workdir: str | Path,
     hooks: Sequence[UserHook] = (),
+    data: Dataset | None = None,
     console: Console | None = None,
     started: float | None = None,
 ) -> Summary:
@@ -64,6 +66,8 @@ def train_and_evaluate(
         evaluation, when the records of that step are written, and with the `Summary` at
         the end. Both have `step` and `to_json()`. Only process 0 calls them. An
         exception in a hook ends the run, which can then be resumed.
+      data: trained on instead of those that the configuration names. To resume the run,
+        give them again.
       console: where to print; the standard output if None.
       started: `time.perf_counter()` at the start of the measured time; now if None.
 
@@ -80,9 +84,13 @@ def train_and_evaluate(
     workdir = path_of(workdir, "workdir")
     if not isinstance(hooks, Sequence) or not all(map(callable, hooks)):
         raise UserError(f"hooks={shown(hooks)}: expected a list of functions")
+    if not isinstance(data, Dataset | None):
+        raise UserError(
+            f"data={shown(data)}: expected a Dataset, such as Dataset.from_arrays(…)"
+        )
     if isinstance(config, str | os.PathLike):
         config = configs.load(os.fspath(config))
-    experiment = Experiment.build(configs.resolve(config))
+    experiment = Experiment.build(configs.resolve(config), data)
     if experiment.dataset.warning:
         console.warn(experiment.dataset.warning)
     # Lock the directory before reading it: another process may still change it.

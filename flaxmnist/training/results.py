@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from flaxmnist.core import sharding
-from flaxmnist.core.batch import IMAGE_SHAPE
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.report.html import Costs, Results
@@ -42,7 +41,7 @@ def _costs(run: Evaluation, state: TrainState) -> Costs:
         (name, leaf.shape, leaf.size)
         for name, leaf in sharding.named_leaves(state.params)
     ]
-    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.uint8)
+    image = jax.ShapeDtypeStruct((1, *state.image_shape), np.uint8)
     lowered = predict_step.lower(sharding.abstract(lambda: state, None), image)
     # Not every backend can analyse a program before it is compiled.
     costs = lowered.cost_analysis() or lowered.compile().cost_analysis() or {}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 
 from flaxmnist import config as configs
 from flaxmnist.core import optim, sharding
-from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import Dataset
 from flaxmnist.errors import NotFiniteError, UserError
@@ -34,22 +32,20 @@ def abstract_tree(experiment: Experiment) -> dict[str, Any]:
             **experiment.state_options,
         ),
         "window": sharding.abstract(
-            lambda: Metrics.empty().sums, experiment.replicated
+            lambda: experiment.no_metrics().sums, experiment.replicated
         ),
     }
 
 
-def expected(
-    experiment: Experiment,
-) -> tuple[dict[str, Any], Callable[[Manifest], None]]:
-    """Returns the arguments with which a checkpoint of this run is restored."""
-    return abstract_tree(experiment), functools.partial(_check_same_run, experiment)
+def expected(experiment: Experiment, manifest: Manifest) -> dict[str, Any]:
+    """Returns the shapes and shardings of a checkpoint of this run.
 
-
-def _check_same_run(experiment: Experiment, manifest: Manifest) -> None:
-    """Raises UserError unless a checkpoint is of this experiment."""
+    Raises:
+      UserError: the manifest is of another run.
+    """
     check_same_data(manifest, experiment.dataset)
     workdirs.check_same(configs.from_dict(manifest.config), experiment.config)
+    return abstract_tree(experiment)
 
 
 def check_same_data(manifest: Manifest, now: Dataset) -> None:
@@ -85,6 +81,12 @@ def begin(experiment: Experiment) -> Progress:
         experiment.layout,
         **experiment.state_options,
     )
+    if (classes := experiment.dataset.num_classes) != state.num_classes:
+        raise UserError(
+            f"model.name={experiment.config.model.name!r} returns {state.num_classes} "
+            f"logits; expected {classes}, the number of classes of "
+            f"{experiment.dataset.name}"
+        )
     if (source := experiment.config.init_from) is not None:
         state = _warm_start(Path(source), state)
     return Progress(0, state, experiment.no_metrics())
@@ -129,7 +131,7 @@ def with_parameters(
         ),
         wanted,
     )
-    tree, _ = checkpoints.restore(step, {"state": like}, lambda manifest: None)
+    tree, _ = checkpoints.restore(step, lambda manifest: {"state": like})
     return dataclasses.replace(state, **tree["state"])
 
 
@@ -141,7 +143,7 @@ def resume(
     Raises:
       UserError: all checkpoints are damaged, or of another configuration or data.
     """
-    restored = checkpoints.restore_newest(*expected(experiment))
+    restored = checkpoints.restore_newest(functools.partial(expected, experiment))
     if restored is None:
         return begin(experiment)
     step, tree, manifest = restored

@@ -33,6 +33,8 @@ def describe(run: Evaluation) -> Description:
             dataset.counts,
             dataset.fingerprint,
             dataset.fingerprints,
+            dataset.image_shape,
+            dataset.class_names,
         ),
         total_steps=run.total_steps,
         versions=machine.versions(machine.PACKAGES),

@@ -60,7 +60,9 @@ def test_images_of_another_kind_are_refused_by_name(images, said, make_state):
             step.trace(state, given)  # Which compiles nothing.
         with pytest.raises(UserError, match=said):
             step(state, given)
-    if not isinstance(images, list):
+    if np.ndim(images) == 4 and not isinstance(images, list):
+        models.scale(images)  # A model may be made for images of any shape.
+    elif not isinstance(images, list):
         with pytest.raises(UserError, match=said):
             models.CNN().init(jax.random.key(0), images)
     assert steps.all_finite(state)  # Not donated: it can still be used.
@@ -107,7 +109,7 @@ def test_flat_images_and_one_hot_labels_train_alike(feed, make_state, synthetic)
     )
 
 
-def test_a_model_that_makes_no_ten_logits_is_refused(make_state):
+def test_the_model_decides_the_number_of_classes_and_must_return_logits(make_state):
     class Five(nn.Module):
         @nn.compact
         def __call__(self, images, *, train):  # No default, as the README has it.
@@ -119,15 +121,24 @@ def test_a_model_that_makes_no_ten_logits_is_refused(make_state):
         def __call__(self, images, *, train):
             return super().__call__(images, train=train), None
 
-    batch = {"image": zeros(4, 784), "label": zeros(4)}
-    for model, found in ((Five(), r"float32 \[4, 5\]"), (Two(), "a tuple")):
-        said = rf"the model's output is {found}; expected logits \[4, 10\]"
-        state = make_state(model)
-        for step in (steps.train_step, steps.eval_step):
-            with pytest.raises(UserError, match=said):
-                step(state, batch)
+    class Flat(Five):
+        @nn.compact
+        def __call__(self, images, *, train):
+            return super().__call__(images, train=train)[0]
+
+    state, images = make_state(Five()), zeros(4, 784)
+    assert steps.predict_step.eval_shape(state, images)["logits"].shape == (4, 5)
+    for wrong in (np.eye(10)[:4], np.eye(4)):
+        with pytest.raises(UserError, match=r"from 0 to 4, or one-hot \[4, 5\]"):
+            steps.train_step(state, {"image": images, "label": wrong})
+    metrics = steps.eval_step(state, {"image": images, "label": np.array([0, 4, 5, 9])})
+    assert (metrics.count, metrics.invalid) == (2, 2)
+    with pytest.raises(UserError, match="metrics of 10 and of 5 classes"):
+        Metrics.empty().merge(metrics)
+    for model, found in ((Two(), "a tuple"), (Flat(), r"float32 \[5\]")):
+        said = rf"the model's output is {found}; expected logits \[1, classes\]"
         with pytest.raises(UserError, match=said):
-            steps.predict_step(state, batch["image"])
+            make_state(model)
 
 
 def test_labels_may_be_a_distribution(make_state, synthetic):

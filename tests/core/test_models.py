@@ -188,13 +188,15 @@ def test_a_cnn_is_its_layers_one_by_one(strides, padding, pool, train, synthetic
 def test_convolutions_that_leave_nothing_are_refused(options):
     with pytest.raises(UserError, match="has no output for 28×28 pixels"):
         models.build("cnn", **options)
+    with pytest.raises(UserError, match="has no output for 28×28 pixels"):
+        models.CNN(**options).init(jax.random.key(0), np.zeros((1, 784), np.uint8))
+    models.build("cnn", image_shape=(256, 256, 3), **options)
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: models.MLP(activation="rely"), "did you mean 'relu'"),
-        (lambda: models.CNN(features=(1,) * 5), "has no output for 28×28 pixels"),
         (lambda: models.CNN(kernel_stddev=0.1), "expected 'truncated_normal'"),
         (lambda: models.MLP(dropout_rate=1.0), "0 or more and less than 1"),
         (

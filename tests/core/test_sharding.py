@@ -1,5 +1,6 @@
 """Meshes: what is split, that it stays split, and that nothing else depends on it."""
 
+import functools
 import json
 import re
 
@@ -203,7 +204,7 @@ def test_a_checkpoint_is_restored_into_any_mesh(finished_run):
     mesh = {"data": 2, "model": 4, "fsdp": True}
     run = Experiment.build(tiny_config(mesh=mesh))
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    tree, _ = checkpoints.restore(40, *resume.expected(run))
+    tree, _ = checkpoints.restore(40, functools.partial(resume.expected, run))
     kernel = tree["state"].opt_state[0].mu["Dense_0"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec("data", "model")
     assert kernel.addressable_shards[0].data.size == kernel.size / 8

@@ -145,11 +145,11 @@ IMAGES, LABELS = np.zeros((4, 28, 28), np.uint8), np.arange(4)
 @pytest.mark.parametrize(
     ("images", "labels", "said"),
     [
-        (IMAGES, LABELS - 1, "label -1 of example 0; expected labels from 0 to 9"),
-        (IMAGES, LABELS + 7, "label 10 of example 3; expected labels from 0 to 9"),
+        (IMAGES, LABELS - 1, "label -1 of example 0; expected labels from 0 to 999"),
+        (IMAGES, LABELS + 997, "label 1000 of example 3; expected labels from 0 to"),
         (IMAGES, LABELS / 1, r"labels is float64 \[4\]; expected integers \[count\]"),
         (IMAGES, list(LABELS), "labels is a list; expected a NumPy array"),
-        (IMAGES, LABELS[:3], r"images is uint8 \[4, 28, 28\]; expected uint8 \[3, 28"),
+        (IMAGES, LABELS[:3], r"images is uint8 \[4, 28, 28\]; expected uint8 \[3, h"),
         # The host path would round them to black.
         (IMAGES / 255, LABELS, r"images is float64 \[4, 28, 28\]; expected uint8"),
     ],

@@ -130,10 +130,10 @@ def test_the_card_of_a_moved_run_says_what_is_not_known(workdir, capsys):
         "trained on data named synthetic",
         "test accuracy was not measured",
         "The licence of the images is not known",
-        "on 500 generated images",
+        "on 1,000 generated images",
     ):
         assert part in card
-    assert "over 500 generated images" in capsys.readouterr().out
+    assert "over 1,000 generated images" in capsys.readouterr().out
 
 
 def test_what_differs_is_not_kept(workdir, monkeypatch, capsys):

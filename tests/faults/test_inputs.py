@@ -289,7 +289,7 @@ def test_a_checkpoint_claims_no_more_than_there_is(tmp_path, mesh, claim, finish
         Checkpoints(folder, read_only=True) as checkpoints,
         pytest.raises(DamagedError, match=r"Requested shape|the chunks of"),
     ):
-        checkpoints.restore(1, abstract, lambda manifest: None)
+        checkpoints.restore(1, lambda manifest: abstract)
 
 
 def test_a_model_that_is_larger_than_memory_is_not_allocated(finished_run, tmp_path):

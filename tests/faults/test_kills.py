@@ -1,6 +1,7 @@
 """What may happen to a run, at any moment: nothing that was saved is lost."""
 
 import errno
+import functools
 import itertools
 import json
 import os
@@ -482,10 +483,10 @@ def test_a_checkpoint_of_the_first_format_is_read_and_one_to_come_is_refused(
 def test_a_record_of_other_counts_of_lines_is_damage(written, finished_run, tmp_path):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
     rewrite(run, 40, lambda record: first_format(record) | {"metrics": written})
-    abstract, check = resume.expected(Experiment.build(tiny_config()))
+    expected = functools.partial(resume.expected, Experiment.build(tiny_config()))
     warnings = []
     with Checkpoints(run / "checkpoints", warn=warnings.append) as checkpoints:
-        step, *_ = checkpoints.restore_newest(abstract, check)
+        step, *_ = checkpoints.restore_newest(expected)
     assert step == 20
     assert "the checkpoint of step 40 in" in warnings[0]
 
@@ -539,7 +540,7 @@ def test_a_checkpoint_under_another_name_is_set_aside(
 def test_whatever_becomes_of_a_file_of_a_checkpoint_no_wrong_value_is_read(
     finished_run, tmp_path
 ):
-    expected = resume.expected(Experiment.build(tiny_config()))
+    expected = functools.partial(resume.expected, Experiment.build(tiny_config()))
     source = finished_run[0] / "checkpoints"
     trees = {step: saved(tiny_config(), finished_run[0], step) for step in (20, 40)}
     draw = random.Random(SEED)
@@ -556,7 +557,7 @@ def test_whatever_becomes_of_a_file_of_a_checkpoint_no_wrong_value_is_read(
                 (run / "checkpoints" / name).write_bytes(content)
             warnings = []
             with Checkpoints(run / "checkpoints", warn=warnings.append) as checkpoints:
-                step, tree, record = checkpoints.restore_newest(*expected)
+                step, tree, record = checkpoints.restore_newest(expected)
                 best = checkpoints.best_step
             assert_identical(bare(tree), trees[step][0])
             assert record.best == trees[step][1].best, (name, harm)
@@ -668,9 +669,9 @@ def test_saving_slower_than_training_holds_it_back_and_keeps_the_order(
 def test_wherever_a_disk_is_full_while_saving_the_checkpoint_before_is_whole(
     finished_run, small_disk
 ):
-    expected = resume.expected(Experiment.build(tiny_config()))
+    expected = functools.partial(resume.expected, Experiment.build(tiny_config()))
     source = Checkpoints(finished_run[0] / "checkpoints", read_only=True)
-    tree, record = source.restore(40, *expected)
+    tree, record = source.restore(40, expected)
     outcomes = []
     for kind, left in [("blocks", n) for n in range(40)] + [
         ("inodes", n) for n in range(1, 60)
@@ -687,7 +688,7 @@ def test_wherever_a_disk_is_full_while_saving_the_checkpoint_before_is_whole(
         shutil.rmtree(small_disk / "ballast")
         # It is whole or it is not there.
         with Checkpoints(run / "checkpoints", warn=pytest.fail) as checkpoints:
-            step, found, _ = checkpoints.restore_newest(*expected)
+            step, found, _ = checkpoints.restore_newest(expected)
             assert step == (60 if outcomes[-1] == "saved" else 40)
             assert_identical(bare(found), bare(of_step(tree, step)))
             checkpoints.save(80, of_step(tree, 80), record, None)

@@ -62,10 +62,10 @@ def test_a_moved_run_predicts_and_exports_without_data(moved, capsys):
     assert prediction.probabilities.sum() == pytest.approx(1)
     assert "dataset" not in vars(saved)  # Nothing was loaded.
     card = (saved.export("numpy") / "README.md").read_text()
-    assert "on 500 generated images" in card
+    assert "on 1,000 generated images" in card
     assert f"{saved.saved_summary().test.accuracy:.2%}" in card
     said = capsys.readouterr().out
-    assert "over 500 generated images" in said
+    assert "over 1,000 generated images" in said
     assert "--config.data.dir=DIR" in said
     advice = r"not a directory\nIf the data have moved.* --config.data.dir=DIR$"
     for needs_data in (saved.evaluate, saved.predict_split, saved.report):
