@@ -190,7 +190,10 @@ def test_convolutions_that_leave_nothing_are_refused(options):
         models.build("cnn", **options)
     with pytest.raises(UserError, match="has no output for 28×28 pixels"):
         models.CNN(**options).init(jax.random.key(0), np.zeros((1, 784), np.uint8))
-    models.build("cnn", image_shape=(256, 256, 3), **options)
+
+
+def test_larger_images_allow_more_convolutions():
+    models.build("cnn", image_shape=(256, 256, 3), features=(4,) * 5)
 
 
 @pytest.mark.parametrize(

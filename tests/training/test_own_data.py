@@ -11,16 +11,20 @@ NAMES = ("cat", "dog", "fish")
 
 
 def make(count, shape=(12, 10, 3), classes=3):
-    """Returns images whose brightness gives their class, and labels."""
+    """Returns images with a bright row that gives their class, and labels."""
     labels = np.arange(count) % classes
-    images = np.ones((count, *shape)) * labels.reshape(-1, *[1] * len(shape)) * 80
-    return images.astype(np.uint8), labels
+    images = np.zeros((count, *shape), np.uint8)
+    images[np.arange(count), labels] = 200
+    return images, labels
 
 
 def short(**changes):
-    model = {"name": "mlp", "hidden": (8,)}
     return make_config(
-        model=model, batch_size=20, report=False, eval_splits="validation", **changes
+        model={"name": "softmax"},
+        batch_size=16,
+        report=False,
+        eval_splits="validation",
+        **changes,
     )
 
 
@@ -47,7 +51,9 @@ def test_a_run_on_arrays_in_colour_trains_resumes_and_is_opened(placement, tmp_p
 def test_data_sets_whose_parts_do_not_fit_together_are_refused():
     with pytest.raises(UserError, match=r"train \(12, 10, 3\).*test \(9, 9, 1\)"):
         Dataset.from_arrays(make(24), make(6, (9, 9)))
-    with pytest.raises(UserError, match="label 2 of example 2; expected labels from 0"):
+    with pytest.raises(
+        UserError, match=r"label 2 of example .; expected labels from 0 to 1"
+    ):
         Dataset.from_arrays(make(24), make(6), class_names=("a", "b"))
     with pytest.raises(UserError, match="at most 256 pixels per side and 4 channels"):
         Split(np.zeros((1, 257, 3), np.uint8), np.zeros(1, int))
