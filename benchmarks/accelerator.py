@@ -312,6 +312,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("accelerator.json"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="duration of each timing"
+    )
     parser.add_argument("--only", nargs="*", default=(), help="softmax, mlp, cnn, runs")
     parser.add_argument(
         "--quick", action="store_true", help="one small measurement, to try the program"
@@ -326,7 +329,7 @@ def main(argv=None):
         benchmark(args.output, cells, lambda t, *a: WORK[t](*a), 2, 0.01, ["softmax"])
     else:
         cells = itertools.product(NETWORKS, PRECISIONS, BATCH_SIZES)
-        benchmark(args.output, cells, work, args.rounds, 1.0, args.only)
+        benchmark(args.output, cells, work, args.rounds, args.seconds, args.only)
 
 
 if __name__ == "__main__":
