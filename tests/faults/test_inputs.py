@@ -1,4 +1,4 @@
-"""Untrusted inputs are read, or refused with one sentence, and do nothing else.
+"""Untrusted inputs are read, or refused with one sentence, without side effects.
 
 Most inputs are valid files with some changed bytes. As a program, this module checks as
 many inputs as its argument says, in little memory.
@@ -96,7 +96,7 @@ def idx_files():
 
 
 def repaired(png):
-    """A PNG whose checksums hold, so that what is wrong with it is looked at."""
+    """Returns a PNG with valid checksums, so that its other errors are reached."""
     parts, at = [png[:8]], 8
     while at + 12 <= len(png):
         (size,) = struct.unpack(">I", png[at : at + 4])
@@ -141,7 +141,7 @@ def damaged(draw, whole):
 def check_picture(file):
     _, content = file
     with warnings.catch_warnings():
-        # Those of our own arithmetic; Pillow's tell what is odd in a file.
+        # Warnings of our own arithmetic; those of Pillow describe the file.
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -172,7 +172,7 @@ ARRAYS = st.tuples(
 
 
 def parsed(content, rank):
-    """What an IDX file holds, by another reading of the format; None if it is none."""
+    """Returns the array of an IDX file, read independently; None if it is invalid."""
     head = struct.Struct(f">4B{rank}I")
     if content[:4] != bytes((0, 0, 8, rank)) or len(content) < head.size:
         return None
@@ -208,12 +208,12 @@ def test_a_picture_of_each_format_is_read(name):
     assert check_picture((name, pictures()[name])) == "read"
 
 
-def test_a_picture_of_absurd_values_is_prepared():
+def test_a_picture_with_extreme_values_is_prepared():
     values = np.tile(np.float32([0.2, 0.9, np.nan, -3e38]), (40, 7))
     assert prepare(Image.fromarray(values)).image.shape == (28, 28)
 
 
-def test_a_picture_is_not_decoded_for_ever():
+def test_decoding_a_picture_ends():
     jpeg = pictures()["jpeg, progressive"]
     last, end = jpeg.rfind(b"\xff\xda"), jpeg.rfind(b"\xff\xd9")
     scans = [jpeg[:end] + jpeg[last:end] * count + jpeg[end:] for count in (20, 100)]
@@ -236,7 +236,7 @@ def test_a_picture_of_any_shape_is_prepared(kind):
 
 @ONE_SECOND
 @given(file=damaged(idx_files))
-def test_a_damaged_idx_file_is_read_as_it_is_or_refused(tmp_path_factory, file):
+def test_a_damaged_idx_file_is_read_correctly_or_refused(tmp_path_factory, file):
     check_idx(tmp_path_factory.getbasetemp(), file)
 
 
@@ -255,7 +255,7 @@ NAMES += ("optimizer.learning_rate", "data.name", "data.dir", "__class__", "data
 
 @ONE_SECOND
 @given(st.sampled_from(NAMES), st.sampled_from(LITERALS) | st.text())
-def test_an_override_is_taken_or_refused(name, text):
+def test_an_override_is_accepted_or_refused(name, text):
     with contextlib.suppress(UserError):
         configs.override(CONFIG, [(name, text)])
 
@@ -263,14 +263,16 @@ def test_an_override_is_taken_or_refused(name, text):
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, '{"__class__": 1}', "[]"]
 )
-def test_a_folder_with_an_absurd_configuration_is_refused(tmp_path, text):
+def test_a_run_with_an_invalid_configuration_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="use another --workdir"):
         workdirs.saved_config(tmp_path)
 
 
 @pytest.mark.parametrize("claim", ["shape", "chunks"])
-def test_a_checkpoint_claims_no_more_than_there_is(tmp_path, mesh, claim, finished_run):
+def test_a_checkpoint_that_claims_too_much_memory_is_refused(
+    tmp_path, mesh, claim, finished_run
+):
     _, manifest = saved(tiny_config(), finished_run[0])
     everywhere = sharding.replicated(mesh)
     tree = {"state": {"params": {"bias": sharding.put(np.ones(8), everywhere)}}}
@@ -314,7 +316,7 @@ def test_a_hundred_thousand_inputs_in_a_gigabyte():
 
 
 def check_many(count, strategy, check):
-    """Checks so many inputs, each within 20 seconds; returns how they came out."""
+    """Checks a number of inputs, each within 20 seconds; returns the outcomes."""
     found = collections.Counter()
 
     @settings(
@@ -331,7 +333,7 @@ def check_many(count, strategy, check):
 
 
 def main(count):
-    """Checks so many inputs of all kinds, in a gigabyte of memory."""
+    """Checks a number of inputs of all kinds, with a gigabyte of memory."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     most = pages * resource.getpagesize() + (1 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,4 +1,4 @@
-"""What may happen to a run, at any moment: nothing that was saved is lost."""
+"""Kills, full disks, damage and signals at any moment lose nothing that was saved."""
 
 import errno
 import functools
@@ -32,19 +32,19 @@ KILLS = int(os.environ.get("FLAXMNIST_FAULTS_KILLS", "60"))
 
 
 def bare(tree):
-    """A checkpoint's arrays as NumPy has them."""
+    """Returns the arrays of a checkpoint as NumPy arrays."""
     key = jax.random.key_data(tree["state"].key)
     return jax.device_get(tree | {"state": tree["state"].replace(key=key)})
 
 
 def of_step(tree, step):
-    """The same arrays, as a later step would have them."""
+    """Returns the same arrays with another step."""
     number = jax.device_put(np.int32(step), tree["state"].step.sharding)
     return tree | {"state": tree["state"].replace(step=number)}
 
 
 def assert_same_run(config, one, other):
-    """Both folders hold the same finished run, to the bit, and nothing else."""
+    """Checks that both directories contain the same finished run, bit for bit."""
     ours, record = saved(config, one)
     theirs, expected = saved(config, other)
     assert_identical(ours, theirs)
@@ -63,7 +63,7 @@ def assert_same_run(config, one, other):
         )
 
     assert names(one) == names(other)
-    # Nothing but whole checkpoints; before it deleted one, a process may have ended.
+    # Complete checkpoints only; a process may have ended before it deleted an old one.
     there = {path.name for path in (one / "checkpoints").iterdir()}
     assert there >= {path.name for path in (other / "checkpoints").iterdir()}
     for step in there:
@@ -73,7 +73,7 @@ def assert_same_run(config, one, other):
 # kill -9
 
 
-# Counts what Python does to files in the run's folder, and may not survive one of it.
+# Counts Python's file operations in the run directory, and dies at a given one.
 KILLED = """
 import os, signal, sys
 
@@ -117,7 +117,9 @@ def start(run, at=0):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_a_run_resumes_and_is_the_undisturbed_one(tmp_path):
+def test_a_run_killed_at_any_moment_resumes_to_the_result_of_an_undisturbed_run(
+    tmp_path,
+):
     undisturbed = tmp_path / "undisturbed"
     began = time.monotonic()
     process = start(undisturbed)
@@ -134,7 +136,7 @@ def test_killed_at_any_moment_a_run_resumes_and_is_the_undisturbed_one(tmp_path)
         run, resumed = tmp_path / str(runs), -1
         runs += 1
         while True:
-            # Before a file of the folder is touched, or at any time.
+            # Before an operation on a file of the directory, or at any time.
             by_event = draw.random() < 0.6
             left = max(0.3, 1 - resumed / 200)
             process = start(run, draw.randint(1, int(events * left)) if by_event else 0)
@@ -144,7 +146,7 @@ def test_killed_at_any_moment_a_run_resumes_and_is_the_undisturbed_one(tmp_path)
             except subprocess.TimeoutExpired:
                 process.kill()
                 out, error = process.communicate()
-            # Nothing that was saved is gone or taken for damaged.
+            # No saved checkpoint is missing or treated as damaged.
             assert "damaged" not in error
             if found := re.search(r"(?:resumes|is finished) at step (\d+)", out):
                 assert int(found[1]) >= resumed
@@ -169,12 +171,12 @@ def test_killed_at_any_moment_a_run_resumes_and_is_the_undisturbed_one(tmp_path)
     print(f"{kills} kills in {runs} runs, of which each was resumed to its end")
 
 
-# A disk that is full, a folder that may not be written any more, or is gone
+# A full disk, and a directory that is read-only or missing
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MB."""
+    """Yields the directory of a file system of 4 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=2000", "tmpfs", disk]
@@ -187,7 +189,7 @@ def small_disk(tmp_path):
 
 
 def fill(disk, blocks_left=0, inodes_left=0):
-    """Uses a disk up, but for so many blocks of 4 KiB and files."""
+    """Fills a disk except for a number of blocks of 4 KiB and of files."""
     ballast = disk / "ballast"
     ballast.mkdir()
     left = os.statvfs(disk).f_ffree
@@ -204,7 +206,7 @@ def no_room(run):
 
 
 def no_permission(run):
-    # Root may write what nobody else may, but not what is immutable.
+    # Root ignores modes, but not the immutable flag.
     folder = run / "checkpoints"
     if os.getuid():
         folder.chmod(0o500)
@@ -240,7 +242,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "when", "said"), FAULTS)
-def test_a_folder_that_fails_is_a_clear_error_and_the_run_goes_on_after_it(
+def test_a_failing_directory_is_a_clear_error_and_the_run_resumes_later(
     fault, when, said, finished_run, small_disk, tmp_path, monkeypatch
 ):
     run = (small_disk if fault is no_room else tmp_path) / "run"
@@ -267,7 +269,7 @@ def test_a_folder_that_fails_is_a_clear_error_and_the_run_goes_on_after_it(
             loop.train_and_evaluate(tiny_config(), run)
     assert time.monotonic() - began < 60
     assert re.search(said, str(raised.value))
-    # It was under another name, or none: what is there is as it was.
+    # The directory was renamed or removed: its content is unchanged.
     assert not run.exists() or folder.saved_steps(run) == [20]
     if run.exists():
         assert "step 20 is saved, and the same command resumes" in str(raised.value)
@@ -277,7 +279,7 @@ def test_a_folder_that_fails_is_a_clear_error_and_the_run_goes_on_after_it(
     assert_same_run(tiny_config(), run, finished_run[0])
 
 
-def test_a_file_of_metrics_that_was_replaced_is_an_error(tmp_path):
+def test_a_replaced_metrics_file_is_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with metrics_log.MetricsWriter(tmp_path, 0, ()) as writer:
         path.unlink()
@@ -286,7 +288,7 @@ def test_a_file_of_metrics_that_was_replaced_is_an_error(tmp_path):
             writer.write(metrics_log.Record(1, 0.1, "train", 1.0, 0.5))
 
 
-def test_a_folder_of_checkpoints_that_is_gone_is_not_made_anew(tmp_path):
+def test_a_missing_checkpoint_directory_is_not_created_again(tmp_path):
     with (
         Checkpoints(tmp_path / "gone") as checkpoints,
         pytest.raises(FileNotFoundError, match="gone"),
@@ -295,7 +297,7 @@ def test_a_folder_of_checkpoints_that_is_gone_is_not_made_anew(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# One run a folder
+# One run per directory
 
 
 HOLDING = """
@@ -309,7 +311,7 @@ with folder.locked(Path(sys.argv[1])):
 """
 
 
-def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
+def test_a_second_run_in_a_directory_is_refused_until_the_first_has_died(
     finished_run, tmp_path
 ):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
@@ -326,7 +328,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
         loop.train_and_evaluate(tiny_config(num_steps=60), run)
     after = {path: path.read_bytes() for path in before if path.name != ".lock"}
     assert after == {path: before[path] for path in after}
-    # To look at a run is no run.
+    # Reading requires no lock.
     assert saved(tiny_config(), run)[1].total_steps == 40
     holder.kill()
     holder.communicate()
@@ -334,7 +336,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(
     assert summary.step == 60
 
 
-def test_a_run_is_locked_before_it_is_looked_at(finished_run, tmp_path, monkeypatch):
+def test_a_run_is_locked_before_it_is_read(finished_run, tmp_path, monkeypatch):
     begin, looks = loop.begin, []
 
     def look_slowly(run):
@@ -353,7 +355,9 @@ def test_a_run_is_locked_before_it_is_looked_at(finished_run, tmp_path, monkeypa
     ).read_bytes()
 
 
-def test_a_lock_that_its_holder_removes_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+def test_a_lock_that_its_owner_removes_meanwhile_is_created_again(
+    tmp_path, monkeypatch
+):
     run, claim = tmp_path / "runs" / "a", folder._claim
     first = folder.Lock(run)
     with pytest.raises(UserError, match="in use"):
@@ -387,9 +391,7 @@ def test_a_lock_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_can_no_longer_be_read_does_not_hide_the_error(
-    tmp_path, monkeypatch
-):
+def test_an_unreadable_disk_does_not_hide_the_error(tmp_path, monkeypatch):
     def unreadable(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -402,7 +404,7 @@ def test_a_disk_that_can_no_longer_be_read_does_not_hide_the_error(
         write()
 
 
-# What writes, its method, and the number of the call at which the folder is taken.
+# The class that writes, its method, and the call at which the directory is replaced.
 WRITES = {
     "before a line is written": (metrics_log.MetricsWriter, "write", 5),
     "before it is saved": (Checkpoints, "save", 1),
@@ -411,7 +413,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("when", WRITES)
-def test_a_run_whose_folder_another_took_meanwhile_writes_nothing_there(
+def test_a_run_writes_nothing_into_a_directory_that_another_run_took_over(
     when, finished_run, tmp_path, monkeypatch
 ):
     run, old = tmp_path / "run", tmp_path / "old"
@@ -460,7 +462,7 @@ def format_to_come(record):
     return manifest.with_checksum(record | {"format": 3}) | {}
 
 
-def test_a_checkpoint_of_the_first_format_is_read_and_one_to_come_is_refused(
+def test_the_first_checkpoint_format_is_read_and_a_future_one_is_refused(
     finished_run, tmp_path, monkeypatch
 ):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
@@ -480,7 +482,7 @@ def test_a_checkpoint_of_the_first_format_is_read_and_one_to_come_is_refused(
 
 
 @pytest.mark.parametrize("written", [{}, {"lines": 3}, {"lines": "a", "checksum": 1}])
-def test_a_record_of_other_counts_of_lines_is_damage(written, finished_run, tmp_path):
+def test_a_record_with_wrong_line_counts_is_damage(written, finished_run, tmp_path):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
     rewrite(run, 40, lambda record: first_format(record) | {"metrics": written})
     expected = functools.partial(resume.expected, Experiment.build(tiny_config()))
@@ -491,8 +493,8 @@ def test_a_record_of_other_counts_of_lines_is_damage(written, finished_run, tmp_
     assert "the checkpoint of step 40 in" in warnings[0]
 
 
-def test_checkpoints_that_saved_nothing_leave_no_thread_at_exit(tmp_path):
-    """A thread that Orbax starts cannot end while the interpreter shuts down."""
+def test_checkpoints_without_a_save_leave_no_thread_at_exit(tmp_path):
+    """A thread of Orbax that still runs cannot end while the interpreter exits."""
     before = set(threading.enumerate())
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.wait()
@@ -503,7 +505,7 @@ def test_checkpoints_that_saved_nothing_leave_no_thread_at_exit(tmp_path):
 
 
 def harms(path, draw):
-    """Yields what may become of a file: its new content, or None for no file."""
+    """Yields changed contents of a file, and None for a missing file."""
     content = path.read_bytes()
     yield "missing", None
     for length in {0, len(content) // 2, max(0, len(content) - 1)}:
@@ -537,9 +539,7 @@ def test_a_checkpoint_under_another_name_is_set_aside(
 
 
 @pytest.mark.slow
-def test_whatever_becomes_of_a_file_of_a_checkpoint_no_wrong_value_is_read(
-    finished_run, tmp_path
-):
+def test_no_wrong_value_is_read_from_a_changed_checkpoint_file(finished_run, tmp_path):
     expected = functools.partial(resume.expected, Experiment.build(tiny_config()))
     source = finished_run[0] / "checkpoints"
     trees = {step: saved(tiny_config(), finished_run[0], step) for step in (20, 40)}
@@ -587,7 +587,7 @@ def test_whatever_becomes_of_a_file_of_a_checkpoint_no_wrong_value_is_read(
         (lambda kept: [*kept, kept[-1].replace("40", "41")], None),
     ],
 )
-def test_lines_of_metrics_that_are_lost_are_warned_of(
+def test_a_resumed_run_warns_of_lost_metrics_lines(
     change, said, finished_run, tmp_path, monkeypatch, capsys
 ):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
@@ -621,7 +621,7 @@ def test_a_clock_that_goes_backwards_loses_and_reorders_nothing(
     monkeypatch.setattr(time, "time_ns", lambda: next(clock) * 10**9)
     loop.train_and_evaluate(tiny_config(num_steps=20), run)
     resumed = loop.train_and_evaluate(tiny_config(), run, started=started)
-    # Hours go by on the clock: none of them is counted.
+    # The clock loses an hour at each reading: none of these hours is counted.
     seconds = resumed.seconds
     assert all(0 <= part <= time.perf_counter() - started for part in seconds.values())
     assert time.perf_counter() - process_age() == pytest.approx(started, abs=60)
@@ -634,7 +634,7 @@ def test_a_clock_that_goes_backwards_loses_and_reorders_nothing(
         assert shown(run, split) == shown(finished_run[0], split)
 
 
-def test_saving_slower_than_training_holds_it_back_and_keeps_the_order(
+def test_slow_saving_delays_training_and_keeps_the_order(
     finished_run, tmp_path, monkeypatch
 ):
     finalize, save = commit.SyncedPath.finalize, Checkpoints.save
@@ -656,7 +656,7 @@ def test_saving_slower_than_training_holds_it_back_and_keeps_the_order(
     steps = list(range(4, 41, 4))
     for event in ("given", "saved"):
         assert [step for what, step in happened if what == event] == steps
-    # At no time was more than one copy of the state waiting to be written.
+    # At most one copy of the state waits to be written.
     waiting = 0
     for what, _ in happened:
         waiting += 1 if what == "given" else -1
@@ -666,7 +666,7 @@ def test_saving_slower_than_training_holds_it_back_and_keeps_the_order(
 
 
 @pytest.mark.slow
-def test_wherever_a_disk_is_full_while_saving_the_checkpoint_before_is_whole(
+def test_a_disk_that_fills_while_saving_keeps_the_previous_checkpoint(
     finished_run, small_disk
 ):
     expected = functools.partial(resume.expected, Experiment.build(tiny_config()))
@@ -686,7 +686,7 @@ def test_wherever_a_disk_is_full_while_saving_the_checkpoint_before_is_whole(
         except OSError as error:
             outcomes.append(error.strerror)
         shutil.rmtree(small_disk / "ballast")
-        # It is whole or it is not there.
+        # The checkpoint is complete or missing.
         with Checkpoints(run / "checkpoints", warn=pytest.fail) as checkpoints:
             step, found, _ = checkpoints.restore_newest(expected)
             assert step == (60 if outcomes[-1] == "saved" else 40)
@@ -718,7 +718,7 @@ sys.exit(train.main())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_while_saving_ends_at_once_and_loses_nothing(number, tmp_path):
+def test_a_second_signal_while_saving_ends_the_run_and_loses_nothing(number, tmp_path):
     flags = [*FLAGS, "--config.checkpoint_every=20", f"--workdir={tmp_path}"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, *flags],
@@ -766,7 +766,7 @@ print(read, late)
 
 
 @pytest.mark.slow
-def test_a_run_may_be_read_while_it_goes_on(tmp_path):
+def test_a_run_may_be_read_while_it_trains(tmp_path):
     reader = subprocess.Popen(
         [sys.executable, "-c", READING, tmp_path],
         stdout=subprocess.PIPE,

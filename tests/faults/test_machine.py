@@ -1,4 +1,4 @@
-"""A machine that is not as expected: one clear line, and nothing is changed."""
+"""Failures of the machine give one clear line and change nothing."""
 
 import errno
 import logging
@@ -59,10 +59,10 @@ COMMANDS = {
 }
 
 
-# The demo takes long to import its page's library.
+# Importing the library of the demo's page takes long.
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"demo"}))
 @pytest.mark.parametrize("part", ["", "checkpoints"])
-def test_a_directory_that_may_not_be_read_is_a_clear_error(
+def test_an_unreadable_directory_is_a_clear_error(
     name, part, finished_run, tmp_path, capsys, forbid
 ):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
@@ -79,7 +79,7 @@ def test_a_directory_that_may_not_be_read_is_a_clear_error(
 
 
 @pytest.mark.parametrize("name", ["arrays/d", "record/metadata"])
-def test_a_file_of_a_checkpoint_that_may_not_be_read_is_named(
+def test_an_unreadable_file_of_a_checkpoint_is_named(
     name, finished_run, tmp_path, capsys, forbid, monkeypatch
 ):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
@@ -118,7 +118,7 @@ def test_failures_of_the_machine_are_explained_and_defects_are_not(error, said):
     assert text is None if said is None else re.search(said, text)
 
 
-def test_a_logger_that_is_quiet_already_stays_so():
+def test_a_quiet_logger_stays_quiet():
     logger = logging.getLogger("quiet")
     with logs.at_levels(quiet=logging.CRITICAL):
         with logs.at_levels(quiet=logging.ERROR):
@@ -145,7 +145,7 @@ def test_the_users_logging_and_warnings_are_left_as_they_were(finished_run, tmp_
 @pytest.mark.parametrize("mode", [0o000, 0o555])
 @pytest.mark.parametrize("part", ["", "checkpoints", "checkpoints/40", "config.json"])
 def test_modes_of_a_run_directory(mode, part, finished_run, tmp_path):
-    # Root without the right to ignore modes.
+    # As root, but without the capability to ignore modes.
     limited = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     if os.getuid() or subprocess.run([*limited, "true"]).returncode:
         pytest.skip("needs to be root, and setpriv")
@@ -154,7 +154,7 @@ def test_modes_of_a_run_directory(mode, part, finished_run, tmp_path):
     for module, *flags in COMMANDS.values():
         name = module.__name__.rpartition(".")[2]
         if module is demo and mode:
-            continue  # It works, and does not end.
+            continue  # It succeeds and keeps running.
         command = [sys.executable, "-m", "flaxmnist", name, f"--workdir={run}", *flags]
         done = subprocess.run([*limited, *command], capture_output=True, text=True)
         print(name, done.returncode, done.stderr)
@@ -163,7 +163,7 @@ def test_modes_of_a_run_directory(mode, part, finished_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_compilation_a_step_is_made_too(capsys):
+def test_a_step_runs_without_compilation(capsys):
     with jax.disable_jit():
         sanity.dry_run(tiny_config(model={"name": "softmax"}, batch_size=10))
     assert "a training step: loss" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Paths that users name: what is taken, what is refused, and how they are shown."""
+"""Paths from users: accepted, refused, and printed safely."""
 
 import os
 
@@ -40,7 +40,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", REFUSED)
-def test_a_path_that_cannot_be_used_is_refused_before_anything_is_written(path, capsys):
+def test_an_unusable_path_is_refused_before_anything_is_written(path, capsys):
     said = REFUSED[path]
     for call in (
         lambda: loop.train_and_evaluate(tiny_config(), path),
@@ -73,7 +73,7 @@ def test_a_tilde_is_the_home_directory_everywhere(finished_run, tmp_path, monkey
     assert (config.init_from, config.data.dir) == (str(run), str(run.parent))
 
 
-def test_a_current_directory_that_was_removed_is_named(tmp_path, monkeypatch):
+def test_a_removed_current_directory_is_named(tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -100,7 +100,7 @@ def test_a_user_without_a_home_directory_trains_without_caches(monkeypatch, caps
     assert "--workdir='~/run' has no home directory" in capsys.readouterr().err
 
 
-def test_names_cannot_command_the_terminal(capsys):
+def test_names_cannot_send_control_sequences_to_the_terminal(capsys):
     name = "a\x1b[31m\rb\u202e\n"
     Console().line(name)
     Console().warn(name)
@@ -117,7 +117,7 @@ def test_names_cannot_command_the_terminal(capsys):
 
 
 @pytest.mark.parametrize("name", [r"$\foo$", "$HOME_$x", "_hidden", "a\nb"])
-def test_a_run_may_have_any_name_in_the_curves(name):
+def test_the_curves_accept_any_name_of_a_run(name):
     rows = [
         {"step": step, "split": split, "loss": 1.0, "accuracy": 0.5}
         for step in (1, 2)

@@ -1,4 +1,4 @@
-"""A power failure: what was said to be saved is on the disk, whole."""
+"""After a power failure, everything reported as saved is complete on the disk."""
 
 import errno
 import json
@@ -20,18 +20,19 @@ from flaxmnist.training import loop
 
 
 class Disk:
-    """What a power failure would leave of a directory: only what was flushed."""
+    """Simulates a disk after a power failure: only flushed data remain."""
 
     def __init__(self, root, patch):
         self.root, self.open = root, []
         self.files, self.folders, self.names = {}, {}, []
-        for path in (root, *root.rglob("*")):  # What was there before.
+        for path in (root, *root.rglob("*")):  # The files that exist already.
             self._flushed(path)
         fsync = os.fsync
 
         def flush(descriptor):
             fsync(descriptor)
-            self.open.append(os.dup(descriptor))  # So that no number is used again.
+            # An open file keeps its inode number from being used again.
+            self.open.append(os.dup(descriptor))
             self._flushed(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
             self._check()
 
@@ -52,7 +53,7 @@ class Disk:
 
     def _renaming(self, rename):
         def call(source, target, **kwargs):
-            # What is deleted may be gone at once.
+            # A deletion may take effect at once.
             if Path(source).name.isdigit():
                 assert max(self.steps()) > int(Path(source).name)
             rename(source, target, **kwargs)
@@ -61,7 +62,7 @@ class Disk:
 
     def _deleting(self, rmtree):
         def call(folder, **kwargs):
-            # Until its move is flushed, it still has its old name on the disk.
+            # It keeps its old name on the disk until the move is flushed.
             steps = set(map(str, self.steps()))
             assert not steps & {path.name for path in folder.iterdir()}
             rmtree(folder, **kwargs)
@@ -80,7 +81,7 @@ class Disk:
         return number, self.folders.get(number, {})
 
     def _check(self):
-        """Each checkpoint is whole, from the first moment at which it is there."""
+        """Checks that each checkpoint on the disk is complete."""
         _, run = self._find("run")
         _, checkpoints = self._find("checkpoints", run)
         for name, (number, _) in checkpoints.items():
@@ -101,7 +102,7 @@ class Disk:
         return found
 
     def write(self, target):
-        """Writes what is on the disk to another place."""
+        """Copies the content of the disk to another directory."""
         self._write(self.root.stat().st_ino, target)
         for descriptor in self.open:
             os.close(descriptor)
@@ -116,7 +117,7 @@ class Disk:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
-def test_what_was_said_to_be_saved_survives_a_power_failure(
+def test_a_step_reported_as_saved_survives_a_power_failure(
     finished_run, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "disk").mkdir()
@@ -150,7 +151,7 @@ def test_what_was_said_to_be_saved_survives_a_power_failure(
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
-def test_after_a_power_failure_a_moved_file_has_its_new_name_alone(
+def test_a_moved_file_has_only_its_new_name_after_a_power_failure(
     tmp_path, monkeypatch
 ):
     source, target = tmp_path / "disk" / "a" / "x", tmp_path / "disk" / "b" / "x"
@@ -166,7 +167,9 @@ def test_after_a_power_failure_a_moved_file_has_its_new_name_alone(
 
 
 @pytest.mark.parametrize("call", ["mkdir", "fsync"])
-def test_a_directory_that_cannot_be_made_leaves_no_parents(call, tmp_path, monkeypatch):
+def test_a_failed_creation_of_a_directory_leaves_no_parents(
+    call, tmp_path, monkeypatch
+):
     calls, original = [], getattr(os, call)
 
     def fill_up(*args):
@@ -202,7 +205,7 @@ def image(request, tmp_path):
         opened.truncate(400 << 20)
     try:
         subprocess.run([f"mkfs.{request.param}", "-q", file], check=True)
-        # Nothing is written because time has passed.
+        # The system does not flush after a time.
         slowly = ["commit=600"] if request.param == "ext4" else []
         mount(file, tmp_path / "disk", *slowly)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -226,7 +229,7 @@ FLAGS = [
 
 
 @pytest.mark.slow
-def test_the_disk_right_after_a_run_said_that_it_is_saved(image, tmp_path):
+def test_the_disk_right_after_a_run_reports_a_save(image, tmp_path):
     file, disk, mount = image
     run = disk / "runs" / "a"
     command = [sys.executable, "-m", "flaxmnist.main", *FLAGS]

@@ -1,4 +1,4 @@
-"""Run directories that others have changed: read, or refused, and nothing else."""
+"""Changed, damaged and malicious run directories are read or refused."""
 
 import collections
 import contextlib
@@ -115,7 +115,7 @@ def test_a_run_directory_that_is_a_dangling_link_is_refused(inside, tmp_path):
     assert list(tmp_path.iterdir()) == [link]
 
 
-# Pipes, devices, and files without an end, in the place of files
+# Pipes, devices and endless files in place of regular files
 
 
 def pipe(path):
@@ -132,7 +132,7 @@ def device(path):
 
 
 def read_everything(run):
-    """What a resume, a report and an export read of a run, without JAX's work."""
+    """Reads the files of a run that a resume, a report and an export read."""
     workdirs.check(run, tiny_config())
     workdirs.saved_summary(run)
     list(metrics_log.records(run / "metrics.jsonl"))
@@ -169,8 +169,8 @@ VALUES += (float("nan"), 1e999, 10**400, 1e300)
 
 
 def mutated(value, path=()):
-    """Yields where and how each part of a JSON value is changed, and the result."""
-    # A configuration has a test of its own.
+    """Yields a JSON value with one part changed, after a description of the change."""
+    # The configuration has its own test.
     if not isinstance(value, dict) or path == ("config",):
         return
     for name, part in value.items():
@@ -182,7 +182,7 @@ def mutated(value, path=()):
 
 
 def summary_card(summary):
-    """A model card of all that one may take from a summary."""
+    """Returns a model card with everything that a card shows of a summary."""
     return Card(
         format="numpy",
         model=summary.model.name,
@@ -197,7 +197,7 @@ def summary_card(summary):
     )
 
 
-def test_a_summary_is_read_as_it_was_written_or_not_at_all(run, finished_run):
+def test_a_changed_summary_is_read_completely_or_refused(run, finished_run):
     path = run / "summary.json"
     summary = json.loads(path.read_text())
     found = workdirs.saved_summary(run)
@@ -208,7 +208,7 @@ def test_a_summary_is_read_as_it_was_written_or_not_at_all(run, finished_run):
         path.write_text(json.dumps(changed))
         found = workdirs.saved_summary(run)
         refused += found is None
-        if found is not None:  # All that a report, an export and a table take of it.
+        if found is not None:  # As a report, an export and a table use it.
             History("run", found, []).recipe  # noqa: B018
             (
                 html._splits(found, {}),
@@ -238,19 +238,19 @@ def test_damaged_lines_of_metrics_are_skipped_with_a_warning(run, capsys):
     path.write_bytes(text.encode(errors="surrogateescape"))
     found = list(metrics_log.records(path))
     assert [record for record in found if record in whole] == whole
-    for record in found:  # What is left is numbers.
+    for record in found:  # Every other value is a number.
         assert all(
             isinstance(value, int | float) and abs(value) < 1e39
             for name, value in record.items()
             if name != "split"
         )
     assert f"! {path}: " in capsys.readouterr().err
-    # And of these, curves can be drawn.
+    # Curves can be drawn from them.
     figure = html.plots.curves({"run": [found]})
     assert html.plots.png(figure)[:4] == b"\x89PNG"
 
 
-def test_what_orbax_says_of_a_checkpoint_is_read_or_the_checkpoint_is_damaged(run):
+def test_changed_metadata_of_orbax_are_read_or_reported_as_damage(run):
     folder = run / "checkpoints"
     path = folder / "40" / "_CHECKPOINT_METADATA"
     metadata = json.loads(path.read_text())
@@ -266,7 +266,7 @@ def test_what_orbax_says_of_a_checkpoint_is_read_or_the_checkpoint_is_damaged(ru
 
 
 @pytest.mark.parametrize("name", ["²", "٣", "007", "-1", "2147483648", "9" * 200])
-def test_names_that_are_no_steps_are_in_nobodys_way(name, run):
+def test_directories_whose_names_are_not_steps_are_ignored(name, run):
     shutil.copytree(run / "checkpoints" / "40", run / "checkpoints" / name)
     for warnings in ([], []):
         with Checkpoints(run / "checkpoints", warn=warnings.append) as checkpoints:
@@ -287,7 +287,7 @@ CHANGED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGED)
-def test_a_run_with_damaged_values_is_reported_exported_and_resumed_or_refused(
+def test_commands_accept_or_refuse_a_run_with_damaged_values(
     name, finished_run, tmp_path, capsys
 ):
     draw = random.Random(SEED)
@@ -299,7 +299,7 @@ def test_a_run_with_damaged_values_is_reported_exported_and_resumed_or_refused(
         if name == "metrics.jsonl":
             text, rest = text.split("\n", 1)
         whole = json.loads(text)
-        if name == "record":  # Of the first format, which had no checksum.
+        if name == "record":  # As in the first format, which had no checksum.
             del whole["checksum"], whole["format"]
         where, changed = draw.choice(list(mutated(whole)))
         path.write_text(f"{json.dumps(changed)}\n{rest}")
@@ -313,7 +313,7 @@ def test_a_run_with_damaged_values_is_reported_exported_and_resumed_or_refused(
             codes[command.__name__, code] += 1
             error = capsys.readouterr().err
             assert code == 0 or (code == 2 and "flaxmnist: " in error), where
-            # Only what says which run it is can be in the way of a run.
+            # Only files that identify the run may prevent training.
             known = name in ("config.json", "record")
             assert code == 0 or known or command is not train, where
         shutil.rmtree(run)

@@ -1,4 +1,4 @@
-"""The state of a user's own loop in one file: saved whole, and read as it was saved."""
+"""`save_state` and `load_state` keep every array of a state in one file."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def trained(synthetic):
     return state
 
 
-def test_a_loop_goes_on_where_it_was_saved(trained, synthetic, tmp_path):
+def test_a_loaded_state_continues_like_the_saved_one(trained, synthetic, tmp_path):
     path = tmp_path / "state.npz"
     flaxmnist.save_state(path, trained)
     loaded = flaxmnist.load_state(path, like=new_state(seed=7))
@@ -58,9 +58,7 @@ def test_a_state_without_arrays_is_refused(tree, name, tmp_path):
         flaxmnist.load_state(tmp_path / "state", tree)
 
 
-def test_a_save_that_is_interrupted_leaves_the_former_file(
-    trained, tmp_path, monkeypatch
-):
+def test_an_interrupted_save_leaves_the_former_file(trained, tmp_path, monkeypatch):
     path = tmp_path / "state.npz"
     flaxmnist.save_state(path, trained)
     before = path.read_bytes()
@@ -74,7 +72,7 @@ def test_a_save_that_is_interrupted_leaves_the_former_file(
     assert path.read_bytes() == before
 
 
-def test_a_file_that_does_not_match_or_is_damaged_is_refused(trained, tmp_path):
+def test_a_damaged_or_different_file_is_refused(trained, tmp_path):
     path = tmp_path / "state.npz"
     with pytest.raises(UserError, match=r"state.npz cannot be read \(No such file"):
         flaxmnist.load_state(path, trained)
@@ -92,7 +90,7 @@ def test_a_file_that_does_not_match_or_is_damaged_is_refused(trained, tmp_path):
         damaged = bytearray(whole)
         damaged[place] ^= 255
         path.write_bytes(damaged)
-        try:  # Some bytes say nothing of the arrays, such as the time of the writing.
+        try:  # Some bytes do not affect the arrays, such as a modification time.
             loaded = flaxmnist.load_state(path, trained)
             assert_identical(numbers(loaded), numbers(trained))
         except UserError:

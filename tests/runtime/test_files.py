@@ -1,4 +1,4 @@
-"""Files of data: only plausible ones are read, and nothing is left behind."""
+"""Data files: implausible ones are refused, and temporary files are deleted."""
 
 import os
 import shutil
@@ -66,7 +66,7 @@ def test_the_content_tells_whether_an_idx_file_is_gzipped(tmp_path):
     assert data.load("mnist", "idx", str(swapped)).fingerprint == dataset.fingerprint
 
 
-def test_zeros_after_a_gzipped_file_are_not_read_without_end(tmp_path):
+def test_zeros_after_a_gzipped_file_are_refused(tmp_path):
     write_idx(tmp_path, compress=True)
     path = tmp_path / f"{NAMES[0]}.gz"
     os.truncate(path, idx.MAX_UNPACKED)
@@ -74,7 +74,7 @@ def test_zeros_after_a_gzipped_file_are_not_read_without_end(tmp_path):
         idx.read(path, 3)
 
 
-# The cache of converted sets.
+# The cache of converted data sets
 
 
 def converted():
@@ -82,7 +82,7 @@ def converted():
     return folder
 
 
-def test_a_converted_set_that_is_damaged_is_converted_again(tmp_path):
+def test_a_damaged_converted_set_is_converted_again(tmp_path):
     train, _ = write_prepared(tmp_path)
     data.load("mnist", "tfds", str(tmp_path))
     path = converted() / NAMES[1]
@@ -113,7 +113,7 @@ def test_a_set_that_was_prepared_again_is_converted_again(tmp_path):
     )
 
 
-def test_what_a_killed_process_left_is_deleted(tmp_path):
+def test_the_partial_files_of_a_killed_process_are_deleted(tmp_path):
     with partial_folder(tmp_path) as alive:
         (alive / "file").touch()
         dead = tmp_path / alive.name.replace(alive.name[-4:], "dead")

@@ -1,4 +1,4 @@
-"""Several processes: they train as one does, and end and resume as one run."""
+"""Several processes train, stop and resume like one process."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from flaxmnist.cli import train
 from flaxmnist.rundir import folder, manifest
 from flaxmnist.runtime import processes
 
-# 32 steps an epoch of 2,000 examples: logs, evaluations and saves fall apart.
+# 32 steps per epoch of 2,000 examples: logs, evaluations and saves have own steps.
 FLAGS = [
     "--config=mlp:smoke",
     "--config.num_steps=40",
@@ -41,7 +41,7 @@ def free_port():
 
 @contextlib.contextmanager
 def start(workdir, count, devices, *flags, script=None):
-    """Starts a run in `count` processes of `devices` devices; none outlives a test."""
+    """Starts `count` processes with `devices` devices each; they end with the block."""
     started = []
     program = ["-c", script] if script else ["-m", "flaxmnist.main"]
     command = [sys.executable, *program, *FLAGS]
@@ -66,7 +66,7 @@ def start(workdir, count, devices, *flags, script=None):
 
 
 def run(workdir, count, devices, *flags, script=None):
-    """Runs to the end; returns each process's exit code, output and errors."""
+    """Waits for the end; returns each process's exit code, output and errors."""
     with start(workdir, count, devices, *flags, script=script) as started:
         said = [process.communicate(timeout=300) for process in started]
         return [(p.returncode, *texts) for p, texts in zip(started, said, strict=True)]
@@ -81,7 +81,7 @@ def alone(workdir, devices, *flags):
 
 
 def parameters(workdir, step=None, devices=1):
-    """The arrays of a checkpoint, read onto so many devices, and its record."""
+    """Returns the arrays of a checkpoint, on `devices` devices, and its record."""
     config = configs.from_json((Path(workdir) / "config.json").read_text())
     config = configs.override(config, [("mesh.data", str(devices))])
     tree, record = saved(config, workdir, step)
@@ -95,7 +95,7 @@ def assert_close(one, other):
 
 
 def assert_trained_alike(one, other):
-    """The same steps and figures, and parameters that differ by rounding alone.
+    """Checks for the same steps and figures, and parameters equal within rounding.
 
     Gloo adds up what devices found in another order than one process does.
     """
@@ -115,13 +115,13 @@ def test_two_processes_that_share_a_state_train_as_one(tmp_path):
     assert [first[0], second[0]] == [0, 0], (first, second)
     assert "step 40/40" in first[1]
     assert (first[2], second[2]) == ("", "")
-    # Gloo, which carries the sums, tells of its connections, and will not be silenced.
+    # Gloo, which adds over processes, always prints its connections.
     assert not re.search("step|accuracy|workdir|seconds", second[1])
     alone(tmp_path / "one", 4)
     assert_trained_alike(tmp_path / "two", tmp_path / "one")
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert summary["devices"]["count"] == 4
-    # What two wrote in parts, one reads whole, on any devices; checksums hold.
+    # One process reads what two wrote in parts, on any devices, with valid checksums.
     state, _ = parameters(tmp_path / "two")
     again, _ = parameters(tmp_path / "two", devices=8)
     jax.tree.map(np.testing.assert_array_equal, state, again)
@@ -149,7 +149,7 @@ LONG = ("--config.num_steps=100000", "--config.log_every=20")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "victim"), [(2, 0), (2, 1), (3, 2)])
-def test_one_is_killed_the_others_end_and_all_resume(count, victim, tmp_path):
+def test_the_others_end_when_one_is_killed_and_all_resume(count, victim, tmp_path):
     with start(tmp_path / "run", count, 1, "--config.batch_size=48", *LONG) as started:
         wait_for(started[0], "step 60/")
         started[victim].kill()
@@ -190,7 +190,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(heard_by, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_another_topology(tmp_path):
+def test_a_run_resumes_with_other_devices_and_processes(tmp_path):
     """Saved on four devices, it resumes on one, two, eight, and in two processes."""
     # A schedule that does not depend on the length.
     constant = "--config.optimizer.schedule=constant"
@@ -232,16 +232,16 @@ sys.exit(train.main())
 
 
 @pytest.mark.slow
-def test_one_that_loads_and_compiles_for_long_is_waited_for(tmp_path):
+def test_a_process_that_loads_and_compiles_for_long_does_not_end_the_others(tmp_path):
     # Gloo would give up after 30 s.
     said = run(tmp_path / "run", 2, 1, script=LATE)
     assert [code for code, *_ in said] == [0, 0], said
 
 
 @pytest.mark.slow
-def test_what_one_process_alone_cannot_read_both_pass_over(tmp_path):
+def test_both_processes_skip_a_checkpoint_that_one_cannot_read(tmp_path):
     workdir = tmp_path / "run"
-    flags = ["--config.mesh.fsdp=True"]  # Each reads the part it has alone.
+    flags = ["--config.mesh.fsdp=True"]  # Each process reads its own part only.
     said = run(workdir, 2, 1, *flags)
     assert [code for code, *_ in said] == [0, 0], said
     newest = workdir / "checkpoints" / "40"
@@ -401,7 +401,7 @@ def test_an_environment_that_cannot_be_used(variables, reason, environment, caps
     said = capsys.readouterr().err
     assert reason in said
     assert len(said.splitlines()) <= 2
-    assert "--num_processes 1" in said  # And that helps:
+    assert "--num_processes 1" in said  # This advice works:
     processes.start(None, 1, None)
     assert not jax.distributed.is_initialized()
 
@@ -439,12 +439,12 @@ def test_flags_that_cannot_be_used(flags, reason, capsys):
     assert len(said.splitlines()) == 1
 
 
-def test_flags_that_belong_together(capsys):
+def test_flags_that_require_each_other(capsys):
     assert train.main([*FLAGS, "--workdir=x", "--num_processes=2"]) == 2
     assert "expected all three or none" in capsys.readouterr().err
 
 
-def test_a_coordinator_that_is_not_there(monkeypatch, capsys):
+def test_a_coordinator_that_does_not_answer(monkeypatch, capsys):
     monkeypatch.setattr(processes, "JOIN_SECONDS", 0)
     where = f"127.0.0.1:{free_port()}"
     flags = [f"--coordinator={where}", "--num_processes=2", "--process_id=1"]

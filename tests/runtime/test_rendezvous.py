@@ -1,4 +1,4 @@
-"""Processes that meet before they start, simulated by threads."""
+"""The rendezvous of processes before they start, simulated by threads."""
 
 import functools
 import socket
@@ -34,7 +34,7 @@ def meet(*processes, port=None, timeout=20):
         return list(pool.map(one, processes))
 
 
-def test_processes_that_are_alike_meet_and_leave_the_port_to_jax(monkeypatch):
+def test_equal_processes_meet_and_leave_the_port_to_jax(monkeypatch):
     port, send = free_port(), rendezvous._send
 
     def send_after_closing(connection, message):
@@ -67,12 +67,12 @@ def test_a_difference_is_refused_in_every_process(processes, reason, monkeypatch
     assert all(reason in refusal for refusal in refusals), refusals
 
 
-def test_a_process_that_is_missing_is_named_in_every_process():
+def test_a_missing_process_is_named_in_every_process():
     refusals = meet((4, 0, {}), (4, 2, {}), timeout=1)
     assert all("waiting for process 1, 3 of 4" in refusal for refusal in refusals)
 
 
-def test_a_process_that_starts_after_a_difference_was_found_is_told_of_it(monkeypatch):
+def test_a_process_that_starts_after_a_refusal_receives_the_reason(monkeypatch):
     monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", 1)
     port = free_port()
     with ThreadPoolExecutor() as pool:
@@ -84,7 +84,7 @@ def test_a_process_that_starts_after_a_difference_was_found_is_told_of_it(monkey
     assert all("n is 3 in process 0 and 4 in" in text for text in refusals), refusals
 
 
-def test_a_process_that_ends_before_the_others_join_can_come_again():
+def test_a_process_that_ends_before_the_others_join_can_start_again():
     port = free_port()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(meet, (3, 0, {}), port=port)
@@ -139,7 +139,7 @@ def test_another_program_at_the_address(answer, reason, monkeypatch):
     assert f"cannot listen on port {port}" in hosting
 
 
-def test_a_process_0_that_ends_is_not_called_another_program():
+def test_the_end_of_process_0_is_not_reported_as_another_program():
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def greet_and_end():
@@ -152,7 +152,7 @@ def test_a_process_0_that_ends_is_not_called_another_program():
     assert "process 0 (the connection was closed)" in joining
 
 
-def test_a_stranger_that_connects_to_process_0_is_ignored(monkeypatch):
+def test_an_unrelated_connection_to_process_0_is_ignored(monkeypatch):
     monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 0.3)
     port = free_port()
     with ThreadPoolExecutor() as pool:

@@ -1,4 +1,4 @@
-"""A program's start: what it imports, its signals and its standard streams."""
+"""The start of a program: imports, signals and standard streams."""
 
 import ast
 import os
@@ -40,7 +40,7 @@ def test_the_library_imports_late_and_its_steps_need_few_packages():
     subprocess.run([sys.executable, "-c", LIGHT], check=True)
 
 
-def test_every_public_name_is_there_and_no_other():
+def test_exactly_the_public_names_exist():
     for name in flaxmnist.__all__:
         found = getattr(flaxmnist, name)
         assert getattr(found, "__name__", "").rpartition(".")[2] in (name, "")
@@ -56,7 +56,7 @@ COMMANDS = {
         for name in ("", ".main", ".demo", ".doctor", ".export", ".predict", ".report")
     },
 }
-# At moments that a test can tell apart: seconds after the first part of JAX is loaded.
+# Seconds after the first part of JAX is loaded, for moments that a test can tell apart.
 MOMENTS = [0.15 * number for number in range(14)]
 
 
@@ -91,18 +91,18 @@ def test_ctrl_c_during_the_start_ends_it_at_once(name, finished_run, tmp_path):
         _, error = process.communicate()
         print(name, moment, process.returncode, repr(error))
         if process.returncode == 0 and name in (".doctor", ".export", ".report"):
-            break  # It was finished.
+            break  # The command had finished.
         assert process.returncode in (-signal.SIGINT, 130)
         assert len(error.splitlines()) <= 1, error
 
 
-def test_the_check_of_threads_leaves_none_behind():
+def test_the_check_of_threads_ends_its_threads():
     before = set(threading.enumerate())
     startup._check_threads()
     assert not set(threading.enumerate()) - before
 
 
-def test_a_closed_standard_stream_is_no_file_of_ours(tmp_path):
+def test_a_closed_standard_stream_is_not_reused_for_a_file(tmp_path):
     said = tmp_path / "said"
     script = (
         "import os, sys; from flaxmnist.runtime import startup; startup.prepare(); "
@@ -148,7 +148,7 @@ def names_no_encoding(call):
     return not any("b" in value for value in values[-1:] if isinstance(value, str))
 
 
-def test_every_text_file_is_utf_8_whatever_the_locale():
+def test_every_text_file_is_utf_8_in_any_locale():
     for path in sorted(Path(flaxmnist.__file__).parent.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
