@@ -21,7 +21,7 @@ from typing import Any
 from flaxmnist.errors import UserError, did_you_mean, explained
 from flaxmnist.options import Option, OptionType
 from flaxmnist.signatures import options_of, parameters
-from flaxmnist.user_code import load, spec_of
+from flaxmnist.user_code import Loaded, load, spec_of
 
 
 class ExtensionPoint(OptionType):
@@ -115,6 +115,34 @@ class ExtensionPoint(OptionType):
         own = self.options(name)
         chosen = {key: value for key, value in given.items() if key in own}
         return Bound(found, tuple(sorted(chosen.items()))) if chosen else found
+
+
+class Several(OptionType):
+    """A tuple of what an extension point accepts; a text may have commas between.
+
+    Attributes:
+      point: accepts each item.
+    """
+
+    def __init__(self, point: ExtensionPoint):
+        super().__init__(f"names out of ({', '.join(point.shipped)})", self._canonical)
+        self.point = point
+
+    def _canonical(self, value: Any) -> tuple[str, ...]:
+        items = value.split(",") if isinstance(value, str) else value or ()
+        if callable(items):
+            items = (items,)
+        items = [item.strip() if isinstance(item, str) else item for item in items]
+        return tuple(dict.fromkeys(map(self.point.convert, items)))
+
+
+def user_callables(type: OptionType, value: Any) -> list[Loaded]:
+    """Returns the user's own callables among those that a canonical value names."""
+    if isinstance(type, ExtensionPoint):
+        type, value = Several(type), (value,)
+    if not isinstance(type, Several):
+        return []
+    return [load(name) for name in value if name not in type.point.shipped]
 
 
 @dataclasses.dataclass(frozen=True)

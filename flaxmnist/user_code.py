@@ -13,19 +13,17 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flaxmnist.errors import UserError, did_you_mean, explained, shown
 
-# Directories of the configuration files that this process has loaded.
-_config_folders: list[str] = []
-# The run directory that is being opened, and the directories that it recorded.
-_opened: ContextVar[tuple[Path | None, tuple[str, ...]]] = ContextVar(
-    "opened", default=(None, ())
-)
+# Directories to search first: of the loaded configuration files, and those that the
+# opened runs recorded.
+_folders: list[str] = []
+# Run directories that this process has opened.
+_opened: set[Path] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,44 +41,41 @@ class Loaded:
     module: types.ModuleType
 
     @property
-    def file(self) -> str | None:
-        """The source file; None in a notebook."""
+    def file(self) -> str:
+        """The source file; "" in a notebook."""
         with contextlib.suppress(TypeError):
-            return inspect.getsourcefile(inspect.unwrap(self.callable))
-        return getattr(self.module, "__file__", None)
+            return inspect.getsourcefile(inspect.unwrap(self.callable)) or ""
+        return getattr(self.module, "__file__", None) or ""
 
     @property
-    def folder(self) -> str | None:
-        """The directory to search for the module; None in a notebook."""
-        path = getattr(self.module, "__file__", None)
-        if path is None:
-            return None
-        is_package = hasattr(self.module, "__path__")
-        depth = 0 if _is_file(self.module.__name__) else self.module.__name__.count(".")
-        return str(Path(path).absolute().parents[depth + is_package])
-
-    @property
-    def is_installed(self) -> bool:
-        """Whether its source file belongs to an installed package."""
-        return not {"site-packages", "dist-packages"}.isdisjoint(
-            Path(self.file or "").parts
+    def folder(self) -> str:
+        """The directory to search for the module; "" in a notebook."""
+        if not (path := getattr(self.module, "__file__", None)):
+            return ""
+        name = self.module.__name__
+        depth = 0 if _is_file(name) else name.count(".")
+        return str(
+            Path(path).absolute().parents[depth + hasattr(self.module, "__path__")]
         )
 
     @property
-    def sha256(self) -> str | None:
-        """Hash of its source file; None if the source is not known.
+    def sha256(self) -> str:
+        """Hash of its source; "" if the source is not known or installed.
 
         In a configuration file and in the main program, other parts change from run to
-        run, so that only the source of the callable itself counts there.
+        run, so that only the source of the callable itself counts. An installed package
+        may be updated, as those that flaxmnist itself needs.
         """
-        name = self.module.__name__
+        if not {"site-packages", "dist-packages"}.isdisjoint(self.file.split(os.sep)):
+            return ""
+        is_main = self.module.__name__ == "__main__"
         try:
-            if name == "__main__" or hasattr(self.module, "get_config"):
+            if is_main or hasattr(self.module, "get_config"):
                 source = inspect.getsource(self.callable).encode()
             else:
-                source = Path(self.file or "").read_bytes()
+                source = Path(self.file).read_bytes()
         except (OSError, TypeError):
-            return None
+            return ""
         return hashlib.sha256(source).hexdigest()
 
 
@@ -104,8 +99,8 @@ def spec_of(value: Callable[..., Any]) -> str:
 def load(spec: str) -> Loaded:
     """Imports what a specification names.
 
-    The places are, in this order: a directory that the opened run recorded, those of
-    the loaded configuration files, the current directory, `sys.path`.
+    The places are, in this order: the directories given to :func:`search`, the current
+    directory, `sys.path`.
 
     Raises:
       UserError: it cannot be found or imported; completes ``"name=value…"``.
@@ -149,38 +144,22 @@ def _is_file(where: str) -> bool:
     return where.endswith(".py")
 
 
-def _folders() -> list[str]:
-    _, recorded = _opened.get()
-    return [*recorded, *_config_folders, os.getcwd()]
-
-
-def search(folder: Path) -> None:
+def search(folder: str | Path) -> None:
     """Searches a directory from now on, before the others."""
     with contextlib.suppress(ValueError):
-        _config_folders.remove(str(folder))
-    _config_folders.insert(0, str(folder))
+        _folders.remove(str(folder))
+    _folders.insert(0, str(folder))
 
 
-@contextlib.contextmanager
-def opening(workdir: Path, folders: Collection[str]) -> Iterator[None]:
-    """Loads only from outside a run directory while the block runs.
-
-    Args:
-      workdir: a run directory, which may come from somebody else.
-      folders: directories that the run recorded.
-    """
-    token = _opened.set((workdir.resolve(), tuple(folders)))
-    try:
-        yield
-    finally:
-        _opened.reset(token)
+def refuse_inside(workdir: Path) -> None:
+    """Imports nothing from a run directory from now on: it may be somebody else's."""
+    _opened.add(workdir.resolve())
 
 
 def _check_outside(path: str | None) -> None:
-    workdir, _ = _opened.get()
-    if workdir and path and Path(path).resolve().is_relative_to(workdir):
+    if path and not _opened.isdisjoint(Path(path).resolve().parents):
         raise UserError(
-            f" is in {path}, inside the run directory, from which no code is run; copy "
+            f" is in {path}, inside the run directory, from which no code is run; move "
             "the file to another directory and run there"
         )
 
@@ -191,7 +170,7 @@ def _load_file(where: str) -> types.ModuleType:
     A relative path, or the name of a file that was moved, is searched for.
     """
     path = Path(os.path.expanduser(where))
-    folders = map(Path, _folders())
+    folders = map(Path, [*_folders, os.getcwd()])
     if path.is_absolute():
         places = [path, *(folder / path.name for folder in folders)]
     else:
@@ -242,7 +221,7 @@ def _import(where: str) -> types.ModuleType:
     if where in sys.modules:
         return sys.modules[where]
     importlib.invalidate_caches()
-    folders, top = _folders(), where.partition(".")[0]
+    folders, top = [*_folders, os.getcwd()], where.partition(".")[0]
     found = importlib.machinery.PathFinder.find_spec(top, [*folders, *sys.path])
     for path in (
         [found.origin, *(found.submodule_search_locations or ())] if found else []

@@ -1,14 +1,22 @@
 """The callables that a configuration names: found, checked and imported again."""
 
+import hashlib
+import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytest
 
+from flaxmnist import config as configs
 from flaxmnist import extensions, signatures, user_code
+from flaxmnist.cli import eval as eval_
+from flaxmnist.cli import export, predict, report, train
 from flaxmnist.errors import UserError
 from flaxmnist.options import check
+from flaxmnist.rundir import folder as workdirs
 
 
 def example(
@@ -159,7 +167,147 @@ def test_no_code_inside_a_run_directory_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("inside_of_test.py", "file.py"):
         (tmp_path / name).write_text("raise AssertionError\n")
-    with user_code.opening(tmp_path, [str(tmp_path)]):
-        for spec in ("inside_of_test:f", "file.py:f", f"{tmp_path}/file.py:f"):
-            with pytest.raises(UserError, match="inside the run directory, from which"):
-                user_code.load(spec)
+    user_code.refuse_inside(tmp_path)
+    for spec in ("inside_of_test:f", "file.py:f", f"{tmp_path}/file.py:f"):
+        with pytest.raises(UserError, match="inside the run directory, from which"):
+            user_code.load(spec)
+
+
+NETS = """
+import flax.linen as nn
+
+
+class Net(nn.Module):
+    width: int
+    depth: int = 1
+    num_classes: int = 10
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images.reshape(images.shape[0], -1).astype("float32") / 255
+        for _ in range(self.depth):
+            x = nn.relu(nn.Dense(self.width, dtype=self.dtype)(x))
+        return nn.Dense(self.num_classes)(x)
+"""
+CONFIG = """
+import own_nets
+from flaxmnist.config import make_config
+
+
+class Wide(own_nets.Net):
+    width: int = 9
+
+
+def get_config(arg=None):
+    name = Wide if arg == "wide" else own_nets.Net
+    return make_config(
+        num_steps=2,
+        batch_size=20,
+        data={"source": "synthetic"},
+        mesh={"data": 1},
+        report=False,
+        model={"name": name, "width": 5},
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A directory with a module, a configuration file and a run of two steps."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "own_nets.py").write_text(NETS)
+    (folder / "my.py").write_text(CONFIG)
+    flags = [f"--config={folder}/my.py", "--config.model.depth=2"]
+    assert train.main([*flags, f"--workdir={folder / 'run'}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(project, tmp_path, monkeypatch):
+    """A copy of the run, in a process that has not imported its module yet."""
+    for name in ("own_nets", f"{project}/my.py"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(user_code, "_folders", [])
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(project / "run", tmp_path / "run")
+
+
+def test_a_run_of_a_model_of_the_user_is_resumed_and_used(project, run, capsys):
+    (record,) = json.loads((run / "extensions.json").read_text())
+    source = (project / "own_nets.py").read_bytes()
+    assert record == {
+        "option": "model.name",
+        "spec": "own_nets:Net",
+        "file": str(project / "own_nets.py"),
+        "folder": str(project),
+        "sha256": hashlib.sha256(source).hexdigest(),
+    }
+    flags = configs.flags_of(workdirs.saved_config(run))
+    pairs = [flag.removeprefix("--config.").split("=", 1) for flag in flags[1:]]
+    base = configs.load(flags[0].removeprefix("--config="))
+    again = configs.override(base, pairs)
+    assert configs.to_json(again) == (run / "config.json").read_text()
+    assert (again.model.width, again.model.depth) == (5, 2)
+
+    assert train.main([f"--workdir={run}", "--config.num_steps=4"]) == 0
+    assert "resumes at step 2 of 4" in capsys.readouterr().out
+    for command, flags in ((eval_, []), (report, []), (predict, ["--split=test"])):
+        assert command.main([f"--workdir={run}", *flags]) == 0
+    assert export.main([f"--workdir={run}", "--format=stablehlo"]) == 0
+    assert capsys.readouterr().err == ""
+    assert "--config.model.name=own_nets:Net" in (run / "report.html").read_text()
+    assert (run / "export/stablehlo/model.stablehlo").exists()
+    assert export.main([f"--workdir={run}", "--format=numpy"]) == 2
+    message = "numpy supports the shipped models softmax, mlp, cnn, not Net; use"
+    assert message in capsys.readouterr().err
+    wanted = ["--config=cnn", "--config.model.width=3", "--config.model.depht=3"]
+    wanted += ["--config.model.name=own_nets:Net", "--dry_run"]
+    assert train.main(wanted) == 2
+    assert "'model.depht'; did you mean 'model.depth'?" in capsys.readouterr().err
+
+
+def test_a_missing_module_is_named(project, run, tmp_path, capsys):
+    moved = (project / "own_nets.py").rename(tmp_path / "own_nets_elsewhere.py")
+    try:
+        assert eval_.main([f"--workdir={run}"]) == 2
+        error = capsys.readouterr().err
+        assert f"model.name='own_nets:Net' of {project}/own_nets.py, which" in error
+        assert "add that directory to PYTHONPATH" in error
+        # Its code is not run from the run directory.
+        shutil.copy(moved, run / "own_nets.py")
+        os.chdir(run)
+        assert eval_.main([f"--workdir={run}"]) == 2
+        assert "inside the run directory, from which no code" in capsys.readouterr().err
+    finally:
+        moved.rename(project / "own_nets.py")
+
+
+def test_a_changed_source_stops_a_resumption_and_warns_otherwise(
+    project, run, tmp_path, monkeypatch, capsys
+):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "own_nets.py").write_text(NETS + "# Changed.\n")
+    monkeypatch.syspath_prepend(code)
+    user_code.load("own_nets:Net")
+    assert train.main([f"--workdir={run}", "--config.num_steps=4"]) == 2
+    changed = f"the source in {code}/own_nets.py (it was {project}/own_nets.py) has ch"
+    assert changed in capsys.readouterr().err
+    assert predict.main([f"--workdir={run}", "--split=test"]) == 0
+    output = capsys.readouterr()
+    assert (output.out + output.err).count(changed) == 1
+
+
+def test_a_class_of_a_configuration_file_counts_alone(project, run):
+    config = configs.resolve(configs.load(f"{project}/my.py:wide"))
+    assert config.model.name == f"{project}/my.py:Wide"
+    before = user_code.load(config.model.name).sha256
+    path = project / "my.py"
+    path.write_text(CONFIG.replace("num_steps=2", "num_steps=3"))
+    configs.load(str(path))
+    assert user_code.load(config.model.name).sha256 == before
+    path.write_text(CONFIG.replace("width: int = 9", "width: int = 8"))
+    configs.load(str(path))
+    assert user_code.load(config.model.name).sha256 != before
+    path.write_text(CONFIG)

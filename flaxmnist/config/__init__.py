@@ -16,6 +16,7 @@ from flaxmnist.config.files import shipped as shipped
 from flaxmnist.config.files import variant as variant
 from flaxmnist.config.reference import help_text as help_text
 from flaxmnist.config.schema import Config as Config
+from flaxmnist.config.schema import walk as walk
 
 # Names for users. The other names are for the other packages.
 __all__ = [

@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from flaxmnist import user_code
 from flaxmnist.config.conversion import as_config_dict, flat, override, resolve
-from flaxmnist.config.schema import Config
+from flaxmnist.config.groups import points_of
+from flaxmnist.config.schema import GROUPS, Config, walk
 from flaxmnist.errors import UserError, did_you_mean
+from flaxmnist.signatures import REQUIRED
 
 
 def shipped() -> dict[str, Path]:
@@ -102,20 +104,25 @@ def variant(arg: str | None, variants: dict[str, dict[str, Any]]) -> dict[str, A
 def flags_of(config: Config) -> list[str]:
     """Returns flags that give this configuration: a shipped one, and its changes."""
     wanted = flat(config)
-    model = ("model.name", config.model.name)
+    points = {
+        f"{group}.{name}" for group, cls in GROUPS.items() for name in points_of(cls)
+    }
     candidates = []
     for name, path in shipped().items():
         variants = runpy.run_path(str(path)).get("VARIANTS", {})
         for spec in (name, *(f"{name}:{variant}" for variant in variants)):
             base = load(spec)
-            named = [model] if base.model.name != config.model.name else []
-            # A model's name brings its defaults.
-            before = flat(override(base, named))
-            changes = named + [
+            before = flat(resolve(base))
+            named = {key for key in points if before[key] != wanted[key]}
+            # A callable brings its defaults, and may require options without one.
+            required = {key for key, one, _ in walk(config) if one.default is REQUIRED}
+            given = [(key, wanted[key]) for key in wanted if key in named | required]
+            before = flat(override(base, given))
+            changes = given + [
                 (key, value)
                 for key, value in wanted.items()
-                if key not in before or before[key] != value
+                if key not in dict(given) and before[key] != value
             ]
-            candidates.append((spec, changes, bool(named)))
+            candidates.append((spec, changes, len(named)))
     spec, changes, _ = min(candidates, key=lambda one: (one[2], len(one[1])))
     return [f"--config={spec}", *(f"--config.{key}={value}" for key, value in changes)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from flaxmnist.core import models, ops
 from flaxmnist.core.state import TrainState
+from flaxmnist.errors import UserError
 from flaxmnist.export import numpy_predictor
 from flaxmnist.export.parity import Logits
 
@@ -69,7 +70,16 @@ def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarr
 
 
 def write(state: TrainState, folder: Path) -> Logits:
-    """Writes weights and a script that needs only NumPy."""
+    """Writes weights and a script that needs only NumPy.
+
+    Raises:
+      UserError: the model is not a shipped one.
+    """
+    if type(state.model) not in models.MODELS.values():
+        raise UserError(
+            f"--format numpy supports the shipped models {', '.join(models.MODELS)}, "
+            f"not {type(state.model).__name__}; use --format stablehlo or onnx"
+        )
     layers, arrays = _layers(state)
     path = folder / "weights.npz"
     arrays["layers"] = np.array(json.dumps(layers))

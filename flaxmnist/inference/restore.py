@@ -15,7 +15,9 @@ from flaxmnist.core.state import TrainState, abstract_state
 from flaxmnist.errors import DamagedError, UserError
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.rundir.configuration import changed_code
 from flaxmnist.rundir.manifest import Manifest
+from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.memory import available_memory
 
 
@@ -27,6 +29,8 @@ def restore(
 ) -> tuple[TrainState, Manifest]:
     """Returns the parameters of a checkpoint in a state, and the manifest.
 
+    Warns if the source of the user's code has changed since the training.
+
     Args:
       config: of the run.
       checkpoints: of the run.
@@ -37,6 +41,8 @@ def restore(
       UserError: the model needs more memory than there is, or the checkpoint does not
         exist, is of another run, or (`DamagedError`) is damaged.
     """
+    for change in changed_code(checkpoints.directory.parent):
+        Console().warn(change)
     where = layout or SingleDeviceSharding(jax.local_devices()[0])
     names = ["step", "params", "model_state", "key"]
     names += ["ema"] if config.ema is not None else []

@@ -15,32 +15,10 @@ import jax
 
 from flaxmnist import config as configs
 from flaxmnist.errors import UserError
-from flaxmnist.rundir import integrity
+from flaxmnist.rundir import configuration, integrity
+from flaxmnist.rundir.configuration import saved_config as saved_config
 from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import durable, files, processes
-
-
-def saved_config(workdir: Path) -> configs.Config | None:
-    """Returns the configuration of the run in `workdir`; None if it contains no run.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    path = workdir / "config.json"
-    try:
-        return configs.from_json(files.read_bytes(path, files.MAX_BYTES))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); expected a file that this user "
-            "can read. Correct it, or use another --workdir"
-        ) from None
-    except (ValueError, UserError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}). Remove it and give --config, or use "
-            "another --workdir"
-        ) from None
 
 
 def saved_summary(workdir: Path, step: int | None = None) -> Summary | None:
@@ -67,6 +45,11 @@ def check(workdir: Path, config: configs.Config) -> None:
     # A run without a checkpoint may change its configuration.
     if (before := saved_config(workdir)) and saved_steps(workdir):
         check_same(before, config)
+        if changes := configuration.changed_code(workdir):
+            raise UserError(
+                f"{'; '.join(changes)}. Restore the former source, or use another "
+                "--workdir"
+            )
 
 
 def check_same(before: configs.Config, config: configs.Config) -> None:
@@ -176,6 +159,19 @@ class Lock:
         self.check()
         if processes.is_first():
             durable.write_file(self.workdir / name, content)
+
+    def write_config(self, config: configs.Config) -> None:
+        """Writes the configuration, and where the callables of the user are.
+
+        Raises:
+          UserError: see `check`.
+        """
+        record = configuration.record_code(config)
+        if record is None:
+            self.remove(configuration.EXTENSIONS)
+        else:
+            self.write(configuration.EXTENSIONS, record)
+        self.write("config.json", configs.to_json(config))
 
     def remove(self, name: str) -> None:
         """Removes a file of the directory, if it exists, as `write` writes one."""

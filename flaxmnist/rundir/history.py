@@ -45,6 +45,7 @@ class History:
             raise UserError(
                 f"{error.filename} cannot be read ({error.strerror})"
             ) from None
+        workdirs.saved_config(workdir)  # Imports the code that the summary names.
         summary = summary or workdirs.saved_summary(workdir)
         if summary is None:
             raise UserError(

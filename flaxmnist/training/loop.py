@@ -130,7 +130,7 @@ def _train_and_finish(
     if finished and (summary := _saved_summary(workdir, first_step)):
         finish_again(experiment, progress, summary, outputs)
         return summary
-    outputs.rundir.write("config.json", configs.to_json(experiment.config))
+    outputs.rundir.write_config(experiment.config)
     if experiment.config.log_device_placement:
         _log_placement(experiment, progress, console)
     outputs.clock.started_up()

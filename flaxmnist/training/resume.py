@@ -93,8 +93,8 @@ def begin(experiment: Experiment) -> Progress:
 
 
 def _warm_start(source: Path, state: TrainState) -> TrainState:
+    config = workdirs.saved_config(source)
     with Checkpoints(source / "checkpoints", read_only=True) as checkpoints:
-        config = workdirs.saved_config(source)
         decay = None if config is None else config.ema
         average = None if decay is None else state.params
         source_state = with_parameters(

@@ -5,7 +5,7 @@ import math
 import time
 from typing import Any
 
-from flaxmnist.config import Config
+from flaxmnist.config import Config, override
 from flaxmnist.core import models
 from flaxmnist.data import Split
 from flaxmnist.data.feeds import FEEDS, Feed
@@ -117,16 +117,15 @@ def overfit(config: Config, batches: int, console: Console | None = None) -> boo
 
 def _few_batches(config: Config, batches: int) -> tuple[Experiment, int]:
     """Returns an experiment on the first batches, and their number of examples."""
-    model = config.model
-    if hasattr(model, "dropout_rate"):
-        no_dropout: dict[str, Any] = {"dropout_rate": 0.0}
-        model = dataclasses.replace(model, **no_dropout)
-    optimizer = dataclasses.replace(
-        config.optimizer, schedule="constant", warmup=None, decay_rate=None
-    )
-    config = dataclasses.replace(
-        config, num_epochs=None, num_steps=MAX_STEPS, model=model, optimizer=optimizer
-    )
+    changes: dict[str, Any] = {
+        "num_steps": MAX_STEPS,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup": None,
+        "optimizer.decay_rate": None,
+    }
+    if hasattr(config.model, "dropout_rate"):
+        changes["model.dropout_rate"] = 0.0
+    config = override(config, changes.items())
     experiment = Experiment.build(config)
     config, train = experiment.config, experiment.dataset.train
     size = batches * config.batch_size
