@@ -35,6 +35,11 @@ def _content(cell: types.CellType) -> object:
         return ...
 
 
+def _is_known(array: jax.Array) -> bool:
+    traced = isinstance(array, jax.core.Tracer)
+    return not traced and array.is_fully_addressable and not array.is_deleted()
+
+
 def _value_of(part: object) -> Hashable:
     """Returns a value that is equal for parts of optimizers that compute the same."""
     kind = type(part)
@@ -49,9 +54,15 @@ def _value_of(part: object) -> Hashable:
             held += [part.__kwdefaults__[name] for name in sorted(part.__kwdefaults__)]
         # The id is unique while the function exists, which an optimizer holds.
         return id(part.__code__), *map(_value_of, held)
+    if isinstance(part, jax.Array) and _is_known(part):
+        if jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
+            return kind, str(part.dtype), _value_of(jax.random.key_data(part))
+        return kind, part.weak_type, _value_of(jax.device_get(part))
     # JAX would not notice a change in place either, whatever is compared.
     if isinstance(part, tuple | list):
         return kind, *map(_value_of, part)
+    if isinstance(part, dict):
+        return kind, *map(_value_of, part.items())
     if isinstance(part, np.ndarray) and part.dtype != object:
         return kind, part.dtype, part.shape, part.tobytes()
     if isinstance(part, functools.partial):

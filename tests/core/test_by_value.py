@@ -6,6 +6,7 @@ import warnings
 import jax
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from helpers import batch_of
 
@@ -82,6 +83,12 @@ def test_optimizers_are_equal_if_they_compute_the_same():
         lambda: optax.sgd(np.float32(-0.0)),
         lambda: optax.sgd(optax.linear_schedule(0.0, 1.0, 10)),
         lambda: optax.sgd(optax.linear_schedule(0.0, 1.0, 11)),
+        lambda: optax.sgd(optax.piecewise_constant_schedule(1.0, {10: 0.5})),
+        lambda: optax.sgd(optax.piecewise_constant_schedule(1.0, {10: 0.25})),
+        lambda: optax.sgd(jax.numpy.float32(0.5)),
+        lambda: optax.sgd(jax.numpy.float32(0.25)),
+        lambda: optax.contrib.dpsgd(0.1, 1.0, 1.0, 0),
+        lambda: optax.contrib.dpsgd(0.1, 1.0, 1.0, 1),
         *(
             functools.partial(
                 build, "adamw", 1.0, schedule=schedule, warmup_steps=warmup, **lengths
@@ -99,10 +106,8 @@ def test_optimizers_are_equal_if_they_compute_the_same():
         assert hash(one) == hash(others[i])
 
 
-def test_what_may_change_is_compared_by_identity():
-    boundaries = {10: 0.5}
-    schedule = optax.piecewise_constant_schedule(1.0, boundaries)
-    one, other = (by_value(optax.sgd(schedule)) for _ in range(2))
+def test_an_optimizer_with_an_object_of_the_users_is_compared_by_identity():
+    one, other = (by_value(optax.sgd(lambda step: RATE)) for _ in range(2))
     assert one != other
     assert one == one
 
