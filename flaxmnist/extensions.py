@@ -31,6 +31,7 @@ class ExtensionPoint(OptionType):
       shipped: callables by name; looked up at each use, so it may change.
       filled: parameters that the library passes, which are no options.
       declares: whether the parameters of shipped callables are options, too.
+      listed: names of the shipped callables whose options the reference lists.
     """
 
     def __init__(
@@ -39,9 +40,12 @@ class ExtensionPoint(OptionType):
         filled: Collection[str] = (),
         *,
         declares: bool = True,
+        expected: str = "",
+        listed: Collection[str] | None = None,
     ):
-        super().__init__(f"one of {', '.join(shipped)}", self._canonical)
+        super().__init__(expected or f"one of {', '.join(shipped)}", self._canonical)
         self.shipped, self.filled, self.declares = shipped, filled, declares
+        self.listed = shipped if listed is None else listed
 
     def _canonical(self, value: Any) -> str:
         """Returns a shipped name, or the specification of a usable callable."""

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from flaxmnist.config.groups import Group, points_of
 from flaxmnist.config.schema import GROUPS, Config, declarations, walk
-from flaxmnist.core import optim
 from flaxmnist.errors import UserError, shown
 from flaxmnist.options import declared
 from flaxmnist.runtime import files
@@ -90,12 +89,13 @@ def _check_names(names: Iterable[str], groups: dict[str, dict[str, Any]]) -> Non
       names: to check.
       groups: the values by group; callables of the user bring further options.
     """
-    known = [*GROUPS, *declarations()]
+    known = [*GROUPS, *declarations(listed=True)]
     for group, cls in GROUPS.items():
         own = declared(cls.class_for(groups[group]))
         known += (path for name in own if (path := f"{group}.{name}") not in known)
+    valid_elsewhere = declarations().keys()
     for name in names:
-        if name not in known:
+        if name not in known and name not in valid_elsewhere:
             if similar := " or ".join(map(repr, _similar(name, known))):
                 raise UserError(f"unknown option {name!r}; did you mean {similar}?")
             group, dot, _ = name.rpartition(".")
@@ -134,8 +134,7 @@ def override(
     """Returns `config` with changes such as ``{"optimizer.learning_rate": "3e-4"}``.
 
     Setting one of `num_epochs` and `num_steps` unsets the other. Another callable, such
-    as another `model.name`, brings its own defaults. Another `optimizer.name` unsets
-    the options that only the former optimizer has.
+    as another `model.name`, brings its own defaults.
 
     Raises:
       UserError: as :func:`resolve`.
@@ -163,13 +162,10 @@ def override(
     for group, cls in GROUPS.items():
         for name, point in points_of(cls).items():
             if (old := values[group][name]) != groups[group][name]:
-                # The options of the former callable.
-                for key in point.options(old):
-                    del values[group][key]
-    old = values["optimizer"]["name"]
-    if parsed.get("optimizer.name", old) != old:
-        _, own = optim.OPTIMIZERS[old]
-        values["optimizer"] |= dict.fromkeys(own)
+                # The options of the former callable, and defaults that depend on it.
+                for key, own in point.options(old).items():
+                    if key not in declared(cls) or values[group][key] == own.default:
+                        del values[group][key]
     for one, other in (("num_epochs", "num_steps"), ("num_steps", "num_epochs")):
         if parsed.get(one) is not None and other not in parsed:
             values[other] = None

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self, cast
 
 from flaxmnist import options
-from flaxmnist.core import models, optim, sharding
+from flaxmnist.core import models, optimizers, sharding
 from flaxmnist.data import datasets
 from flaxmnist.data.feeds import FEEDS
 from flaxmnist.errors import UserError, did_you_mean
 from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import Option, declared, one_of, option
 from flaxmnist.signatures import REQUIRED
+
+# Callables that an error names.
+MAX_NAMES = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,7 @@ def _unknown(cls: type[Group], key: str, values: Mapping[str, Any]) -> UserError
     for name, point in points_of(cls).items():
         if users := point.users(key):
             given = values.get(name, declared(cls)[name].default)
+            users = sorted(users, key=lambda one: one not in point.listed)[:MAX_NAMES]
             return UserError(
                 f"{cls.group}.{key} has no effect with {cls.group}.{name}={given!r}; "
                 f"expected {cls.group}.{name} to be {' or '.join(map(repr, users))}"
@@ -138,44 +142,61 @@ class OptimizerConfig(Group):
     """The optimizer and its learning-rate schedule."""
 
     group: ClassVar[str] = "optimizer"
-    name: str = option("adam", optim.OPTIONS["name"], "Optimizer.")
+    name: str = option(
+        "adam",
+        optimizers.OPTIONS["name"],
+        "Optimizer; the other parameters of its function in optax are options, too.",
+    )
     learning_rate: float = option(
-        1e-3, optim.OPTIONS["learning_rate"], "Largest learning rate of the schedule."
+        1e-3,
+        optimizers.OPTIONS["learning_rate"],
+        "Largest learning rate of the schedule; the default is that of optax where it "
+        "has one, such as 1.0 of prodigy.",
     )
     schedule: str = option(
         "constant",
-        optim.OPTIONS["schedule"],
+        optimizers.OPTIONS["schedule"],
         "Learning-rate schedule: cosine ends at zero, exponential decays every epoch, "
-        "one_cycle rises and then falls.",
+        "one_cycle rises and then falls. The other parameters of a function in optax "
+        "are options with the prefix schedule_.",
     )
     warmup: int | str | None = option(
         None,
-        optim.OPTIONS["warmup"],
+        optimizers.OPTIONS["warmup"],
         "Length of the linear warmup, or of the rise of one_cycle.",
     )
     decay_rate: float | None = option(
         None,
-        optim.OPTIONS["decay_rate"],
+        optimizers.OPTIONS["decay_rate"],
         "Factor per epoch of the exponential schedule; None: 0.95.",
-    )
-    momentum: float | None = option(
-        None, optim.OPTIONS["momentum"], "Momentum of sgd; None: no momentum."
-    )
-    nesterov: bool | None = option(
-        None, optim.OPTIONS["nesterov"], "Whether the momentum of sgd is Nesterov's."
-    )
-    weight_decay: float | None = option(
-        None, optim.OPTIONS["weight_decay"], "Weight decay of adamw; None: 0.0001."
     )
     clip_norm: float | None = option(
         None,
-        optim.OPTIONS["clip_norm"],
+        optimizers.OPTIONS["clip_norm"],
         "Gradients with a larger global norm are scaled down to this norm.",
     )
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the group with these values; None selects a default.
+
+        Earlier versions saved the options of other optimizers as None.
+
+        Raises:
+          UserError: as :meth:`Group.of`.
+        """
+        known = declared(cls)
+        return super().of(
+            {
+                key: value
+                for key, value in values.items()
+                if value is not None or key in known
+            }
+        )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        optim.check_combination(vars(self))
+        optimizers.check_options(vars(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class Entry:
 
 def entries() -> Iterator[Entry]:
     """Yields every option, group by group."""
-    for name, by_callable in declarations().items():
+    for name, by_callable in declarations(listed=True).items():
         group, dot, _ = name.partition(".")
         *_, one = by_callable.values()
         yield Entry(

@@ -165,8 +165,11 @@ class Config(Group):
             )
 
 
-def declarations() -> dict[str, dict[str, Option]]:
+def declarations(*, listed: bool = False) -> dict[str, dict[str, Option]]:
     """Returns the declarations of every shipped option, by its full name.
+
+    With `listed`, those that the reference lists: it does not depend on the version of
+    another package.
 
     Those of an option such as ``"model.hidden"`` are by the callables that bring it;
     any other option has a single one, under the name ``""``.
@@ -175,7 +178,7 @@ def declarations() -> dict[str, dict[str, Option]]:
     for group, cls in GROUPS.items():
         found |= {f"{group}.{key}": {"": one} for key, one in declared(cls).items()}
         for point in points_of(cls).values():
-            for name in point.shipped:
+            for name in point.listed if listed else point.shipped:
                 for key, one in point.options(name).items():
                     found.setdefault(f"{group}.{key}", {})[name] = one
     return found

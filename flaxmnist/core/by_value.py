@@ -127,7 +127,9 @@ def by_value(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     if isinstance(tx, _ByValue) or not isinstance(tx, optax.GradientTransformation):
         return tx
     extra = isinstance(tx, optax.GradientTransformationExtraArgs)
-    return (_Extra if extra else _Plain)(tx.init, tx.update)
+    compared = (_Extra if extra else _Plain)(tx.init, tx.update)
+    _ = compared.value  # Now: some schedules of optax change their closure when called.
+    return compared
 
 
 def warn_if_rebuilt(tx: optax.GradientTransformation, *rest: Any) -> None:

@@ -1,122 +1,31 @@
-"""Optimizers and learning-rate schedules by name, all from optax."""
+"""Optimizers with their learning-rate schedules, built by name."""
 
 import functools
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 
-from flaxmnist.errors import UserError
-from flaxmnist.options import boolean, check, duration, one_of, optional, real
+from flaxmnist.core import schedules
+from flaxmnist.core.by_value import by_value
+from flaxmnist.core.optimizers import (
+    OPTIMIZERS,
+    OPTIONS,
+    POINT,
+    check_options,
+    option_name,
+    rate_and_parameters,
+    takes_schedule,
+)
+from flaxmnist.core.schedules import build_schedule
+from flaxmnist.errors import UserError, did_you_mean, shown
+from flaxmnist.options import check
 
 __all__ = ["build", "build_schedule"]
 
-OPTIMIZERS = {
-    "sgd": (optax.sgd, ("momentum", "nesterov")),
-    "adam": (optax.adam, ()),
-    "adamw": (optax.adamw, ("weight_decay",)),
-}
-SCHEDULES = ("constant", "cosine", "exponential", "one_cycle")
 
-OPTIONS = {
-    "name": one_of(OPTIMIZERS),
-    "learning_rate": real(0, above=True),
-    "schedule": one_of(SCHEDULES),
-    "warmup": optional(duration),
-    "decay_rate": optional(real(0, above=True)),
-    "momentum": optional(real(0, below=1)),
-    "nesterov": optional(boolean),
-    "weight_decay": optional(real(0)),
-    "clip_norm": optional(real(0, above=True)),
-}
-
-
-def check_combination(options: Mapping[str, Any]) -> None:
-    """Checks that no option is without effect because of the others.
-
-    Args:
-      options: names of :data:`OPTIONS` → valid values; None is a default.
-
-    Raises:
-      UserError: an option has no effect, or requires another one.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    if "decay_rate" in given and given["schedule"] != "exponential":
-        raise UserError(
-            f"optimizer.decay_rate={given['decay_rate']} has no effect with "
-            f"optimizer.schedule={given['schedule']!r}; expected schedule 'exponential'"
-        )
-    for option, value in given.items():
-        users = [name for name, (_, takes) in OPTIMIZERS.items() if option in takes]
-        if users and given["name"] not in users:
-            raise UserError(
-                f"optimizer.{option}={value} has no effect with "
-                f"optimizer.name={given['name']!r}; "
-                f"expected {' or '.join(map(repr, users))}"
-            )
-    if given.get("nesterov") and not given.get("momentum"):
-        raise UserError("optimizer.nesterov requires optimizer.momentum, such as 0.9")
-
-
-def build_schedule(
-    schedule: str,
-    learning_rate: float,
-    *,
-    total_steps: int,
-    steps_per_epoch: int,
-    warmup_steps: int = 0,
-    decay_rate: float | None = None,
-) -> optax.Schedule:
-    """Returns the learning rate as a function of the step.
-
-    Args:
-      schedule: "constant"; "cosine", which falls to zero at `total_steps`;
-        "exponential", which is multiplied by `decay_rate` per epoch, continuously; or
-        "one_cycle", which rises along a cosine during the warm-up (by default 30 % of
-        the steps) and falls to almost zero (Smith and Topin, 2018,
-        "Super-Convergence").
-      learning_rate: the largest learning rate.
-      total_steps: number of steps of the run.
-      steps_per_epoch: number of steps of an epoch, for "exponential".
-      warmup_steps: number of steps in which the learning rate rises from zero,
-        linearly except for "one_cycle".
-      decay_rate: factor per epoch of "exponential"; 0.95 if None.
-
-    Raises:
-      UserError: the warm-up is not shorter than the run, or `decay_rate` is given for
-        another schedule than "exponential".
-    """
-    if warmup_steps >= total_steps:
-        raise UserError(
-            f"optimizer.warmup is {warmup_steps} steps; "
-            f"expected fewer than the run's {total_steps}"
-        )
-    check_combination({"schedule": schedule, "decay_rate": decay_rate})
-    if schedule == "one_cycle":
-        rise = warmup_steps / total_steps if warmup_steps else 0.3
-        return optax.cosine_onecycle_schedule(
-            # optax requires a rise of at least one step.
-            max(total_steps, 4),
-            learning_rate,
-            pct_start=max(rise, 1 / total_steps),
-        )
-    if schedule == "cosine":
-        after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
-    elif schedule == "exponential":
-        rate = 0.95 if decay_rate is None else decay_rate
-        after = optax.exponential_decay(learning_rate, steps_per_epoch, rate)
-    else:
-        after = optax.constant_schedule(learning_rate)
-    if not warmup_steps:
-        return after
-    up = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    # Tuples, because an optimizer that holds a list does not compare by value.
-    return optax.join_schedules((up, after), (warmup_steps,))
-
-
-# Cached, so that equal optimizers are one object: see `core.by_value`.
-@functools.lru_cache
 def build(
     name: str,
     learning_rate: float,
@@ -127,12 +36,13 @@ def build(
     warmup_steps: int = 0,
     decay_rate: float | None = None,
     clip_norm: float | None = None,
-    **specific: float | bool | None,
+    **specific: Any,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the optimizer and its learning-rate schedule.
 
     Args:
-      name: "sgd", "adam" or "adamw".
+      name: of an optimizer in optax or optax.contrib, such as "adam", or the
+        specification of a function that returns one, such as ``"my_code:my_sgd"``.
       learning_rate: the largest learning rate.
       total_steps: see :func:`build_schedule`.
       steps_per_epoch: see :func:`build_schedule`.
@@ -141,36 +51,129 @@ def build(
       decay_rate: see :func:`build_schedule`.
       clip_norm: maximum of the global norm of the gradients; larger gradients are
         scaled down to it (Pascanu et al., 2013).
-      **specific: `momentum` and `nesterov` for "sgd", `weight_decay` for "adamw"; None
-        selects the default of optax.
+      **specific: further parameters of the optimizer, such as `momentum` of "sgd", and
+        of the schedule, such as `schedule_power`; None selects the default.
 
     Raises:
       UserError: an option is invalid, or has no effect with the others.
     """
-    options = {
+    general: dict[str, Any] = {
         "name": name,
         "learning_rate": learning_rate,
         "schedule": schedule,
         "decay_rate": decay_rate,
         "clip_norm": clip_norm,
-        **specific,
     }
-    check("optimizer", options, OPTIONS)
-    check_combination(options)
+    general = check("optimizer", general, OPTIONS)
+    name, schedule = general["name"], general["schedule"]
+    known = POINT.options(name) | schedules.POINT.options(schedule)
+    own = {key: one.default for key, one in known.items()}
+    for key, value in specific.items():
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise UserError(f"unknown option 'optimizer.{key}'{hint}")
+        if value is not None:
+            own[key] = value
+    own = check("optimizer", own, {key: one.type for key, one in known.items()})
+    own |= general
+    check_options({**own, "warmup": warmup_steps})
+    lengths = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    # A file of the user that is executed again defines other functions.
+    made = POINT.callable(name), schedules.POINT.callable(schedule)
+    return _build(made, tuple(own.items()), warmup_steps=warmup_steps, **lengths)
+
+
+# Cached, so that equal optimizers are one object: see `core.by_value`.
+@functools.lru_cache
+def _build(
+    _: tuple[Any, Any], options: tuple[tuple[str, Any], ...], **run: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimizer of checked options."""
+    own = dict(options)
+    name, schedule = own["name"], own["schedule"]
     rate = build_schedule(
         schedule,
-        learning_rate,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        warmup_steps=warmup_steps,
-        decay_rate=decay_rate,
+        own["learning_rate"],
+        decay_rate=own["decay_rate"],
+        **run,
+        **{key: own[key] for key in schedules.POINT.options(schedule)},
     )
-    make, _ = OPTIMIZERS[name]
-    given = {option: value for option, value in specific.items() if value is not None}
-    tx = make(rate, **given)
-    if clip_norm is not None:
-        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
-    return tx, rate
+    if name in OPTIMIZERS:
+        tx = _of_optax(name, own, rate)
+    else:
+        del run["warmup_steps"]
+        tx = POINT.build(name, own, **{**run, "learning_rate": rate})
+        if not isinstance(tx, optax.GradientTransformation):
+            raise UserError(
+                f"optimizer.name={name!r} returned {shown(tx)}; expected an optax "
+                "transformation such as optax.adam(learning_rate)"
+            )
+    if own["clip_norm"] is not None:
+        tx = optax.chain(optax.clip_by_global_norm(own["clip_norm"]), tx)
+    return by_value(tx), rate
+
+
+def _of_optax(
+    name: str, own: Mapping[str, Any], rate: optax.Schedule
+) -> optax.GradientTransformation:
+    parameter, parameters = rate_and_parameters(name)
+    named = {
+        key: own.get(option_name(name, key)) for key in parameters if key != parameter
+    }
+    arguments = {key: value for key, value in named.items() if value is not None}
+    arguments[parameter] = rate if takes_schedule(name) else own["learning_rate"]
+    try:
+        tx = OPTIMIZERS[name](**arguments)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UserError(f"optimizer.name={name!r}: {error}") from None
+    return _rename_objective(tx) if name == "sophia" else tx
+
+
+def update(
+    tx: optax.GradientTransformation,
+    grads: optax.Updates,
+    state: optax.OptState,
+    params: optax.Params,
+    **extra: Any,
+) -> tuple[optax.Updates, optax.OptState]:
+    """Returns what `tx.update` returns, with the extra arguments that it accepts.
+
+    Args:
+      tx: any transformation.
+      grads: see `tx.update`.
+      state: see `tx.update`.
+      params: see `tx.update`.
+      **extra: arguments of a `GradientTransformationExtraArgs`, such as `value`.
+    """
+    if not isinstance(tx, optax.GradientTransformationExtraArgs):
+        extra = {}
+    parameters = inspect.signature(tx.update).parameters.values()
+    if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+        names = {one.name for one in parameters}
+        extra = {key: value for key, value in extra.items() if key in names}
+    updates, state = tx.update(grads, state, params, **extra)
+    return updates, state
+
+
+def _rename_objective(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns `tx`, which gets as `obj_fn` what other optimizers call `value_fn`."""
+    inner = optax.with_extra_args_support(tx)
+
+    def update(
+        grads: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        value_fn: Callable[[optax.Params], jax.Array] | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        extra["obj_fn"] = value_fn
+        updates, state = inner.update(grads, state, params, **extra)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 @functools.lru_cache  # For the same reason as `build`.
@@ -181,11 +184,15 @@ def scaled(
 
     Its state is that of `tx`, so a run can change to it at any step.
     """
+    inner = optax.with_extra_args_support(tx)
 
     def update(
-        grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+        grads: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        updates, state = tx.update(grads, state, params)
+        updates, state = inner.update(grads, state, params, **extra)
         return jax.tree.map(lambda update: factor * update, updates), state
 
-    return optax.GradientTransformation(tx.init, update)
+    return optax.GradientTransformationExtraArgs(tx.init, update)

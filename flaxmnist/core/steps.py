@@ -15,6 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from flaxmnist.core import optim
 from flaxmnist.core.batch import (
     as_batch,
     as_images,
@@ -121,6 +122,21 @@ def loss_fn(
     return metrics.loss_sum / count, (metrics, model_state)
 
 
+def _micro_batches(state: TrainState, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    """Returns the indices and the examples of the micro-batches of a batch."""
+    batch = as_batch(batch, state.image_shape, state.num_classes)
+    parts = split_micro_batches(batch, state.grad_accumulation)
+    return jnp.arange(state.grad_accumulation), parts
+
+
+def _micro_state(
+    state: TrainState, index: Int[Array, ""], model_state: Collections
+) -> TrainState:
+    """Returns the state for a micro-batch: each draws its own dropout."""
+    key = jax.random.fold_in(state.key, index)
+    return dataclasses.replace(state, key=key, model_state=model_state)
+
+
 def gradient(state: TrainState, batch: Batch) -> Gradient:
     """Differentiates :func:`loss_fn`, in `state.grad_accumulation` micro-batches.
 
@@ -138,21 +154,43 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
     def add(carry: Any, micro_batch: Any) -> Any:
         sums, model_state = carry
         index, batch = micro_batch
-        key = jax.random.fold_in(state.key, index)
-        micro = dataclasses.replace(state, key=key, model_state=model_state)
+        micro = _micro_state(state, index, model_state)
         grads, (metrics, model_state) = differentiate(state.params, micro, batch)
         sums = jax.tree.map(lambda a, b: a + b * metrics.count, sums, grads)
         return (sums, model_state), metrics
 
-    batch = as_batch(batch, state.image_shape, state.num_classes)
-    parts = split_micro_batches(batch, state.grad_accumulation)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (sums, model_state), metrics = lax.scan(
-        add, (zeros, state.model_state), (jnp.arange(state.grad_accumulation), parts)
+        add, (zeros, state.model_state), _micro_batches(state, batch)
     )
     metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0), metrics)
     count = jnp.maximum(metrics.count, 1)
     return jax.tree.map(lambda leaf: leaf / count, sums), (metrics, model_state)
+
+
+def batch_loss(params: Params, state: TrainState, batch: Batch) -> Float[Array, ""]:
+    """Returns the loss that :func:`gradient` differentiates, with the same dropout.
+
+    Optimizers with a line search evaluate it at other parameters. Differentiated, it
+    holds the activations of one micro-batch at a time, too.
+    """
+    if state.grad_accumulation == 1:
+        return loss_fn(params, state, batch)[0]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add(carry: Any, micro_batch: Any) -> Any:
+        total, count, model_state = carry
+        index, batch = micro_batch
+        micro = _micro_state(state, index, model_state)
+        loss, (metrics, model_state) = loss_fn(params, micro, batch)
+        total += loss * metrics.count
+        return (total, count + metrics.count, model_state), None
+
+    (total, count, _), _ = lax.scan(
+        add, (0.0, 0, state.model_state), _micro_batches(state, batch)
+    )
+    mean: Array = total / jnp.maximum(count, 1)
+    return mean
 
 
 @_explained
@@ -161,7 +199,15 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Makes one update. `state` is donated: use the returned state from then on."""
     warn_if_rebuilt(state.tx, dataclasses.replace(state, tx=optax.identity()), batch)
     grads, (metrics, model_state) = gradient(state, batch)
-    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = optim.update(
+        state.tx,
+        grads,
+        state.opt_state,
+        state.params,
+        value=metrics.loss_sum / jnp.maximum(metrics.count, 1),
+        grad=grads,
+        value_fn=lambda params: batch_loss(params, state, batch),
+    )
     params = optax.apply_updates(state.params, updates)
     state = dataclasses.replace(
         state,

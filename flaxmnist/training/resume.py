@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxmnist import config as configs
-from flaxmnist.core import optim, sharding
+from flaxmnist.core import optim, schedules, sharding
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import Dataset
 from flaxmnist.errors import NotFiniteError, UserError
@@ -159,9 +159,10 @@ def resume(
 def _warn_of_changes(
     experiment: Experiment, step: int, manifest: Manifest, console: Console
 ) -> None:
-    schedule = experiment.config.optimizer.schedule
+    optimizer = experiment.config.optimizer
+    schedule = optimizer.schedule
     longer = manifest.total_steps != experiment.total_steps
-    if longer and schedule in ("cosine", "one_cycle"):
+    if longer and schedules.is_stretched(schedule, vars(optimizer)):
         console.warn(
             f"the run is now {experiment.total_steps} steps long, no longer "
             f"{manifest.total_steps}: its {schedule} schedule is stretched to that, "

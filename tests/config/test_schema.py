@@ -9,7 +9,7 @@ from helpers import ROOT, tiny_config
 from flaxmnist import config as configs
 from flaxmnist import options
 from flaxmnist.config import conversion, groups, reference, schema
-from flaxmnist.core import models, optim, sharding
+from flaxmnist.core import models, optimizers, sharding
 from flaxmnist.data import datasets
 from flaxmnist.errors import UserError
 from flaxmnist.rundir import folder
@@ -35,6 +35,7 @@ REQUIRED = {
     "nesterov": {"name": "sgd", "momentum": 0.9},
     "weight_decay": {"name": "adamw"},
     "decay_rate": {"schedule": "exponential"},
+    "schedule_power": {"schedule": "polynomial_schedule"},
 }
 
 
@@ -43,12 +44,12 @@ def changed(name):
     for value in OTHER_VALUES:
         values = configs.as_dict(BASE)
         group, _, last = name.rpartition(".")
-        if name == "model.name":
-            values["model"] = {}
+        if name in ("model.name", "optimizer.name"):
+            values[group] = {}
         if name == "num_epochs":
             values["num_steps"] = None
-        if group == "optimizer":
-            values["optimizer"] |= REQUIRED.get(last, {})
+        if name == "optimizer.decay_rate":
+            values["optimizer"] |= REQUIRED[last]
         (values[group] if group else values)[last] = value
         try:
             config = configs.from_dict(values)
@@ -75,7 +76,7 @@ def test_a_resumed_run_may_change_exactly_the_mutable_options(name):
 
 def test_every_field_is_an_option_with_help_or_a_group():
     names = {entry.name for entry in reference.entries()}
-    assert names == schema.declarations().keys()
+    assert names == schema.declarations(listed=True).keys()
     for model in models.MODELS:
         config = dataclasses.replace(BASE, model=groups.ModelConfig.of({"name": model}))
         parts = [getattr(config, group) for group in schema.GROUPS]
@@ -92,7 +93,7 @@ def test_every_field_is_an_option_with_help_or_a_group():
 
 def test_options_of_the_core_are_options_of_a_configuration():
     for cls, table in (
-        (groups.OptimizerConfig, optim.OPTIONS),
+        (groups.OptimizerConfig, optimizers.OPTIONS),
         (groups.DataConfig, datasets.OPTIONS),
         (groups.MeshConfig, sharding.OPTIONS),
     ):
@@ -123,8 +124,11 @@ def test_a_replaced_value_is_checked_and_canonical():
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        ({"momentum": 0.9}, r"momentum=0.9 has no effect .*='adam'; expected 'sgd'"),
-        ({"weight_decay": 0.1}, r"weight_decay=0.1 has no effect .*expected 'adamw'"),
+        ({"momentum": 0.9}, r"momentum has no effect .*='adam'; .* to be 'sgd' or"),
+        ({"weight_decay": 0.1}, r"weight_decay has no effect .* to be 'adamw' or"),
+        ({"schedule_power": 2}, r"power has no effect .* to be 'polynomial_schedule'"),
+        ({"schedule": "polynomial_schedule"}, r"requires optimizer.schedule_power"),
+        ({"name": "rprop", "warmup": 5}, r"'rprop' requires a constant learning rate"),
         ({"decay_rate": 0.9}, r"decay_rate=0.9 has no effect .*='constant'; expected"),
         ({"name": "sgd", "nesterov": True}, r"nesterov requires optimizer.momentum"),
     ],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from helpers import ROOT, batch_of, enable_x64
 
@@ -510,3 +511,51 @@ def test_a_state_of_nonsense_is_refused_by_name(wrong, said):
     given = {"model": models.SoftmaxRegression(), "tx": optax.sgd(0.1)} | wrong
     with pytest.raises(UserError, match=said):
         create_state(**given)
+
+
+def probe(seen):
+    """An optimizer that stores what it gets, and the derivative of `value_fn`."""
+
+    def init(params):
+        return {"value": jnp.zeros(2), "grad": (params, params)}
+
+    def update(grads, state, params, *, value, grad, value_fn):
+        again, slope = jax.value_and_grad(value_fn)(params)
+        seen.append(value_fn)
+        return grads, {"value": jnp.stack([value, again]), "grad": (grad, slope)}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_optimizers_get_the_value_the_gradient_and_the_function(parts, synthetic):
+    seen = []
+    model = models.MLP(hidden=(8,), dropout_rate=0.5, batch_norm=True)
+    state = create_state(model, probe(seen), grad_accumulation=parts)
+    batch = batch_of(synthetic.train, 12) | {"mask": np.arange(12) < 10}
+    state, metrics = steps.train_step(state, batch)
+    assert seen  # It was traced.
+    found = state.opt_state
+    np.testing.assert_allclose(found["value"], metrics.compute()["loss"], 1e-5)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, 1e-4, 1e-5),
+        *found["grad"],
+    )
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.lbfgs(),
+        optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau(patience=1)),
+    ],
+    ids=["lbfgs", "reduce_on_plateau"],
+)
+def test_optimizers_with_extra_arguments_train(tx, synthetic):
+    state = create_state(models.SoftmaxRegression(), tx)
+    batch = batch_of(synthetic.train, 50)
+    losses = []
+    for _ in range(3):
+        state, metrics = steps.train_step(state, batch)
+        losses.append(metrics.compute()["loss"])
+    assert losses[2] < losses[1] < losses[0]
