@@ -27,7 +27,9 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = command.Parser("export", _DESCRIPTION)
     parser.add_run()
-    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument(
+        "--format", choices=FORMATS, required=True, help="the format to write"
+    )
     args, overrides = parser.parse_config_args(argv)
     command.start_jax(args)
     try:

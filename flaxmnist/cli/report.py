@@ -32,6 +32,7 @@ def run(argv: Sequence[str]) -> None:
         metavar="DIR",
         nargs="+",
         default=[],
+        help="other runs to show beside this one",
     )
     args, overrides = parser.parse_config_args(argv)
     command.start_jax(args)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import batch_of, stop_at, write_idx
+from helpers import ROOT, batch_of, stop_at, write_idx
 
 import flaxmnist
 from flaxmnist import config as configs
@@ -434,6 +434,12 @@ def test_flags_commands_and_extras_that_are_named_exist():
     assert len(named) > 20
     assert {name for name in named if not name.startswith("--xla_")} <= flags | {
         "--version"
+    }
+    page = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"--[a-z_]+", page))
+    assert {flag for flag in flags if flag and flag[:2] == "--"} - documented == {
+        "--help",
+        "--mode",
     }
     for module in re.findall(r"python -m ([\w.]+)", " ".join(found)):
         assert importlib.util.find_spec(module), module
