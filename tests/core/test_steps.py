@@ -547,7 +547,7 @@ def test_optimizers_get_the_value_the_gradient_and_the_function(parts, synthetic
     "tx",
     [
         optax.lbfgs(),
-        optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau(patience=1)),
+        optax.chain(optax.sgd(0.05), optax.contrib.reduce_on_plateau(patience=1)),
     ],
     ids=["lbfgs", "reduce_on_plateau"],
 )
