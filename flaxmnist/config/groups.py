@@ -207,8 +207,9 @@ class DataConfig(Group):
     name: str = option(
         "mnist",
         datasets.OPTIONS["name"],
-        "Data set: mnist, fashion_mnist, kmnist, or the name of another 28×28×1 set of "
-        "TensorFlow Datasets.",
+        "Data set: mnist, fashion_mnist, kmnist, emnist/letters and other splits of "
+        "emnist, qmnist, or the name of another set of TensorFlow Datasets. Other "
+        "files need no name.",
     )
     source: str = option(
         "auto",
@@ -219,8 +220,18 @@ class DataConfig(Group):
     dir: str | None = option(
         None,
         datasets.OPTIONS["dir"],
-        "Directory of the data files; None: FLAXMNIST_DATA_DIR, then the cache.",
+        "Directory of the data files, or a file; None: FLAXMNIST_DATA_DIR, then the "
+        "cache.",
         mutable=True,
+    )
+    validation_share: float | None = option(
+        None,
+        datasets.OPTIONS["validation_share"],
+        "Share of the training examples of each class that is drawn for validation; "
+        "None: the validation split in the files, or a twelfth.",
+    )
+    split_seed: int = option(
+        0, datasets.OPTIONS["split_seed"], "Seed of the draw of validation and test."
     )
     placement: str = option(
         "device",

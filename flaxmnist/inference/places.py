@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from flaxmnist import data
-from flaxmnist.config import Config
+from flaxmnist.config import Config, as_dict
 from flaxmnist.data import Dataset
 from flaxmnist.data.datasets import locate
 from flaxmnist.errors import UserError
@@ -17,15 +19,13 @@ class DataPlaces:
     """The places of the data, in the order in which they are tried.
 
     Attributes:
-      name: the option `data.name`.
-      source: the option `data.source`.
+      options: the arguments of `data.load`, but for `dir`.
       directories: values of the option `data.dir`.
       is_told: whether the caller changed the place that the run recorded.
       given: the data, if the caller gave them instead of a place.
     """
 
-    name: str
-    source: str
+    options: Mapping[str, Any]
     directories: tuple[str | None, ...]
     is_told: bool
     given: Dataset | None = None
@@ -53,10 +53,12 @@ class DataPlaces:
         by_environment = source in ("auto", "idx") and directory is not None
         if by_environment and not is_told and os.environ.get("FLAXMNIST_DATA_DIR"):
             directories = (None, directory)
+        options = as_dict(given.data)
+        del options["placement"], options["dir"]
         # "auto" depends on the network, and fell back on "bundled" then.
         if source == "auto" and manifest.dataset.source == "bundled":
-            source = "bundled"
-        return cls(given.data.name, source, directories, is_told, dataset)
+            options["source"] = "bundled"
+        return cls(options, directories, is_told, dataset)
 
     def load(self, manifest: Manifest) -> Dataset:
         """Returns the data from the first place that has those of the manifest.
@@ -84,7 +86,7 @@ class DataPlaces:
 
     def _read(self, directory: str | None) -> Dataset:
         try:
-            return data.load(self.name, self.source, directory)
+            return data.load(dir=directory, **self.options)
         except UserError as error:
             if self.is_told:
                 raise
@@ -98,6 +100,9 @@ class DataPlaces:
         """Whether :meth:`load` would download the data."""
         return (
             self.given is None
-            and self.source in ("auto", "tfds")
-            and not any(locate(self.name, directory) for directory in self.directories)
+            and self.options["source"] in ("auto", "tfds")
+            and not any(
+                locate(self.options["name"], directory)
+                for directory in self.directories
+            )
         )

@@ -168,7 +168,9 @@ def _check_batch_split(config: Config, data_parts: int) -> None:
 
 def _load_dataset(config: Config, dataset: data.Dataset | None) -> data.Dataset:
     if dataset is None:
-        dataset = data.load(config.data.name, config.data.source, config.data.dir)
+        options = as_dict(config.data)
+        del options["placement"]
+        dataset = data.load(**options)
     check_dataset(config, dataset)
     if config.batch_size > len(dataset.train):
         raise UserError(

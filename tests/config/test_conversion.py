@@ -99,7 +99,8 @@ def test_a_saved_configuration_is_written_again_with_the_same_values(path):
     # Options of other optimizers were saved as None.
     given = {key: one for key, one in saved["optimizer"].items() if one is not None}
     assert now["optimizer"].items() >= given.items()
-    assert now == now | saved | {"optimizer": now["optimizer"]}
+    merged = {"optimizer": now["optimizer"], "data": now["data"] | saved["data"]}
+    assert now == now | saved | merged
 
 
 @pytest.mark.parametrize("values", [None, [], "mlp", 1])

@@ -32,13 +32,13 @@ def test_a_gzipped_file_is_not_unpacked_beyond_a_gigabyte(tmp_path):
     header = struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 28, 28)
     path.write_bytes(gzip.compress(header + bytes(1 << 20)))
     with pytest.raises(UserError, match="1,683,627,180,032 bytes; expected at most"):
-        idx.read(path, 3)
+        idx.read(path)
     # What is announced is less than what comes: no more than that is unpacked.
     header = struct.pack(">4B3I", 0, 0, 8, 3, 1, 28, 28)
     path.write_bytes(gzip.compress(header + bytes(1 << 28), 1))
     tracemalloc.start()
     with pytest.raises(UserError, match="contains more bytes of data"):
-        idx.read(path, 3)
+        idx.read(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -126,7 +126,7 @@ def test_the_bundled_subset_is_stratified_and_fixed():
         ({"name": None}, "data.name=None: expected a text"),
         ({"source": ["idx"]}, r"data.source=\['idx'\] is unknown"),
         ({"source": "idxs"}, "data.source='idxs' is unknown; did you mean 'idx'"),
-        ({"dir": 0 == 0}, "data.dir=True: expected a directory, or None"),
+        ({"dir": 0 == 0}, "data.dir=True: expected a directory or a file, or None"),
     ],
 )
 def test_nonsense_given_to_load_is_refused_by_name(wrong, said):
@@ -432,15 +432,18 @@ def test_a_prepared_set_is_read_without_tensorflow_and_cached(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"classes": 11}, "with label 10; expected .* 0 to 9"),
-        ({"side": 29}, r"an image of size \(29, 29\)"),
+        ({"classes": 11}, "contains the label 10; expected labels from 0 to 9"),
+        (
+            {"side": 257},
+            r"example 0 of the split train in .* of 257×257; expected at mo",
+        ),
     ],
 )
 def test_a_prepared_set_of_another_kind_is_refused(tmp_path, options, said):
     write_prepared(tmp_path, **options)
     with pytest.raises(UserError, match=said):
         data.load("mnist", "tfds", str(tmp_path))
-    assert list((download.cache_dir() / "tfds").iterdir()) == []
+    assert list((download.cache_dir() / "converted").iterdir()) == []
 
 
 def test_a_prepared_set_is_neither_imported_nor_believed(tmp_path, monkeypatch):

@@ -173,13 +173,20 @@ ARRAYS = st.tuples(
 
 def parsed(content, rank):
     """Returns the array of an IDX file, read independently; None if it is invalid."""
-    head = struct.Struct(f">4B{rank}I")
-    if content[:4] != bytes((0, 0, 8, rank)) or len(content) < head.size:
+    dtypes = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+    ranks = (3, 4) if rank == 3 else (1, 2)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[3] not in ranks:
         return None
-    shape = head.unpack(content[: head.size])[4:]
-    body = np.frombuffer(content, np.uint8, offset=head.size)
-    fits = body.size == np.prod(shape, dtype=object)
-    return body.reshape(shape) if fits and shape[1:] in ((), (28, 28)) else None
+    head = struct.Struct(f">4B{content[3]}I")
+    if content[2] not in dtypes or len(content) < head.size:
+        return None
+    shape, dtype = head.unpack(content[: head.size])[4:], np.dtype(dtypes[content[2]])
+    sides = zip(shape[1:], (256, 256, 4), strict=False)
+    if rank == 3 and not all(0 < side <= most for side, most in sides):
+        return None
+    if len(content) - head.size != np.prod(shape, dtype=object) * dtype.itemsize:
+        return None
+    return np.frombuffer(content, dtype, offset=head.size).reshape(shape)
 
 
 def check_idx(folder, file):
@@ -193,7 +200,7 @@ def check_idx(folder, file):
         plain = b""
     expected = parsed(plain, rank)
     try:
-        found = idx.read(path, rank)
+        found = idx.read(path, idx.IMAGES if rank == 3 else idx.LABELS)
     except UserError:
         found = None
     if expected is None or found is None:

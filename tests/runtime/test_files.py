@@ -71,28 +71,30 @@ def test_zeros_after_a_gzipped_file_are_refused(tmp_path):
     path = tmp_path / f"{NAMES[0]}.gz"
     os.truncate(path, idx.MAX_UNPACKED)
     with pytest.raises(UserError, match="contains more bytes of data"):
-        idx.read(path, 3)
+        idx.read(path)
 
 
 # The cache of converted data sets
 
+PARTS = ("images", "labels")
+
 
 def converted():
-    (folder,) = (download.cache_dir() / "tfds").iterdir()
+    (folder,) = (download.cache_dir() / "converted").iterdir()
     return folder
 
 
 def test_a_damaged_converted_set_is_converted_again(tmp_path):
     train, _ = write_prepared(tmp_path)
     data.load("mnist", "tfds", str(tmp_path))
-    path = converted() / NAMES[1]
+    path = converted() / "train-labels"
     whole = path.read_bytes()
     for damaged in (whole[:8] + bytes(24), whole[:-1], b""):
         path.write_bytes(damaged)
         dataset = data.load("mnist", "tfds", str(tmp_path))
         np.testing.assert_array_equal(dataset.train.labels, np.arange(2, 24) % 10)
         assert path.read_bytes() == whole
-    (converted() / "source.json").write_text("{")
+    (converted() / "record.json").write_text("{")
     dataset = data.load("mnist", "tfds", str(tmp_path))
     np.testing.assert_array_equal(dataset.train.images, train[2:])
 
@@ -108,9 +110,14 @@ def test_a_set_that_was_prepared_again_is_converted_again(tmp_path):
     info.write_text(before)
     again = data.load("mnist", "tfds", str(tmp_path))
     assert (first.test.labels.max(), again.test.labels.max()) == (9, 8)
-    assert sorted(path.name for path in converted().iterdir()) == sorted(
-        [*NAMES, "source.json"]
-    )
+    shutil.rmtree(folder)
+    write_prepared(tmp_path)
+    assert data.load("mnist", "tfds", str(tmp_path)).fingerprint == first.fingerprint
+    entries = list((download.cache_dir() / "converted").iterdir())
+    assert len(entries) == 2  # By content.
+    for entry in entries:
+        names = [f"{split}-{part}" for split in ("train", "test") for part in PARTS]
+        assert {path.name for path in entry.iterdir()} == {*names, "record.json"}
 
 
 def test_the_partial_files_of_a_killed_process_are_deleted(tmp_path):

@@ -222,7 +222,8 @@ def test_killed_and_resumed_is_bit_identical(network, placement, synthetic, tmp_
             images = np.concatenate([split.images for split in held_out])
             labels = np.concatenate([split.labels for split in held_out])
             first = max(0, len(labels) - 2_181)
-            idx.write(tmp_path, stem, zip(images[first:], labels[first:], strict=True))
+            idx.write(tmp_path / f"{stem}-images-idx3-ubyte", [images[first:]])
+            idx.write(tmp_path / f"{stem}-labels-idx1-ubyte", [labels[first:]])
         flags += ["--config.data.source=idx", f"--config.data.dir={tmp_path}"]
     done = run_command([*flags, f"--workdir={undisturbed}"])
     assert done.returncode == 0, done.stderr

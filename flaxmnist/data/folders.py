@@ -1,0 +1,159 @@
+"""Image directories: one directory per class, with or without one per split."""
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from flaxmnist.data.encoded import Example, Examples, decoders
+from flaxmnist.data.raw import Raw
+from flaxmnist.errors import UserError, shown
+from flaxmnist.runtime.files import read_bytes
+
+# Names of the directories, or the ends of the names of the files, of each split.
+ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
+_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_MAX_FILE_BYTES = 1 << 24
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Returns whether a directory contains directories of images."""
+    return any(
+        next(_images(path), None)
+        for split in _split_folders(_root(folder)).values()
+        for path in _listed(split)
+        if path.is_dir()
+    )
+
+
+def read(folder: Path) -> Raw:
+    """Returns the images in ``train/<class>/``, ``test/<class>/``, or in ``<class>/``.
+
+    Hidden files, and files without the suffix of an image, are left out. A class is
+    named after its directory; classes are in order of their names, and numbers in
+    order of their values.
+
+    Raises:
+      UserError: there are no class directories with training images, or a class exists
+        in the test or validation split only.
+    """
+    paths = _split_folders(_root(folder))
+    found = {split: _classes(path) for split, path in paths.items()}
+    warnings = [
+        f"{shown(str(path))} has no images in directories named after classes: the "
+        f"{split} split is drawn from the training images instead."
+        for split, path in paths.items()
+        if not found[split]
+    ]
+    warnings += [
+        f"{shown(str(path))} contains no images and is left out."
+        for path in _listed(paths["train"])
+        if path.is_dir() and path.name not in found["train"]
+    ]
+    names = sorted(set().union(*found.values()), key=natural)
+    if unseen := [name for name in names if name not in found["train"]]:
+        raise UserError(
+            f"{shown(str(paths['train']))} contains no images of the class "
+            f"{shown(unseen[0])}; expected a directory of this name in each split"
+        )
+    splits: dict[str, Examples] = {
+        split: functools.partial(_examples, classes, names)
+        for split, classes in found.items()
+        if classes
+    }
+    return Raw(
+        source="folder",
+        files=tuple(
+            path
+            for classes in found.values()
+            for name in sorted(classes)
+            for path in classes[name]
+        ),
+        splits=decoders(splits),
+        class_names=tuple(names),
+        warning="\n".join(warnings) or None,
+    )
+
+
+def natural(name: str) -> tuple[bool, int, str]:
+    """Sorts numbers by value, before other names."""
+    is_number = name.isascii() and name.isdigit() and len(name) < 19
+    return not is_number, int(name) if is_number else 0, name
+
+
+def _root(folder: Path) -> Path:
+    """Returns the directory within `folder` if that contains a single one only.
+
+    Unpacked archives often have such a directory. A directory of images is a class.
+    """
+    inside = _listed(folder)
+    if len(inside) == 1 and inside[0].is_dir():
+        within = _listed(inside[0])
+        if within and all(path.is_dir() for path in within):
+            return _root(inside[0])
+    return folder
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """Returns the directory of each split; `folder` itself if it has no such ones."""
+    inside = {path.name.lower(): path for path in _listed(folder) if path.is_dir()}
+    splits = {
+        split: inside[name]
+        for split, names in ALIASES.items()
+        for name in reversed(names)
+        if name in inside
+    }
+    return splits if "train" in splits else {"train": folder}
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """Returns the image files of each class directory that has some."""
+    found = {
+        path.name: list(map(Path, sorted(_images(path))))
+        for path in _listed(folder)
+        if path.is_dir()
+    }
+    return {name: files for name, files in found.items() if files}
+
+
+def _images(folder: Path) -> Iterator[str]:
+    """Yields the paths of the images in a directory and in those within."""
+    for base, _, names in os.walk(folder):
+        for name in names:
+            if not _is_hidden(name) and name.lower().endswith(_SUFFIXES):
+                yield os.path.join(base, name)
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Returns what is in a directory, in order, but hidden files and directories."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(
+            f"{shown(str(folder))} cannot be read ({error.strerror})"
+        ) from None
+    return [folder / name for name in names if not _is_hidden(name)]
+
+
+def _is_hidden(name: str) -> bool:
+    # An archive from macOS contains __MACOSX, copies of every name.
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _examples(classes: dict[str, list[Path]], names: list[str]) -> Iterator[Example]:
+    for label, name in enumerate(names):
+        for path in classes.get(name, ()):
+            try:
+                content = read_bytes(path, _MAX_FILE_BYTES)
+            except OSError as error:
+                raise UserError(
+                    f"{shown(str(path))} cannot be read ({error.strerror})"
+                ) from None
+            yield Example(shown(str(path)), content, label)

@@ -1,0 +1,117 @@
+"""Parquet files of images, as Hugging Face's data sets have them."""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flaxmnist.data import idx
+from flaxmnist.data.encoded import Example, decoders
+from flaxmnist.data.raw import Raw
+from flaxmnist.errors import UserError, shown
+from flaxmnist.runtime.files import open_regular
+
+_IMAGES, _LABELS = (
+    ("image", "img", "images"),
+    ("label", "labels", "fine_label", "class"),
+)
+_ROWS = 1_024
+
+
+def read(paths: Mapping[str, list[Path]]) -> Raw:
+    """Returns the images in Parquet files.
+
+    The column of images, ``image`` or ``img``, contains the bytes of image files, alone
+    or as the field ``bytes`` of a struct. The column ``label`` contains integers or
+    texts. Hugging Face's metadata names the classes.
+
+    Args:
+      paths: split → files.
+
+    Raises:
+      UserError: pyarrow is not installed, or a file has other columns.
+    """
+    columns = _columns(paths["train"][0])
+    return Raw(
+        source="parquet",
+        files=tuple(path for files in paths.values() for path in files),
+        splits=decoders(
+            {
+                split: functools.partial(_examples, files, *columns[:2])
+                for split, files in paths.items()
+            }
+        ),
+        class_names=columns[2],
+    )
+
+
+def _opened(path: Path) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(
+            f"{shown(str(path))}: reading Parquet requires pyarrow: "
+            "pip install 'flaxmnist[parquet]'"
+        ) from None
+    try:
+        with open_regular(path, idx.MAX_BYTES):
+            return parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors.
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{shown(str(path))} cannot be read as Parquet ({reason[:160]})")
+
+
+def _columns(path: Path) -> tuple[str, str, tuple[str, ...] | None]:
+    """Returns the columns of images and labels, and the names of the classes."""
+    with _opened(path) as file:
+        schema = file.schema_arrow
+        columns = []
+        for known in (_IMAGES, _LABELS):
+            found = [name for name in known if name in schema.names]
+            if not found:
+                raise UserError(
+                    f"{shown(str(path))} has the columns {', '.join(schema.names)}; "
+                    f"expected one named {' or '.join(known)}"
+                )
+            columns.append(found[0])
+        metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        names = json.loads(metadata)["info"]["features"][columns[1]]["names"]
+        return columns[0], columns[1], tuple(map(str, names))
+    # Without that metadata, or with other content.
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return columns[0], columns[1], None
+
+
+def _examples(paths: list[Path], images: str, labels: str) -> Iterator[Example]:
+    for path in paths:
+        row = 0
+        with _opened(path) as file:
+            try:
+                for batch in file.iter_batches(_ROWS, columns=[images, labels]):
+                    yield from _rows(batch, path, row)
+                    row += len(batch)
+            except (OSError, ValueError) as error:
+                raise _damaged(path, error) from None
+
+
+def _rows(batch: Any, path: Path, first: int) -> Iterator[Example]:
+    images, labels = (batch.column(index).to_pylist() for index in range(2))
+    for row, (image, label) in enumerate(zip(images, labels, strict=True), first):
+        content = image.get("bytes") if isinstance(image, dict) else image
+        name = f"row {row} of {shown(str(path))}"
+        if not isinstance(content, bytes):
+            raise UserError(
+                f"{name} has an image that is {shown(content)}; expected the bytes of "
+                "an image file"
+            )
+        if not isinstance(label, int | str):
+            raise UserError(
+                f"{name} has the label {shown(label)}; expected an integer or a text"
+            )
+        yield Example(name, content, label)

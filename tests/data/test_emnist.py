@@ -1,0 +1,149 @@
+"""IDX files of every type, EMNIST, QMNIST, and images that are transposed."""
+
+import gzip
+import lzma
+import struct
+
+import numpy as np
+import pytest
+from helpers import NAMES, save_idx
+
+from flaxmnist import data
+from flaxmnist.data import emnist
+from flaxmnist.errors import UserError
+
+CODES = {"u1": 8, "i1": 9, ">i2": 11, ">i4": 12, ">f4": 13, ">f8": 14}
+LABELS = np.arange(48) % 12
+IMAGES = np.random.default_rng(0).integers(0, 128, (48, 6, 5))
+
+
+def save(path, array, dtype="u1", pack=bytes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = struct.pack(
+        f">4B{array.ndim}I", 0, 0, CODES[dtype], array.ndim, *array.shape
+    )
+    path.write_bytes(pack(head + array.astype(dtype).tobytes()))
+
+
+@pytest.mark.parametrize("dtype", CODES)
+def test_idx_of_every_type_size_and_class_count(tmp_path, dtype):
+    for stem in ("train", "t10k"):
+        save(tmp_path / f"{stem}-images.idx3-any", IMAGES, dtype)
+        save(tmp_path / f"{stem}-labels-idx1-any.gz", LABELS + 1, dtype, gzip.compress)
+    dataset = data.load(dir=tmp_path)
+    assert (dataset.name, dataset.source) == (tmp_path.name, "idx")
+    assert dataset.class_names == tuple(map(str, range(1, 13)))
+    np.testing.assert_array_equal(dataset.train.images, IMAGES[4:])
+    np.testing.assert_array_equal(dataset.test.labels, LABELS)
+
+
+def test_idx_in_colour_with_pixels_in_the_unit_interval(tmp_path):
+    images = np.stack([IMAGES, IMAGES, 0 * IMAGES], -1)
+    for stem in ("train", "test"):
+        save(tmp_path / f"{stem}-images-idx4-float", images / 255, ">f4")
+        save(tmp_path / f"{stem}-labels-idx1-ubyte", LABELS)
+    dataset = data.load(dir=tmp_path)
+    np.testing.assert_array_equal(dataset.test.images, images)
+
+
+SPLITS = {
+    "byclass": (0, "019AZaz"),
+    "bymerge": (0, "019AZat"),
+    "balanced": (0, "019AZat"),
+    "letters": (1, "ABZ"),
+    "digits": (0, "019"),
+    "mnist": (0, "019"),
+}
+SIDEWAYS = np.random.default_rng(0).integers(0, 256, (24, 28, 28)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("inside", ["", "EMNIST/raw", "gzip", "raw"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_emnist_is_upright_and_names_its_classes(tmp_path, split, inside):
+    first, names = SPLITS[split]
+    expected = [emnist.SPLITS[split].index(name) for name in names]
+    labels = np.resize(expected, 24)
+    for part in ("train", "test"):
+        stem = tmp_path / inside / f"emnist-{split}-{part}"
+        save(stem.with_name(f"{stem.name}-images-idx3-ubyte"), SIDEWAYS)
+        packed = stem.with_name(f"{stem.name}-labels-idx1-ubyte.gz")
+        save(packed, labels + first, pack=gzip.compress)
+    dataset = data.load(f"emnist/{split}", dir=tmp_path)
+    assert (dataset.name, dataset.source) == (f"emnist/{split}", "idx")
+    assert "".join(dataset.class_names) == emnist.SPLITS[split]
+    np.testing.assert_array_equal(dataset.test.images, SIDEWAYS.transpose(0, 2, 1))
+    np.testing.assert_array_equal(dataset.test.labels, labels)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress)]
+)
+def test_qmnist_has_its_class_in_the_first_of_eight_numbers(tmp_path, suffix, pack):
+    labels = np.zeros((24, 8), int)
+    labels[:, 0], labels[:, 1:] = np.arange(24) % 10, 70_000
+    for part in ("train", "test"):
+        stem = tmp_path / "QMNIST" / "raw" / f"qmnist-{part}"
+        save(
+            stem.with_name(f"{stem.name}-images-idx3-ubyte{suffix}"),
+            SIDEWAYS,
+            pack=pack,
+        )
+        save(
+            stem.with_name(f"{stem.name}-labels-idx2-int{suffix}"), labels, ">i4", pack
+        )
+    dataset = data.load("qmnist", dir=tmp_path)
+    assert (dataset.name, dataset.num_classes) == ("qmnist", 10)
+    np.testing.assert_array_equal(dataset.test.images, SIDEWAYS)
+    np.testing.assert_array_equal(dataset.test.labels, labels[:, 0])
+
+
+def test_transposed_digits_are_refused_or_turned(tmp_path):
+    digits = data.load("mnist", "bundled")
+    upright = [digits.train.images, digits.train.labels]
+    upright += [digits.test.images, digits.test.labels]
+    turned = [
+        array.transpose(0, 2, 1) if array.ndim == 3 else array for array in upright
+    ]
+    save_idx(tmp_path / "upright", upright)
+    save_idx(tmp_path / "turned", turned)
+    assert data.load(dir=tmp_path / "upright").name == "mnist"
+    said = "are transposed, as in EMNIST's files; .* Set data.name to one of emnist/byc"
+    with pytest.raises(UserError, match=said):
+        data.load(dir=tmp_path / "turned")
+    dataset = data.load("emnist/digits", dir=tmp_path / "turned")
+    np.testing.assert_array_equal(dataset.test.images, digits.test.images)
+    # In other forms, too.
+    path = tmp_path / "a.npz"
+    np.savez(
+        path, x_train=turned[0], y_train=turned[1], x_test=turned[2], y_test=turned[3]
+    )
+    with pytest.raises(UserError, match=said):
+        data.load(dir=path)
+    dataset = data.load("emnist/digits", dir=path)
+    np.testing.assert_array_equal(dataset.test.images, digits.test.images)
+
+
+def test_letters_under_mnists_names_are_refused(tmp_path, monkeypatch):
+    labels = np.arange(78, dtype=np.uint8) % 26 + 1
+    images = np.resize(SIDEWAYS, (78, 28, 28))
+    save_idx(tmp_path, [images, labels] * 2)
+    assert data.load(dir=tmp_path).class_names[:2] == ("1", "2")
+    monkeypatch.setattr(emnist, "_LETTERS", (156,))
+    with pytest.raises(UserError, match="are transposed, as in EMNIST's files"):
+        data.load(dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "emnist/leters",
+            "data.name='emnist/leters' is unknown; did you mean 'emnist/le",
+        ),
+        ("emnist/letters", "contains the label 1[01]; expected labels|from 0 to 25"),
+    ],
+)
+def test_other_names_and_labels_are_refused(tmp_path, name, said):
+    save_idx(tmp_path, [SIDEWAYS, np.arange(24, dtype=np.uint8) + 9] * 2, NAMES)
+    with pytest.raises(UserError, match=said):
+        data.load(name, dir=tmp_path)
