@@ -59,7 +59,10 @@ class ExtensionPoint(OptionType):
         elif callable(value):
             spec = spec_of(value)
         else:
-            raise UserError(f" is unknown{did_you_mean(value, self.shipped)}")
+            hint = did_you_mean(value, self.shipped)
+            if isinstance(value, str) and "." in value:
+                hint = f'; write your own as "{":".join(value.rsplit(".", 1))}"'
+            raise UserError(f" is unknown{hint}")
         self.options(spec)  # Raises if its signature cannot be used.
         return spec
 

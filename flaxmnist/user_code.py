@@ -43,7 +43,7 @@ class Loaded:
     @property
     def file(self) -> str:
         """The source file; "" in a notebook."""
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(OSError, TypeError):
             return inspect.getsourcefile(inspect.unwrap(self.callable)) or ""
         return getattr(self.module, "__file__", None) or ""
 

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import flax.linen as nn
 import pytest
 
 from flaxmnist import config as configs
 from flaxmnist import extensions, signatures, user_code
 from flaxmnist.cli import eval as eval_
 from flaxmnist.cli import export, predict, report, train
+from flaxmnist.core import models
 from flaxmnist.errors import UserError
 from flaxmnist.options import check
 from flaxmnist.rundir import folder as workdirs
@@ -131,6 +133,7 @@ def test_callables_are_built_or_bound_with_their_own_options():
     ("value", "message"),
     [
         ("losss", r" is unknown; did you mean 'loss'"),
+        ("my.loss", r'is unknown; write your own as "my:loss"'),
         (7, r" is unknown\. Valid names: class, loss"),
         (lambda logits: logits, r" cannot be imported again by its name; expected"),
         ("nowhere.at_all:f", r"the module 'nowhere.at_all' was not found; run in"),
@@ -146,6 +149,32 @@ def test_callables_are_built_or_bound_with_their_own_options():
 def test_a_callable_that_cannot_be_used_is_refused(value, message):
     with pytest.raises(UserError, match=message):
         check("", {"loss": value}, {"loss": POINT})
+
+
+def test_a_class_of_a_notebook_is_used_in_the_same_process(monkeypatch):
+    class Net(nn.Module):
+        width: int = 3
+
+    Net.__module__, Net.__qualname__ = "__main__", "Net"
+    with pytest.raises(UserError, match="defined in another program or notebook"):
+        POINT.convert(Net)
+    monkeypatch.setattr(sys.modules["__main__"], "Net", Net, raising=False)
+    assert POINT.convert(Net) == "__main__:Net"
+    assert user_code.load("__main__:Net").sha256 == ""
+    assert models.build(Net, width=4) == Net(width=4)
+
+
+def not_a_model(of: int = 1):
+    return of
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(UserError, match=r"returned 1; expected a flax.linen module"):
+        models.build(not_a_model)
+    with pytest.raises(UserError, match=r"has the parameter 'of', which cannot be an"):
+        configs.make_config(num_steps=1, model={"name": not_a_model})
+    with pytest.raises(UserError, match=r"unknown option 'model.off'; did you mean"):
+        models.build(not_a_model, off=1)
 
 
 def test_an_error_in_the_code_of_the_user_names_its_line(tmp_path, monkeypatch):

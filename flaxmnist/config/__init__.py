@@ -10,13 +10,13 @@ from flaxmnist.config.conversion import make_config as make_config
 from flaxmnist.config.conversion import override as override
 from flaxmnist.config.conversion import resolve as resolve
 from flaxmnist.config.conversion import to_json as to_json
+from flaxmnist.config.conversion import user_code as user_code
 from flaxmnist.config.files import flags_of as flags_of
 from flaxmnist.config.files import load as load
 from flaxmnist.config.files import shipped as shipped
 from flaxmnist.config.files import variant as variant
 from flaxmnist.config.reference import help_text as help_text
 from flaxmnist.config.schema import Config as Config
-from flaxmnist.config.schema import walk as walk
 
 # Names for users. The other names are for the other packages.
 __all__ = [

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from flaxmnist.config.groups import Group, points_of
 from flaxmnist.config.schema import GROUPS, Config, declarations, walk
 from flaxmnist.errors import UserError, shown
+from flaxmnist.extensions import user_callables
 from flaxmnist.options import declared
 from flaxmnist.runtime import files
+from flaxmnist.user_code import Loaded
 
 # Characters of an override that are parsed; no value is longer.
 _MAX_PARSED = 1_000
@@ -208,6 +210,15 @@ def from_json(text: str | bytes) -> Config:
 def flat(config: Config) -> dict[str, Any]:
     """Returns the values by full name, such as ``"model.name"``, sorted by name."""
     return dict(sorted((path, value) for path, _, value in walk(config)))
+
+
+def user_code(config: Config) -> list[tuple[str, Loaded]]:
+    """Returns each callable of the user that options name, after the option's name."""
+    return [
+        (path, found)
+        for path, one, value in walk(config)
+        for found in user_callables(one.type, value)
+    ]
 
 
 def fixed_options(config: Config) -> dict[str, Any]:

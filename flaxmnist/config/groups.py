@@ -117,11 +117,20 @@ def _with_options(
                 f"{cls.group}.{key}={name!r} and another callable of this group both "
                 f"have the option {min(both)!r}; rename one"
             )
-        found |= own
+        if reserved := [one for one in own if one == "group" or hasattr(Group, one)]:
+            raise UserError(
+                f"{cls.group}.{key}={name!r} has the parameter {reserved[0]!r}, which "
+                "cannot be an option; rename it"
+            )
+        # A run that may name another callable may change its options, too.
+        mutable = declared(cls)[key].mutable
+        found |= {
+            each: dataclasses.replace(one, mutable=mutable) for each, one in own.items()
+        }
     if not found:
         return cls
     fields = [
-        (key, Any, option(one.default, one.type, one.help))
+        (key, Any, option(one.default, one.type, one.help, mutable=one.mutable))
         for key, one in found.items()
     ]
     return dataclasses.make_dataclass(

@@ -11,7 +11,6 @@ from pathlib import Path
 from flaxmnist import config as configs
 from flaxmnist import options, user_code
 from flaxmnist.errors import UserError
-from flaxmnist.extensions import user_callables
 from flaxmnist.rundir.schemas import Schema, conform
 from flaxmnist.runtime import files
 
@@ -41,8 +40,7 @@ def record_code(config: configs.Config) -> str | None:
     """Returns the content of ``extensions.json``; None if no code is the user's."""
     records = [
         _Record(path, found.spec, found.file, found.folder, found.sha256)
-        for path, one, value in configs.walk(config)
-        for found in user_callables(one.type, value)
+        for path, found in configs.user_code(config)
     ]
     if not records:
         return None

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from flaxmnist import data
-from flaxmnist.config import Config, as_dict, flat
+from flaxmnist.config import Config, as_dict, flat, user_code
 from flaxmnist.core import models, optim, sharding
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.steps import train_steps
@@ -236,9 +236,11 @@ def check_dataset(config: Config, dataset: data.Dataset) -> None:
                 f"{dataset.name} ({dataset.source}, {count:,} examples, CRC-32 "
                 f"{dataset.fingerprints[split]})"
             )
-        if found := processes.find_difference(facts):
+        for option, found in user_code(config):
+            facts[f"the source of {option}"] = found.sha256
+        if difference := processes.find_difference(facts):
             raise UserError(
-                f"{found}; start every process with the same options and data"
+                f"{difference}; start every process with the same options and data"
             )
     for split, count in dataset.counts.items():
         if count == 0:
