@@ -75,12 +75,24 @@ def start(
     _connect(process)
 
 
+class _NoPreemption:
+    """Takes the place of JAX's preemption manager, and never reports a preemption."""
+
+    def reached_sync_point(self, step: int) -> bool:
+        return False
+
+    def shutdown(self) -> None:
+        pass
+
+
 def _connect(process: cluster.Process) -> None:
     """Has JAX connect this process to the others, and watches for their failures."""
     global _watcher
     # Otherwise JAX would handle SIGTERM instead of `runtime.interrupts`. JAX 0.7.2
-    # has no option for that.
-    vars(runtime.global_state)["initialize_preemption_sync_manager"] = lambda: None
+    # has no option for that. Orbax before 0.12 requires a manager.
+    state = vars(runtime.global_state)
+    state["initialize_preemption_sync_manager"] = lambda: None
+    state["preemption_sync_manager"] = _NoPreemption()
     name = f"process {process.index} of {process.count}"
     _report_crash(
         f"flaxmnist: {name} ended, because it was killed or lost another process\n"
