@@ -15,25 +15,34 @@ from typing import Any
 from PIL import Image
 
 from flaxmnist.cli import command
+from flaxmnist.core import mnist
+from flaxmnist.core.batch import ImageShape
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError, printable
 from flaxmnist.inference.pictures import MAX_FILE_BYTES
-from flaxmnist.inference.predict import CHUNK, Prediction, predict_prepared
-from flaxmnist.inference.preprocess import Prepared, prepare
+from flaxmnist.inference.predict import (
+    CHUNK,
+    Prediction,
+    predict_prepared,
+    prepare_for,
+)
+from flaxmnist.inference.preprocess import Prepared
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
 from flaxmnist.runtime.console import Console
 
 _DESCRIPTION = """\
-Predicts the digits in pictures, or the classes of a split of the data.
+Predicts the classes of pictures, or of a split of the data.
 
   %(prog)s --workdir runs/a digit.png more/*.jpg
   %(prog)s --workdir runs/a --json --top 3 'scans/**/*.png'
   cat digit.png | %(prog)s --workdir runs/a -
   %(prog)s --workdir runs/a --split test     (writes predictions-test.jsonl)
 
-Pictures have any size, dark on light or light on dark. A picture that cannot be read is
-reported, the others are predicted, and the exit code is then 1.
+Pictures have any size. For a model of images like MNIST's, a drawing is found in each
+picture, dark on light or light on dark. For any other model, the picture is scaled to
+cover the image and cropped to its centre. A picture that cannot be read is reported,
+the others are predicted, and the exit code is then 1.
 """
 
 
@@ -64,7 +73,9 @@ def _glob(pattern: str) -> set[str]:
     return found
 
 
-def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Prepared]]:
+def _prepare(
+    files: Iterable[str], image_shape: ImageShape, failed: list[str]
+) -> Iterator[tuple[str, Prepared]]:
     """Yields readable pictures; reports the other files and adds them to `failed`."""
     for file in files:
         try:
@@ -72,32 +83,40 @@ def _prepare(files: Iterable[str], failed: list[str]) -> Iterator[tuple[str, Pre
             if file == "-":
                 source = io.BytesIO(sys.stdin.buffer.read(MAX_FILE_BYTES))
                 source.name = "standard input"
-            yield file, prepare(source)
+            yield file, prepare_for(source, image_shape)
         except UserError as error:
             failed.append(file)
             command.print_error(str(error))
 
 
 def _line(file: str, prediction: Prediction, count: int) -> str:
-    name = printable(file)
-    text = f"{name}  –"
-    if prediction.digit is not None:
-        (digit, probability), *others = prediction.top(count)
-        text = f"{name}  {digit}  {probability:.1%}"
+    text = f"{file}  –"
+    if prediction.label is not None:
+        (label, probability), *others = prediction.top(count)
+        text = f"{file}  {label}  {probability:.1%}"
         text += "".join(f"  {other} {share:.1%}" for other, share in others)
-    return text + "".join(f"  ({warning})" for warning in prediction.warnings)
+    return printable(text) + "".join(
+        f"  ({warning})" for warning in prediction.warnings
+    )
 
 
 def _record(file: str, prediction: Prediction, count: int) -> dict[str, Any]:
     return {
         "file": file,
-        "digit": prediction.digit,
+        **_named(prediction, prediction.label),
         "top": [
-            {"digit": digit, "probability": round(probability, 6)}
-            for digit, probability in prediction.top(count)
+            {**_named(prediction, label), "probability": round(probability, 6)}
+            for label, probability in prediction.top(count)
         ],
         "warnings": prediction.warnings,
     }
+
+
+def _named(prediction: Prediction, label: str | None) -> dict[str, Any]:
+    """Returns the name of a class, and its number if the classes are the ten digits."""
+    if prediction.class_names != mnist.CLASS_NAMES:
+        return {"label": label}
+    return {"digit": None if label is None else int(label), "label": label}
 
 
 def _save(folder: Path, index: int, file: str, prepared: Prepared) -> None:
@@ -120,7 +139,11 @@ def _parser() -> command.Parser:
     pictures.add_argument("files", nargs="*", metavar="PICTURE", help="- is stdin")
     pictures.add_argument("--json", action="store_true", help="a JSON object per line")
     pictures.add_argument(
-        "--top", type=int, default=2, metavar="K", help="number of digits; default: 2"
+        "--top",
+        type=int,
+        default=2,
+        metavar="K",
+        help="number of classes to show, at most all of them; default: 2",
     )
     pictures.add_argument(
         "--save_preprocessed",
@@ -141,12 +164,14 @@ def _parser() -> command.Parser:
 
 def _predict_pictures(args: argparse.Namespace) -> list[str]:
     """Prints predictions and returns the files that cannot be read."""
-    state = open_run(args.workdir, args.step).state
+    saved = open_run(args.workdir, args.step)
+    state, class_names = saved.state, saved.manifest.dataset.class_names
     console = Console()
     failed: list[str] = []
-    ready = enumerate(_prepare(_expand(args.files), failed))
+    ready = enumerate(_prepare(_expand(args.files), state.image_shape, failed))
     while chunk := list(itertools.islice(ready, CHUNK)):
-        predictions = predict_prepared([picture for _, (_, picture) in chunk], state)
+        pictures = [picture for _, (_, picture) in chunk]
+        predictions = predict_prepared(pictures, state, class_names)
         for (index, (file, picture)), prediction in zip(
             chunk, predictions, strict=True
         ):
@@ -174,8 +199,8 @@ def run(argv: Sequence[str]) -> int:
         )
     if args.files and overrides:
         raise UserError(f"--config.{overrides[0][0]} has no effect on pictures")
-    if not 1 <= args.top <= 10:
-        raise UserError(f"--top={args.top}: expected 1 to 10")
+    if args.top < 1:
+        raise UserError(f"--top={args.top}: expected at least 1")
     command.start_jax(args, several=args.split is not None)
     if args.split is None:
         return 1 if _predict_pictures(args) else 0

@@ -55,7 +55,7 @@ def export_run(run: "SavedRun", format: str) -> Path:
     model = models.build(num_classes=run.state.num_classes, **as_dict(run.config.model))
     state = dataclasses.replace(state, model=model, layout=None)
     folder = run.workdir / "export" / format
-    difference = write_export(state, format, folder, images, card.render)
+    difference = write_export(state, folder, images, card)
     console = Console()
     console.line(
         f"{format}: largest difference to the checkpoint {difference:.1e}, over "

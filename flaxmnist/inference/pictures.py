@@ -1,4 +1,4 @@
-"""Pictures in files and in memory, read as gray values."""
+"""Pictures in files and in memory, read as numbers."""
 
 import io
 import math
@@ -23,6 +23,7 @@ SIDE = 256
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 Gray = Float[np.ndarray, "height width"]
+Pixels = Float[np.ndarray, "height width channels"]
 Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
 
 
@@ -32,14 +33,40 @@ def as_gray(picture: Picture) -> Gray:
     The arguments and errors are those of `prepare`. Transparent pixels become white
     if the drawing is dark, and black if it is light.
     """
+    pixels = as_pixels(picture)
+    channels = pixels.shape[2]
+    light = pixels[..., :3] @ _LUMA if channels >= 3 else pixels[..., 0]
+    if channels in (1, 3):
+        return light
+    cover = pixels[..., -1]
+    return light * cover + is_dark(light, cover) * (1 - cover)
+
+
+def is_dark(light: Gray, cover: Gray) -> bool:
+    """Returns whether the visible part of a picture is dark and needs a white ground.
+
+    Args:
+      light: lightness of each pixel, from 0 to 1.
+      cover: opacity of each pixel, from 0 to 1.
+    """
+    return bool((light * cover).sum() / max(cover.sum(), 1e-6) < 0.5)
+
+
+def as_pixels(picture: Picture) -> Pixels:
+    """Returns the pixels of a picture, turned upright, float32 from 0 to 1.
+
+    They have 1 to 4 channels: gray, gray and opacity, RGB, RGB and opacity. A picture
+    in a file that is much larger than an image of a model is reduced. The arguments and
+    errors are those of `prepare`.
+    """
     if isinstance(picture, Image.Image):
-        return _named("the image", _gray_of_image, picture)
+        return _named("the image", _pixels_of_image, picture)
     if hasattr(picture, "__array__"):
-        return _gray_of_array(np.asarray(picture))
+        return _pixels_of_array(np.asarray(picture))
     if isinstance(picture, bytes | bytearray | memoryview):
-        return _named("the encoded picture", _gray_of_file, io.BytesIO(picture))
+        return _named("the encoded picture", _pixels_of_file, io.BytesIO(picture))
     if hasattr(picture, "read"):
-        return _named(getattr(picture, "name", "the file"), _gray_of_file, picture)
+        return _named(getattr(picture, "name", "the file"), _pixels_of_file, picture)
     if not isinstance(picture, str | os.PathLike):
         raise UserError(
             f"{shown(picture)} is a {type(picture).__name__}; expected a path, an open "
@@ -48,7 +75,7 @@ def as_gray(picture: Picture) -> Gray:
     name = _short(os.fsdecode(picture))
     try:
         with open_regular(picture, MAX_FILE_BYTES) as file:
-            return _named(name, _gray_of_file, file)
+            return _named(name, _pixels_of_file, file)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist; expected a picture") from None
     except (OSError, ValueError) as error:
@@ -61,7 +88,7 @@ def _short(name: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _named(name: Any, read: Callable[[Any], Gray], picture: Any) -> Gray:
+def _named(name: Any, read: Callable[[Any], Pixels], picture: Any) -> Pixels:
     """Returns `read(picture)`; every error becomes a UserError about `name`."""
     try:
         return read(picture)
@@ -77,7 +104,7 @@ def _named(name: Any, read: Callable[[Any], Gray], picture: Any) -> Gray:
     raise UserError(f"{_short(name)} {reason}")
 
 
-def _gray_of_file(file: IO[bytes]) -> Gray:
+def _pixels_of_file(file: IO[bytes]) -> Pixels:
     with Image.open(file, formats=FORMATS) as image:
         # A progressive JPEG is decoded once per scan, usually ten times.
         if image.info.get("progressive") and _count_scans(image) > MAX_SCANS:
@@ -85,7 +112,7 @@ def _gray_of_file(file: IO[bytes]) -> Gray:
         # Affects JPEG only, which can be decoded at an eighth of its size.
         if math.prod(image.size) <= MAX_PIXELS:
             image.draft(None, (SIDE, SIDE))
-        return _gray_of_image(image)
+        return _pixels_of_image(image)
 
 
 def _count_scans(jpeg: ImageFile.ImageFile) -> int:
@@ -94,7 +121,7 @@ def _count_scans(jpeg: ImageFile.ImageFile) -> int:
     return jpeg.fp.read().count(b"\xff\xda")
 
 
-def _gray_of_image(image: Image.Image) -> Gray:
+def _pixels_of_image(image: Image.Image) -> Pixels:
     # Check the size before decoding, which takes four bytes per pixel.
     if math.prod(image.size) > MAX_PIXELS:
         raise Image.DecompressionBombError
@@ -104,12 +131,12 @@ def _gray_of_image(image: Image.Image) -> Gray:
     if image.mode[0] in "IF":  # 16 bits and more.
         values = np.nan_to_num(np.asarray(image.convert("F").reduce(factor))).clip(0)
         tops = [top for top in (1, 255, 65_535) if values.max() <= top]
-        return values / (tops[0] if tops else values.max())
+        return (values / (tops[0] if tops else values.max()))[..., None]
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    return _gray_of_array(np.asarray(image.convert(mode).reduce(factor)))
+    return _pixels_of_array(np.asarray(image.convert(mode).reduce(factor)))
 
 
-def _gray_of_array(array: np.ndarray) -> Gray:
+def _pixels_of_array(array: np.ndarray) -> Pixels:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or not 1 <= channels <= 4 or array.size == 0:
         raise UserError(
@@ -134,9 +161,4 @@ def _gray_of_array(array: np.ndarray) -> Gray:
             f"array of {array.dtype} has values outside [0, 1]; rescale it. For values "
             "from 0 to 255, divide by 255"
         )
-    light = values[..., :3] @ _LUMA if channels >= 3 else values[..., 0]
-    if channels in (1, 3):
-        return light
-    cover = values[..., -1]
-    drawn = (light * cover).sum() / max(cover.sum(), 1e-6)
-    return light * cover + (drawn < 0.5) * (1 - cover)
+    return values

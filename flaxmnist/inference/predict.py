@@ -1,6 +1,7 @@
 """Predictions of pictures, in files or in memory."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from flaxmnist.core.mnist import IMAGE_SHAPE
+from flaxmnist.core import mnist
+from flaxmnist.core.batch import MAX_CHANNELS, ImageShape
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError
+from flaxmnist.inference.fit import fit
 from flaxmnist.inference.pictures import Picture
 from flaxmnist.inference.preprocess import Prepared, prepare
 
@@ -29,35 +32,55 @@ class Prediction:
 
     Attributes:
       prepared: the image that the model received, with warnings.
-      probabilities: of the ten digits, float32 `[10]`.
+      probabilities: of the classes, float32 `[classes]`.
+      class_names: a name per class.
     """
 
     prepared: Prepared
-    probabilities: Float[np.ndarray, "10"]
+    probabilities: Float[np.ndarray, " classes"]
+    class_names: tuple[str, ...]
+
+    @property
+    def label(self) -> str | None:
+        """The name of the most probable class; None if nothing is drawn."""
+        return self.top(1)[0][0] if self.top(1) else None
 
     @property
     def digit(self) -> int | None:
-        """The most probable digit; None if nothing is drawn."""
-        return self.top(1)[0][0] if self.top(1) else None
+        """The most probable digit; None if nothing is drawn.
+
+        Raises:
+          AttributeError: the classes are not the ten digits.
+        """
+        if self.class_names != mnist.CLASS_NAMES:
+            raise AttributeError("the classes are not the ten digits; use label")
+        return None if self.label is None else int(self.label)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Reasons to doubt the prediction."""
-        sure = self.digit is None or self.probabilities.max() >= SURE
+        sure = self.label is None or self.probabilities.max() >= SURE
         return self.prepared.warnings + (() if sure else ("low confidence",))
 
-    def top(self, count: int) -> list[tuple[int, float]]:
-        """Returns the `count` most probable digits and their probabilities."""
-        if not self.prepared.image.any():
+    def top(self, count: int) -> list[tuple[str, float]]:
+        """Returns the names of the `count` most probable classes, with probabilities.
+
+        The list is empty if nothing is drawn.
+        """
+        if self.prepared.is_empty:
             return []
         order = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [(int(digit), float(self.probabilities[digit])) for digit in order]
+        return [
+            (self.class_names[row], float(self.probabilities[row])) for row in order
+        ]
 
 
 def predict_images(
-    pictures: Iterable[Picture] | Picture, run: TrainState | str | os.PathLike[str]
+    pictures: Iterable[Picture] | Picture,
+    run: TrainState | str | os.PathLike[str],
+    class_names: Iterable[str] = (),
 ) -> list[Prediction]:
-    """Returns a trained model's predictions of pictures.
+    """Returns a trained model's predictions of pictures; see :func:`prepare_for`.
 
     Args:
       pictures: each a path, an open file, the bytes of a file, a Pillow image, or an
@@ -65,10 +88,14 @@ def predict_images(
         several, `[count, height, width]` or `[count, height, width, 1 to 4]`. Or one
         picture.
       run: a state, or a run directory, whose best checkpoint on validation is used.
+      class_names: a name per class; if empty, those of the run, or "0", "1", … for a
+        state.
 
     Raises:
-      UserError: the run does not exist, or one of the pictures is not a picture.
+      UserError: the run does not exist, `class_names` has another length, or one of the
+        pictures is not a picture.
     """
+    class_names = tuple(class_names)
     if not isinstance(run, TrainState | str | os.PathLike):
         raise UserError(
             f"run is a {type(run).__name__}; expected a TrainState or the path of a "
@@ -78,30 +105,67 @@ def predict_images(
         # Not at the top of the module: a saved run predicts, too.
         from flaxmnist.inference.saved_run import open_run
 
-        run = open_run(run).state
-    return predict_pictures(pictures, run)
+        saved = open_run(run)
+        run = saved.state
+        class_names = class_names or saved.manifest.dataset.class_names
+    if class_names and len(class_names) != run.num_classes:
+        raise UserError(
+            f"{len(class_names)} class names for a model of {run.num_classes} classes"
+        )
+    return predict_pictures(pictures, run, class_names)
 
 
 def predict_pictures(
-    pictures: Iterable[Picture] | Picture, state: TrainState
+    pictures: Iterable[Picture] | Picture,
+    state: TrainState,
+    class_names: tuple[str, ...] = (),
 ) -> list[Prediction]:
     """Returns the predictions of a state; see :func:`predict_images`."""
-    return predict_prepared([prepare(each) for each in _several(pictures)], state)
+    shape = state.image_shape
+    prepared = [prepare_for(each, shape) for each in _several(pictures, shape)]
+    return predict_prepared(prepared, state, class_names)
 
 
-def _several(pictures: Any) -> Iterable[Picture]:
+def prepare_for(picture: Picture, image_shape: ImageShape) -> Prepared:
+    """Returns a picture as an image for a model.
+
+    A model of MNIST's image shape receives a drawing in the form of MNIST's images; see
+    :func:`flaxmnist.inference.preprocess.prepare`. Any other model receives the whole
+    picture, scaled and cropped; see :func:`flaxmnist.inference.fit.fit`.
+
+    Args:
+      picture: as `prepare` takes it.
+      image_shape: of the model: height, width and channels.
+
+    Raises:
+      UserError: `picture` is not a picture.
+    """
+    if image_shape == mnist.IMAGE_SHAPE:
+        return prepare(picture)
+    return fit(picture, image_shape)
+
+
+def _several(pictures: Any, image_shape: ImageShape) -> Iterable[Picture]:
     """Returns pictures one by one, also a single one."""
     single = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
     if isinstance(pictures, single) or hasattr(pictures, "read"):
         return [pictures]
     if hasattr(pictures, "__array__"):
         array = np.asarray(pictures)
-        if array.ndim == 2 and array.shape[1] == 784 != array.shape[0]:
+        size = math.prod(image_shape)
+        # Gray images need no axis of channels.
+        shape = image_shape[:2] if image_shape[2] == 1 else image_shape
+        if array.ndim == 2 and array.shape[1] == size != array.shape[0]:
+            sizes = ", ".join(map(str, shape))
             raise UserError(
                 f"array of shape {list(array.shape)}; expected [count, height, width]. "
-                "For flat images, use array.reshape(-1, 28, 28)"
+                f"For flat images, use array.reshape(-1, {sizes}); for one picture, "
+                "[array]"
             )
-        several = array.ndim > 3 or (array.ndim == 3 and array.shape[2] > 4)
+        several = array.ndim > 3 or (
+            array.ndim == 3
+            and (array.shape[2] > MAX_CHANNELS or array.shape[1:] == shape)
+        )
         return array if several else [array]
     if not isinstance(pictures, Iterable):
         return [pictures]  # `prepare` raises the error.
@@ -109,16 +173,20 @@ def _several(pictures: Any) -> Iterable[Picture]:
 
 
 def predict_prepared(
-    prepared: Sequence[Prepared], state: TrainState
+    prepared: Sequence[Prepared], state: TrainState, class_names: tuple[str, ...] = ()
 ) -> list[Prediction]:
-    """Returns the predictions of prepared pictures."""
+    """Returns the predictions of prepared pictures; see :func:`predict_images`."""
+    names = class_names or tuple(map(str, range(state.num_classes)))
     found: list[Prediction] = []
     for start in range(0, len(prepared), CHUNK):
         chunk = prepared[start : start + CHUNK]
         # One program serves any number of pictures.
-        images = np.zeros((CHUNK, *IMAGE_SHAPE[:2]), np.uint8)
+        images = np.zeros((CHUNK, *chunk[0].image.shape), np.uint8)
         images[: len(chunk)] = [picture.image for picture in chunk]
         probabilities = jax.device_get(predict_step(state, images)["probabilities"])
         # The other rows are padding.
-        found += map(Prediction, chunk, probabilities[: len(chunk)])
+        found += [
+            Prediction(picture, row, names)
+            for picture, row in zip(chunk, probabilities, strict=False)
+        ]
     return found

@@ -34,16 +34,19 @@ class Prepared:
     """A picture that is ready for the model.
 
     Attributes:
-      image: uint8 `[28, 28]`, white on black.
+      image: uint8 `[height, width]`, or `[height, width, channels]` if there are
+        several channels.
       warnings: reasons to doubt a prediction, such as ``"nothing is drawn"``.
+      is_empty: whether nothing is drawn.
     """
 
-    image: UInt8[np.ndarray, "28 28"]
+    image: UInt8[np.ndarray, "height width *channels"]
     warnings: tuple[str, ...] = ()
+    is_empty: bool = False
 
 
 def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
-    """Returns a picture in the form of MNIST's images.
+    """Returns a picture as uint8 `[28, 28]`, white on black, like MNIST's images.
 
     The steps: ``light`` removes uneven lighting of the paper, ``invert`` makes dark
     digits light, ``clean`` removes specks and marks that touch the border, ``crop``
@@ -94,7 +97,8 @@ def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
 
 
 def _nothing() -> Prepared:
-    return Prepared(np.zeros((SIZE, SIZE), np.uint8), ("nothing is drawn",))
+    image = np.zeros((SIZE, SIZE), np.uint8)
+    return Prepared(image, ("nothing is drawn",), is_empty=True)
 
 
 def _resize(gray: Gray, scale: float) -> Gray:

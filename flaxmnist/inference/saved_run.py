@@ -80,7 +80,8 @@ class SavedRun:
 
     def predict(self, pictures: Iterable[Picture] | Picture) -> list[Prediction]:
         """Returns predictions of pictures; see :func:`flaxmnist.predict_images`."""
-        return predict_pictures(pictures, self.state)
+        class_names = self.manifest.dataset.class_names
+        return predict_pictures(pictures, self.state, class_names)
 
     def evaluate(self, split: str = "test") -> Figures:
         """Returns the figures of the split "train", "validation" or "test".
@@ -111,7 +112,7 @@ class SavedRun:
         Returns:
           ``predictions-<split>.jsonl`` in the run directory. A line per example, in the
           order of the split: its `index`, its `label`, the most probable class as
-          `classes`, and the ten `probabilities`.
+          `classes`, and the `probabilities` of all classes.
 
         Raises:
           UserError: the split is unknown, the data cannot be found, or the file cannot

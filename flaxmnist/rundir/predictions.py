@@ -19,7 +19,7 @@ def write_predictions(
       workdir: the run directory.
       split: "train", "validation" or "test".
       outputs: integers ``labels`` and ``classes`` `[count]`, and ``probabilities``
-        `[count, 10]`.
+        `[count, classes]`.
 
     Raises:
       UserError: the file cannot be written.

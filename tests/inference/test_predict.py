@@ -194,9 +194,10 @@ def test_predict_images_takes_a_run_or_a_state_and_any_picture(finished_run, tmp
     for prediction in found:
         np.testing.assert_allclose(prediction.probabilities.sum(), 1, rtol=1e-5)
         assert prediction.top(10)[0] == (
-            prediction.digit,
+            prediction.label,
             prediction.probabilities.max(),
         )
+        assert prediction.label == str(prediction.digit)
     from flaxmnist.inference.saved_run import open_run
 
     again = flaxmnist.predict_images(pictures[:1], open_run(workdir).state)
@@ -235,7 +236,7 @@ def test_predict_images_takes_a_single_picture_and_an_array_of_several(
                     prediction.prepared.image, expected.prepared.image
                 )
     for wrong, said in (
-        (np.zeros((5, 784)), r"use array.reshape\(-1, 28, 28\)"),
+        (np.zeros((5, 784)), r"use array.reshape\(-1, 28, 28\);"),
         (None, "None is a NoneType"),
     ):
         with pytest.raises(UserError, match=said):
@@ -260,7 +261,9 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
     assert code == 1
     records = [json.loads(line) for line in out.splitlines()]
     assert [record["file"] for record in records] == ["1.png", "2.png", "-"]
-    assert all(len(record["top"]) == 3 for record in records)
+    for record in records:
+        assert len(record["top"]) == 3
+        assert record["top"][0]["digit"] == record["digit"] == int(record["label"])
     assert records[0]["top"] == records[2]["top"]
     assert "broken.png cannot be read" in err
     assert "nope.png does not exist" in err
@@ -282,7 +285,7 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
         (["a.png"], "the following arguments are required: --workdir"),
         (["--workdir=nowhere", "a.png"], "nowhere contains no run"),
         (["--workdir=nowhere", "--tpo=3", "a.png"], "did you mean '--top'"),
-        (["--workdir=nowhere", "--top=11", "a.png"], "--top=11: expected 1 to 10"),
+        (["--workdir=nowhere", "--top=0", "a.png"], "--top=0: expected at least 1"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told(flags, message, capsys):

@@ -1,0 +1,44 @@
+"""Scales pictures of any size to the shape of a model's images."""
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from flaxmnist.core.batch import ImageShape
+from flaxmnist.inference.pictures import Picture, as_pixels, is_dark
+from flaxmnist.inference.preprocess import Prepared
+
+# Pillow's names of 1 to 4 channels.
+_MODES = ("L", "LA", "RGB", "RGBA")
+
+
+def fit(picture: Picture, image_shape: ImageShape) -> Prepared:
+    """Returns a picture as an image of a shape; one of that shape remains unchanged.
+
+    The picture keeps its proportions: it is scaled to cover the image, and what lies
+    outside the centre is cut off. It becomes gray, gray with opacity, RGB or RGB with
+    opacity, by the number of channels. Without a channel for opacity, transparent
+    pixels become white if the drawing is dark, and black if it is light.
+
+    Args:
+      picture: see :func:`flaxmnist.inference.preprocess.prepare`.
+      image_shape: height, width and channels.
+
+    Raises:
+      UserError: `picture` is not a picture.
+    """
+    height, width, channels = image_shape
+    pixels = np.round(255 * as_pixels(picture)).astype(np.uint8)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if channels % 2 and image.mode.endswith("A"):
+        image = _without_opacity(image)
+    image = image.convert(_MODES[channels - 1])
+    image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    return Prepared(np.asarray(image))
+
+
+def _without_opacity(image: Image.Image) -> Image.Image:
+    """Returns an image on white or black."""
+    rgba = image.convert("RGBA")
+    light, cover = np.moveaxis(np.asarray(rgba.convert("LA")) / 255, -1, 0)
+    color = "white" if is_dark(light, cover) else "black"
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, color), rgba)
