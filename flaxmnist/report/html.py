@@ -17,12 +17,13 @@ from flaxmnist.core.metrics import Metrics
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import printable
 from flaxmnist.report import plots, statistics
-from flaxmnist.report.gallery import filters, mistakes
+from flaxmnist.report.gallery import drawable, filters, mistakes
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.results import Figures, Summary
 from flaxmnist.runtime.durable import make_directory, write_file
 
-_SHOWN_MISTAKES = 36
+# Most images of mistakes, and most pairs of classes and classes in a table.
+_SHOWN_MISTAKES, _SHOWN_PAIRS, _SHOWN_CLASSES = 36, 20, plots.MAX_NAMED
 
 
 def _group(histories: Sequence[History]) -> dict[str, list[History]]:
@@ -74,16 +75,37 @@ def _splits(
     return rows
 
 
-def _classes(metrics: Metrics) -> list[dict[str, Any]]:
-    """Returns the table of the classes."""
-    figures, confusion = metrics.per_class(), np.asarray(metrics.confusion)
+def _classes(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the table of the classes; of many, those with the lowest F1."""
+    figures, counts = Metrics(0.0, confusion).per_class(), confusion.sum(axis=1)
+    shown = np.arange(len(confusion))
+    if len(shown) > _SHOWN_CLASSES:
+        # A class without examples has no F1.
+        order = np.lexsort((figures["f1"], counts == 0))
+        shown = order[:_SHOWN_CLASSES]
     rows = []
-    for label, row in enumerate(confusion):
+    for label in shown:
         found = {name: values[label] for name, values in figures.items()}
-        count, right = int(row.sum()), int(row[label])
+        count, right = int(counts[label]), int(confusion[label, label])
         interval = statistics.interval(right, count) if count else (0.0, 1.0)
-        rows.append({"label": label, "count": count, "interval": interval, **found})
+        name = printable(class_names[label])
+        rows.append({"label": name, "count": count, "interval": interval, **found})
     return rows
+
+
+def _confused(
+    confusion: np.ndarray, class_names: Sequence[str]
+) -> list[tuple[str, str, int]]:
+    """Returns the most frequent mistakes: label, prediction and count."""
+    wrong = confusion * ~np.eye(len(confusion), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_SHOWN_PAIRS]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    names = [printable(name) for name in class_names]
+    return [
+        (names[label], names[prediction], int(wrong[label, prediction]))
+        for label, prediction in pairs
+        if wrong[label, prediction]
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +135,8 @@ class Results:
       history: the summary and the metrics of the run.
       outputs: predictions by split, of validation and test; see
         :func:`flaxmnist.training.evaluate.predict`.
-      test_images: uint8 `[count, 28, 28]`, in the order of the predictions.
+      test_images: uint8 `[count, height, width]` or `[count, height, width,
+        channels]`, in the order of the predictions.
       params: the parameters that are evaluated.
       costs: what the model takes.
     """
@@ -162,13 +185,15 @@ def write_report(
     make_directory(workdir / "plots")
     for name, content in figures.items():
         write_file(workdir / "plots" / f"{name}.png", content)
+    confusion, names = _confusion(test), summary.dataset.class_names
     flags = configs.flags_of(configs.from_dict(summary.config))
     page = _template().render(
         name=printable(workdir.resolve().name),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         summary=summary,
         splits=_splits(summary, results.outputs),
-        classes=_classes(Metrics(0.0, _confusion(test))),
+        classes=_classes(confusion, names),
+        confused=_confused(confusion, names) if len(names) > plots.MAX_NAMED else [],
         comparison=_comparison(groups) if others else [],
         mistakes=int((test["labels"] != test["classes"]).sum()),
         model=results.costs,
@@ -185,33 +210,37 @@ def _draw(
     results: Results, groups: dict[str, list[History]], temperature: float
 ) -> dict[str, bytes]:
     """Returns the figures of the page as PNG files, by name."""
-    test = results.test
+    test, dataset = results.test, results.summary.dataset
+    names = dataset.class_names
     wrong = mistakes(test)[:_SHOWN_MISTAKES]
     captions = [
-        f"{test['labels'][row]} as {test['classes'][row]} "
-        f"{test['probabilities'][row].max():.0%}"
+        (
+            names[test["labels"][row]],
+            names[test["classes"][row]],
+            float(test["probabilities"][row].max()),
+        )
         for row in wrong
     ]
     figures = {
         "curves": plots.curves(
             {name: [one.records for one in runs] for name, runs in groups.items()}
         ),
-        "confusion": plots.confusion(_confusion(test)),
+        "confusion": plots.confusion(_confusion(test), names),
         "calibration": plots.reliability(
             statistics.reliability(test["logits"], test["labels"]),
             statistics.reliability(test["logits"] / temperature, test["labels"]),
             temperature,
         ),
-        "mistakes": plots.mistakes(results.test_images[wrong], captions),
+        "mistakes": plots.mistakes(drawable(results.test_images[wrong]), captions),
     }
-    if (tiled := filters(results.params)) is not None:
+    if (tiled := filters(results.params, dataset.image_shape)) is not None:
         figures["filters"] = plots.filters(tiled)
     return {name: plots.png(figure) for name, figure in figures.items()}
 
 
 def _confusion(outputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns examples by label (row) and prediction (column), int `[10, 10]`."""
-    confusion = np.zeros((10, 10), int)
+    """Returns examples by label and prediction, int `[classes, classes]`."""
+    confusion = np.zeros((outputs["probabilities"].shape[1],) * 2, int)
     np.add.at(confusion, (outputs["labels"], outputs["classes"]), 1)
     return confusion
 

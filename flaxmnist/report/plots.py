@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flaxmnist.errors import printable
 from flaxmnist.report.statistics import Reliability
 
 _INK, _GRID = "#1f2933", "#d9dee3"
+# Most classes whose names and counts a confusion matrix shows.
+MAX_NAMED = 40
+# Longest name of a class in a figure, and longest caption on one line, in characters.
+_MAX_NAME, _MAX_CAPTION = 16, 14
 
 
 def png(figure: Figure) -> bytes:
@@ -19,6 +24,12 @@ def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
     return file.getvalue()
+
+
+def _short(name: str) -> str:
+    """Returns the name of a class for a figure."""
+    name = printable(name)
+    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
 
 def _tidy(axis: Any, title: str, x: str, y: str) -> None:
@@ -89,12 +100,39 @@ def _aligned(
     return np.array(steps), np.array([[one[step] for step in steps] for one in found])
 
 
-def confusion(matrix: Int[np.ndarray, "10 10"]) -> Figure:
-    """Draws labels (rows) against predictions (columns); correct ones are pale."""
-    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+def confusion(
+    matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str]
+) -> Figure:
+    """Draws labels (rows) against predictions (columns); correct ones are pale.
+
+    More than `MAX_NAMED` classes are numbered, and their counts are colours only.
+    """
+    is_named = len(matrix) <= MAX_NAMED
+    # From twenty classes on, a cell of a fixed size has room for its count.
+    grow = max(1, len(matrix) / 20) if is_named else 1
+    figure = Figure(figsize=(5.2 * grow, 4.8 * grow), layout="constrained")
     axis = figure.subplots()
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
-    axis.imshow(wrong, cmap="Oranges", vmax=max(wrong.max(), 1))
+    shown = axis.imshow(wrong, cmap="Oranges", vmax=max(wrong.max(), 1))
+    _tidy(axis, "Confusion matrix", "prediction", "label")
+    axis.grid(False)
+    if is_named:
+        _name_cells(axis, matrix, wrong, class_names)
+    else:
+        ticks = MaxNLocator(integer=True)
+        figure.colorbar(shown, shrink=0.8, ticks=ticks).ax.tick_params(labelsize=8)
+    return figure
+
+
+def _name_cells(
+    axis: Any, matrix: np.ndarray, wrong: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Writes the names of the classes, and the count in each cell."""
+    names = [_short(name) for name in class_names]
+    places = range(len(names))
+    upright = max(map(len, names)) > 2
+    axis.set_xticks(places, names, rotation=90 * upright, parse_math=False)
+    axis.set_yticks(places, names, parse_math=False)
     for label, row in enumerate(matrix):
         for prediction, count in enumerate(row):
             if not count:
@@ -110,25 +148,37 @@ def confusion(matrix: Int[np.ndarray, "10 10"]) -> Figure:
                 size=7,
                 color=color,
             )
-    _tidy(axis, "Confusion matrix", "prediction", "label")
-    axis.grid(False)
-    axis.set_xticks(range(len(matrix)))
-    axis.set_yticks(range(len(matrix)))
-    return figure
 
 
 def mistakes(
-    images: UInt8[np.ndarray, "count 28 28"], captions: Sequence[str], columns: int = 9
+    images: UInt8[np.ndarray, "count height width *channels"],
+    captions: Sequence[tuple[str, str, float]],
+    columns: int = 9,
 ) -> Figure:
-    """Draws images, each with a caption."""
+    """Draws images, each with a caption.
+
+    Args:
+      images: gray, or with 3 or 4 channels in colour.
+      captions: label, prediction and the probability of the prediction.
+      columns: number of images per row.
+    """
+    texts = [
+        (_short(label), f"as {_short(prediction)} {probability:.0%}")
+        for label, prediction, probability in captions
+    ]
+    is_long = any(len(" ".join(text)) > _MAX_CAPTION for text in texts)
+    if is_long:
+        columns = columns * 2 // 3
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(9.5, 1.32 * rows), layout="constrained")
+    height = 1.95 if is_long else 1.32
+    figure = Figure(figsize=(9.5, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
-    for axis, image, caption in zip(axes, images, captions, strict=False):
+    for axis, image, text in zip(axes, images, texts, strict=False):
         axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axis.set_title(caption, size=8, color=_INK, pad=2)
+        caption = ("\n" if is_long else " ").join(text)
+        axis.set_title(caption, size=8, color=_INK, pad=2, parse_math=False)
     return figure
 
 
@@ -166,9 +216,9 @@ def reliability(before: Reliability, after: Reliability, temperature: float) -> 
     return figure
 
 
-def filters(tiled: UInt8[np.ndarray, "height width"]) -> Figure:
+def filters(tiled: UInt8[np.ndarray, "height width *channels"]) -> Figure:
     """Draws the kernels of the first layer, as `gallery.filters` tiles them."""
-    height, width = tiled.shape
+    height, width = tiled.shape[:2]
     figure = Figure(figsize=(4.6, max(0.6, 4.6 * height / width)))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.imshow(tiled, cmap="gray")

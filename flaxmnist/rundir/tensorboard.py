@@ -84,11 +84,20 @@ def histogram(name: str, values: np.ndarray) -> Summary:
 
 
 def image(name: str, pixels: np.ndarray) -> Summary:
-    """Returns a summary of a picture, uint8 `[height, width]`."""
-    height, width = pixels.shape
+    """Returns a summary of a picture.
+
+    Args:
+      name: of the picture.
+      pixels: uint8 `[height, width]`, or `[height, width, 3 or 4]` in colour.
+    """
+    height, width, *channels = pixels.shape
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, format="PNG")
     content = Summary.Image(
-        height=height, width=width, colorspace=1, encoded_image_string=png.getvalue()
+        height=height,
+        width=width,
+        # The number of channels, which are gray, RGB or RGBA.
+        colorspace=channels[0] if channels else 1,
+        encoded_image_string=png.getvalue(),
     )
     return _summary(name, image=content)

@@ -7,7 +7,14 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from flaxmnist.core import sharding
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import norms, predict_step
-from flaxmnist.report.gallery import DRAWN, WATCHED, filters, mistakes, tile
+from flaxmnist.report.gallery import (
+    DRAWN,
+    WATCHED,
+    drawable,
+    filters,
+    mistakes,
+    tile,
+)
 from flaxmnist.rundir.metrics_log import MetricsWriter
 from flaxmnist.rundir.tensorboard import histogram, image
 from flaxmnist.training.evaluate import predict
@@ -37,6 +44,7 @@ def show_tensors(
       a line of text per image and tensor.
     """
     watched = experiment.dataset.validation
+    names = experiment.dataset.class_names
     images = sharding.put(watched.images[:WATCHED], experiment.replicated)
     outputs = predict_step(state, images)
     outputs = jax.device_get(jax.device_put(outputs, experiment.replicated))
@@ -45,7 +53,8 @@ def show_tensors(
         rows = []
         for index, row in enumerate(np.reshape(outputs[name], (len(images), -1))):
             values = " ".join(f"{value:.4g}" for value in row)
-            rows.append(f"{name}[{index}]  label {watched.labels[index]}  {values}")
+            label = names[watched.labels[index]]
+            rows.append(f"{name}[{index}]  label {label}  {values}")
         writer.show("validation", step, text_pb(name, "\n\n".join(rows)))
         texts += rows
     return texts
@@ -62,20 +71,25 @@ def show_summaries(
     if "histograms" in wanted:
         for name, leaf in sharding.named_leaves(params):
             writer.show("train", step, histogram(name, leaf))
-    if "filters" in wanted and (tiled := filters(params)) is not None:
-        writer.show("train", step, image("filters", tiled))
+    if "filters" in wanted:
+        tiled = filters(params, state.image_shape)
+        if tiled is not None:
+            writer.show("train", step, image("filters", tiled))
     if "mistakes" in wanted:
         feed = experiment.eval_feeds["validation"]
         outputs = predict(state, feed, experiment.replicated)
         rows = mistakes(outputs)[:DRAWN]
+        names = experiment.dataset.class_names
         captions = [
-            f"{place}: {outputs['labels'][row]} taken for {outputs['classes'][row]} "
+            f"{place}: {names[outputs['labels'][row]]} taken for "
+            f"{names[outputs['classes'][row]]} "
             f"({outputs['probabilities'][row].max():.1%})"
             for place, row in enumerate(rows)
         ]
+        images = experiment.dataset.validation.images[rows]
         writer.show(
             "validation",
             step,
-            image("mistakes", tile(experiment.dataset.validation.images[rows])),
+            image("mistakes", tile(drawable(images))),
             text_pb("mistakes", "\n\n".join(captions) or "none"),
         )
