@@ -1,4 +1,4 @@
-"""`flaxmnist demo`: a page to draw a digit on."""
+"""`flaxmnist demo`: a page to draw on."""
 
 import base64
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from flaxmnist.cli import command
-from flaxmnist.core.mnist import IMAGE_SHAPE
+from flaxmnist.core import mnist
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, shown
@@ -27,13 +27,16 @@ from flaxmnist.inference.saved_run import open_run
 from flaxmnist.runtime.console import Console
 
 _DESCRIPTION = """\
-Opens a page to draw a digit on; needs 'flaxmnist[demo]', and no network.
+Opens a page to draw on; needs 'flaxmnist[demo]', and no network. The run must be on
+images of MNIST's shape.
 
   %(prog)s --workdir runs/a
   %(prog)s --workdir runs/a --host 0.0.0.0    (anyone who reaches this machine may draw)
 """
-# Sides in screen pixels: of the canvas; of one of the 28×28 pixels in a picture.
+# Sides in screen pixels: of the canvas; of a pixel of the model in a picture.
 _CANVAS, _ZOOM = 280, 8
+# Most classes whose probabilities are shown.
+_TOP_CLASSES = 10
 # A drawing takes about 20,000 bytes.
 MAX_REQUEST_BYTES = 1 << 20
 # Suffixes of the paths at which Gradio accepts uploads.
@@ -75,8 +78,8 @@ element.querySelector("button").addEventListener("click", () => { clear(); send(
 
 @jax.jit
 def saliency(
-    state: TrainState, images: Float[Array, "batch 28 28 1"]
-) -> Float[Array, "batch 28 28"]:
+    state: TrainState, images: Float[Array, "batch height width 1"]
+) -> Float[Array, "batch height width"]:
     """Returns the importance of each pixel: the gradient magnitude of the top logit.
 
     Simonyan et al., 2013, "Deep Inside Convolutional Networks".
@@ -93,7 +96,7 @@ def saliency(
 
 
 def classify(
-    state: TrainState, picture: Picture
+    state: TrainState, class_names: Sequence[str], picture: Picture
 ) -> tuple[dict[str, float], Image.Image, Image.Image]:
     """Returns probabilities, and pictures of the network's input and of `saliency`.
 
@@ -106,12 +109,12 @@ def classify(
     outputs = predict_step(state, images)
     weights = np.asarray(saliency(state, images)[0])
     looked_at = np.asarray(255 * weights / max(weights.max(), 1e-12), np.uint8)
-    shares = np.asarray(outputs["probabilities"][0])
-    probabilities = {str(digit): float(share) for digit, share in enumerate(shares)}
+    shares = np.asarray(outputs["probabilities"][0]).tolist()
+    probabilities = dict(zip(class_names, shares, strict=True))
     return probabilities, _shown(seen), _shown(looked_at)
 
 
-def _shown(image: UInt8[np.ndarray, "28 28"]) -> Image.Image:
+def _shown(image: UInt8[np.ndarray, "height width"]) -> Image.Image:
     return Image.fromarray(np.kron(image, np.ones((_ZOOM, _ZOOM), np.uint8)))
 
 
@@ -121,7 +124,7 @@ def _data_url(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def build(state: TrainState) -> Any:
+def build(state: TrainState, class_names: Sequence[str]) -> Any:
     """Returns the page as an ASGI application."""
     import fastapi
     import gradio as gr
@@ -129,7 +132,7 @@ def build(state: TrainState) -> Any:
     def look(picture: str) -> tuple[Any, ...]:
         try:
             encoded = base64.b64decode(picture.partition(",")[2], validate=True)
-            probabilities, *images = classify(state, encoded)
+            probabilities, *images = classify(state, class_names, encoded)
         except (UserError, AttributeError, ValueError):
             raise gr.Error("expected a PNG as a data URL", print_exception=False) from (
                 None
@@ -137,7 +140,8 @@ def build(state: TrainState) -> Any:
         return probabilities, *map(_data_url, images)
 
     with gr.Blocks(title="flaxmnist", analytics_enabled=False) as page:
-        gr.Markdown("# Draw a digit")
+        digits = class_names == mnist.CLASS_NAMES
+        gr.Markdown("# Draw a digit" if digits else "# Draw a picture")
         # On a narrow screen, Gradio stacks the columns.
         with gr.Row():
             with gr.Column(min_width=_CANVAS + 40):
@@ -145,12 +149,12 @@ def build(state: TrainState) -> Any:
                     html_template=_HTML, css_template=_CSS, js_on_load=_SCRIPT
                 )
             with gr.Column(min_width=_CANVAS):
-                label = gr.Label(label="what it is", num_top_classes=10)
+                label = gr.Label(label="what it is", num_top_classes=_TOP_CLASSES)
             with gr.Column(min_width=_CANVAS):
                 pictures = [
                     # gr.Image would write a file of each picture to disk.
                     gr.HTML(
-                        _data_url(_shown(np.zeros(IMAGE_SHAPE[:2], np.uint8))),
+                        _data_url(_shown(np.zeros(mnist.IMAGE_SHAPE[:2], np.uint8))),
                         label=text,
                         html_template=f'<img alt="{text}" src="${{value}}">',
                         css_template="img { margin: auto; }",
@@ -258,7 +262,15 @@ def run(argv: Sequence[str]) -> None:
             "the page requires Gradio: pip install 'flaxmnist[demo]'"
         ) from None
     command.start_jax(args)
-    app = build(open_run(args.workdir, args.step).state)
+    saved = open_run(args.workdir, args.step)
+    dataset = saved.manifest.dataset
+    if dataset.image_shape != mnist.IMAGE_SHAPE:
+        size = "×".join(map(str, dataset.image_shape))
+        raise UserError(
+            f"{args.workdir} is a run on images of {size}; demo expects images of "
+            "MNIST's shape. Use flaxmnist predict with files of pictures"
+        )
+    app = build(saved.state, dataset.class_names)
     try:
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         listener = socket.create_server((args.host, args.port), family=family)

@@ -3,9 +3,15 @@
 import dataclasses
 from collections.abc import Mapping
 
+from flaxmnist.core import mnist
+from flaxmnist.errors import printable
 from flaxmnist.report import statistics
 from flaxmnist.rundir.results import DatasetInfo, Figures
 
+# The names of classes that a card lists, at most; `labels.txt` has all of them.
+_MAX_LISTED = 40
+# What the channels of an image are, by their number.
+_CHANNELS = ("gray", "gray with opacity", "RGB", "RGB with opacity")
 _USE = {
     "stablehlo": """\
 ```python
@@ -13,7 +19,7 @@ import jax
 import numpy as np
 
 model = jax.export.deserialize(open("model.stablehlo", "rb").read())
-images = np.zeros((5, 28, 28, 1), np.uint8)  # any number of them
+images = np.zeros((5, SHAPE), np.uint8)  # any number of them
 print(model.call(images)["probabilities"])  # and "classes", "logits"
 ```""",
     "onnx": """\
@@ -22,12 +28,12 @@ import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-images = np.zeros((5, 28, 28, 1), np.float32)  # pixels divided by 255
+images = np.zeros((5, SHAPE), np.float32)  # pixels divided by 255
 print(session.run(None, {session.get_inputs()[0].name: images})[0])  # logits
 ```""",
     "numpy": """\
 ```bash
-python predict.py images.npy    # uint8 [count, 28, 28]; NumPy alone is needed
+python predict.py images.npy    # uint8 [count, SHAPE]; NumPy alone is needed
 ```""",
 }
 
@@ -80,14 +86,16 @@ class Card:
 
 ## Use
 
-{_USE[self.format]}
+{_USE[self.format].replace("SHAPE", ", ".join(map(str, data.image_shape)))}
 
 ## What it expects
 
-Images of 28×28 pixels, one channel, white on black: the digit scaled into 20×20 keeping
-its proportions, anti-aliased, and placed with its centre of mass in the middle, as in
-MNIST. `python -m flaxmnist.predict` makes them from any picture. The model has no
-class for other input, which it still labels as some class.
+{self._images()} `flaxmnist predict` makes such images from any picture.
+The model has no class for other input, which it still labels as some class.
+
+## What it returns
+
+{self._classes()}
 
 ## Where it comes from
 
@@ -98,6 +106,26 @@ Trained with flaxmnist (Apache-2.0); {versions}.
 Checked against the checkpoint on {self.checked}: the largest difference of a logit was
 {difference:.1e}.
 """
+
+    def _images(self) -> str:
+        height, width, channels = self.dataset.image_shape
+        if self.dataset.image_shape == mnist.IMAGE_SHAPE:
+            return f"""\
+Images of {height}×{width} pixels, one channel, white on black: the drawing scaled into
+20×20 keeping its proportions, anti-aliased, and placed with its centre of mass in the
+middle, as in MNIST."""
+        return f"""\
+Images of {height}×{width} pixels (height × width), {_CHANNELS[channels - 1]}. A picture
+of another size is scaled to cover the image, keeping its proportions, and cropped to
+its centre."""
+
+    def _classes(self) -> str:
+        names = [printable(name) for name in self.dataset.class_names]
+        if len(names) > _MAX_LISTED:
+            return (
+                f"{len(names):,} classes; `labels.txt` has a line for each, in order."
+            )
+        return f"{len(names)} classes, in this order: {', '.join(names)}."
 
     def _accuracy(self) -> str:
         if self.test is None:

@@ -83,6 +83,7 @@ def write(state: TrainState, folder: Path) -> Logits:
     layers, arrays = _layers(state)
     path = folder / "weights.npz"
     arrays["layers"] = np.array(json.dumps(layers))
+    arrays["image_shape"] = np.array(state.image_shape)
     np.savez(path, **arrays)  # type: ignore[arg-type]
     shutil.copyfile(numpy_predictor.__file__, folder / "predict.py")
     read = numpy_predictor.load(path)

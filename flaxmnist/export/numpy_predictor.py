@@ -1,10 +1,11 @@
-"""Predicts digits with NumPy only.
+"""Predicts the classes of images with NumPy only.
 
 python predict.py images.npy
 
-`images.npy` holds uint8 [count, 28, 28], white on black; `weights.npz` is in the
-directory of this script. Prints a line per image: the digit and its probability. As a
-library: `logits(load("weights.npz"), images)`.
+`images.npy` holds uint8 [count, height, width, channels]; the axis of a single channel
+may be missing. `weights.npz` and `labels.txt` are in the directory of this script.
+Prints a line per image: the name of the class and its probability. As a library:
+`logits(load("weights.npz"), images)`.
 """
 
 import json
@@ -22,16 +23,16 @@ ACTIVATIONS: dict = {
 
 
 def load(path):
-    """Returns the layers: a dict of kind, options and arrays for each."""
+    """Returns the shape of an image, and kind, options and arrays of each layer."""
     with np.load(path, allow_pickle=False) as file:
-        layers = json.loads(str(file["layers"]))
-        return [
+        layers = [
             {
                 key: file[value[1:]] if str(value)[0] == "@" else value
                 for key, value in layer.items()
             }
-            for layer in layers
+            for layer in json.loads(str(file["layers"]))
         ]
+        return tuple(file["image_shape"].tolist()), layers
 
 
 def conv(x, layer):
@@ -64,11 +65,18 @@ LAYERS: dict = {
 }
 
 
-def logits(layers, images):
-    """Returns [count, 10] for uint8 [count, 28, 28]."""
-    rows = [np.zeros((0, 10), np.float32)]
+def logits(model, images):
+    """Returns [count, classes] for uint8 [count, height, width, channels]."""
+    shape, layers = model
+    found = images.shape[1:] if images.ndim == 4 else (*images.shape[1:], 1)
+    if images.dtype != np.uint8 or found != shape:
+        raise ValueError(
+            f"images are {images.dtype} {images.shape}; expected uint8 "
+            f"(count, {', '.join(map(str, shape))})"
+        )
+    rows = [np.zeros((0, len(layers[-1]["bias"])), np.float32)]
     for start in range(0, len(images), 100):
-        x = images[start : start + 100].reshape(-1, 28, 28, 1).astype(np.float32) / 255
+        x = images[start : start + 100].reshape(-1, *shape).astype(np.float32) / 255
         for layer in layers:
             x = LAYERS[layer["kind"]](x, layer)
         rows.append(x)
@@ -76,15 +84,20 @@ def logits(layers, images):
 
 
 def main():
-    """Prints the digits in the images of a file."""
+    """Prints the classes of the images in a file."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    layers = load(Path(__file__).with_name("weights.npz"))
-    scores = logits(layers, np.load(sys.argv[1], allow_pickle=False))
+    folder = Path(__file__).parent
+    names = (folder / "labels.txt").read_text(encoding="utf-8").split("\n")
+    images = np.load(sys.argv[1], allow_pickle=False)
+    try:
+        scores = logits(load(folder / "weights.npz"), images)
+    except ValueError as error:
+        sys.exit(f"{sys.argv[1]}: {error}")
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     for row in shares:
-        print(f"{row.argmax()}  {row.max():.1%}")
+        print(f"{names[row.argmax()]}  {row.max():.1%}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ def write(state: TrainState, folder: Path) -> Logits:
     name = session.get_inputs()[0].name
 
     def run(images: np.ndarray) -> np.ndarray:
-        scaled = images[..., None].astype(np.float32) / 255
-        return session.run(None, {name: scaled})[0]
+        return session.run(None, {name: images.astype(np.float32) / 255})[0]
 
     return run

@@ -6,6 +6,7 @@ import numpy as np
 
 from flaxmnist.errors import ParityError
 
+# Takes uint8 [count, height, width, channels], and returns [count, classes].
 Logits = Callable[[np.ndarray], np.ndarray]
 
 # A logit may differ by the first value plus the second times the largest logit: float32

@@ -21,4 +21,4 @@ def write(state: TrainState, folder: Path) -> Logits:
     path = folder / "model.stablehlo"
     path.write_bytes(exported.serialize())
     again = jax.export.deserialize(bytearray(path.read_bytes()))
-    return lambda images: np.asarray(jax.jit(again.call)(images[..., None])["logits"])
+    return lambda images: np.asarray(jax.jit(again.call)(images)["logits"])

@@ -1,16 +1,16 @@
 """Writes an export into a directory of its own, after a check."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
-from flaxmnist.errors import UserError, shown
+from flaxmnist.errors import UserError, printable, shown
 from flaxmnist.export import numpy as numpy_format
 from flaxmnist.export import onnx, stablehlo
+from flaxmnist.export.card import Card
 from flaxmnist.export.parity import check_parity
 from flaxmnist.runtime import durable, files
 
@@ -18,6 +18,7 @@ _FORMER = "former"
 # All files that an export writes. Any other file belongs to the user.
 _FILES = {
     "README.md",
+    "labels.txt",
     "model.onnx",
     "model.onnx.data",
     "model.stablehlo",
@@ -32,20 +33,16 @@ FORMATS = {
 
 
 def write_export(
-    state: TrainState,
-    name: str,
-    folder: Path,
-    images: np.ndarray,
-    card: Callable[[float], str],
+    state: TrainState, folder: Path, images: np.ndarray, card: Card
 ) -> float:
-    """Writes a model and its card into `folder`, once the check has passed.
+    """Writes a model, its labels and its card into `folder`, after a check.
 
     Args:
       state: the model, on one device.
-      name: one of `FORMATS`.
       folder: replaced if an export wrote it.
-      images: uint8 `[count, 28, 28]`, predicted by the export and by `state`.
-      card: returns the model card, given the largest difference of a logit.
+      images: uint8 `[count, height, width]` or `[count, height, width, channels]`,
+        predicted by the export and by `state`.
+      card: names one of `FORMATS`.
 
     Returns:
       the largest difference of a logit.
@@ -56,14 +53,18 @@ def write_export(
       ParityError: the export and `state` differ in their predictions; the export is
         not kept.
     """
+    images = images.reshape(-1, *state.image_shape)
     wanted = np.asarray(predict_step(state, images)["logits"])
+    # A line per class, in the order of the logits.
+    labels = "\n".join(map(printable, card.dataset.class_names)) + "\n"
     try:
         durable.make_directory(folder.parent)
         with files.partial_folder(folder.parent, _put_back) as partial:
-            made = partial / name
+            made = partial / card.format
             made.mkdir()
-            difference = check_parity(FORMATS[name](state, made)(images), wanted)
-            (made / "README.md").write_text(card(difference), encoding="utf-8")
+            difference = check_parity(FORMATS[card.format](state, made)(images), wanted)
+            (made / "labels.txt").write_text(labels, encoding="utf-8")
+            (made / "README.md").write_text(card.render(difference), encoding="utf-8")
             _exchange(made, folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror})") from None

@@ -241,7 +241,7 @@ def test_what_is_shown_is_what_the_network_sees(workdir):
     state = open_run(workdir).state
     canvas = np.full((320, 320, 3), 255, np.uint8)
     canvas[60:90, 90:240] = canvas[60:260, 200:230] = 0
-    probabilities, seen, looked_at = demo.classify(state, canvas)
+    probabilities, seen, looked_at = demo.classify(state, "0123456789", canvas)
     assert max(probabilities, key=probabilities.get) == "7"
     np.testing.assert_allclose(sum(probabilities.values()), 1, rtol=1e-5)
     for picture in (seen, looked_at):
@@ -252,7 +252,8 @@ def test_what_is_shown_is_what_the_network_sees(workdir):
 
 def test_an_empty_canvas_is_nothing(workdir):
     white = np.full((280, 280, 3), 255, np.uint8)
-    probabilities, seen, _ = demo.classify(open_run(workdir).state, white)
+    state = open_run(workdir).state
+    probabilities, seen, _ = demo.classify(state, "0123456789", white)
     assert probabilities == {}
     assert not np.asarray(seen).any()
 
