@@ -3,9 +3,11 @@ from . import data as data
 from .core import models as models
 from .core import optim as optim
 from .core import sharding as sharding
+from .core.augment import Augment as Augment
 from .core.metrics import Metrics as Metrics
 from .core.models import CNN as CNN
 from .core.models import MLP as MLP
+from .core.models import ConvNet as ConvNet
 from .core.models import SoftmaxRegression as SoftmaxRegression
 from .core.state import TrainState as TrainState
 from .core.state import create_state as create_state

@@ -1,4 +1,4 @@
-"""Groups of options: model, optimizer, data and mesh."""
+"""Groups of options: model, optimizer, data, augmentation and mesh."""
 
 import dataclasses
 import functools
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self, cast
 
 from flaxmnist import options
-from flaxmnist.core import models, optimizers, sharding
+from flaxmnist.core import augment, models, optimizers, sharding
 from flaxmnist.data import datasets
 from flaxmnist.data.feeds import FEEDS
 from flaxmnist.errors import UserError, did_you_mean
 from flaxmnist.extensions import ExtensionPoint
-from flaxmnist.options import Option, declared, one_of, option
+from flaxmnist.options import Option, declared, one_of, option, optional
 from flaxmnist.signatures import REQUIRED
 
 # Callables that an error names.
@@ -248,6 +248,23 @@ class DataConfig(Group):
         "Where the examples are stored: on the devices, or on the host if they do not "
         "fit.",
         mutable=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Group):
+    """The random distortion of training images, and its options."""
+
+    group: ClassVar[str] = "augment"
+    name: str = option(
+        "distort",
+        augment.POINT,
+        "Augmentation; by default, it leaves the images as they are.",
+    )
+    stop_before_end: int | str | None = option(
+        None,
+        optional(options.duration),
+        "Length of the last part of the run, which trains on plain images.",
     )
 
 

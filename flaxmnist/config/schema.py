@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from flaxmnist import options
 from flaxmnist.config.groups import (
+    AugmentConfig,
     DataConfig,
     Group,
     MeshConfig,
@@ -26,6 +27,7 @@ GROUPS: dict[str, type[Group]] = {
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
     "data": DataConfig,
+    "augment": AugmentConfig,
     "mesh": MeshConfig,
 }
 
@@ -151,6 +153,9 @@ class Config(Group):
     model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig.of({}))
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(
+        default_factory=lambda: AugmentConfig.of({})
+    )
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ An augmentation is a callable `(keys [batch], images [batch, height, width, chan
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +16,14 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Key
 
 from flaxmnist import options
-from flaxmnist.errors import UserError
+from flaxmnist.errors import UserError, dtype_and_shape, shown
+from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import declared, option, real, whole
 
 # Control points of the elastic distortion along each axis.
 _KNOTS = 4
+
+Augmentation = Callable[[Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class Augment:
     """
 
     rotate: float = option(
-        0.0, real(0, below=180.001), "Largest rotation, in degrees, either way."
+        0.0, real(0, below=360), "Largest rotation, in degrees, either way."
     )
     scale: float = option(
         0.0,
@@ -102,8 +106,6 @@ class Augment:
             order=1,
         )
         image = jax.vmap(resample, -1, -1)(image)
-        if not self.cutout:
-            return image
         rows, columns = (
             jnp.arange(size) - jnp.floor((u + 1) / 2 * size) + self.cutout // 2
             for u, size in zip(center, image.shape[:2], strict=True)
@@ -132,16 +134,15 @@ class Augment:
         y, x = cos * y + sin * x, cos * x - sin * y
         x = (x - self.shear * moves[3] * y) / (1 + self.scale * moves[2])
         y = y / (1 + self.scale * moves[1])
-        if self.elastic:
-            knots = self.elastic * shifts.reshape(2, _KNOTS, _KNOTS)
-            field = jnp.einsum(
-                "yi,dij,xj->dyx",
-                _interpolation(height),
-                knots,
-                _interpolation(width),
-                precision="highest",
-            )
-            y, x = y + field[0], x + field[1]
+        knots = self.elastic * shifts.reshape(2, _KNOTS, _KNOTS)
+        field = jnp.einsum(
+            "yi,dij,xj->dyx",
+            _interpolation(height),
+            knots,
+            _interpolation(width),
+            precision="highest",
+        )
+        y, x = y + field[0], x + field[1]
         return y + (height - 1) / 2, x + (width - 1) / 2
 
 
@@ -152,3 +153,41 @@ def _interpolation(size: int) -> np.ndarray:
     )
     matrix: np.ndarray = np.linalg.solve(knots.T, pixels.T).T.astype(np.float32)
     return matrix
+
+
+POINT = ExtensionPoint({"distort": Augment}, filled=("keys", "images"))
+
+
+def build(name: str, **given: Any) -> Augmentation | None:
+    """Returns the augmentation `name`; None if it leaves the images as they are.
+
+    Raises:
+      UserError: an option has an invalid value, or the user's callable raised an error.
+    """
+    function = POINT.bind(name, given)
+    return None if function == Augment() else function
+
+
+def apply(
+    augment: Augmentation,
+    key: Key[Array, ""],
+    images: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch height width channels"]:
+    """Returns the augmented images of one step.
+
+    The key of an image depends on `key` and its place in the batch only, so neither a
+    mesh nor micro-batches change the images.
+
+    Raises:
+      UserError: the augmentation does not return images of the same shape and dtype.
+    """
+    fold = functools.partial(jax.random.fold_in, key)
+    made = augment(jax.vmap(fold)(jnp.arange(len(images))), images)
+    same = getattr(made, "shape", None), getattr(made, "dtype", None)
+    if same != (images.shape, images.dtype):
+        found = type(made).__name__ if None in same else dtype_and_shape(made)
+        raise UserError(
+            f"augment={shown(augment)} returned {found}; expected the shape and dtype "
+            f"of the given images, {dtype_and_shape(images)}"
+        )
+    return made

@@ -5,21 +5,30 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array
 
 from flaxmnist.core import mnist, ops
-from flaxmnist.core.batch import MAX_SIDE, ImageShape, as_images
+from flaxmnist.core.batch import MAX_SIDE, ImageShape
+from flaxmnist.core.convnet import ConvNet
 from flaxmnist.core.initializers import INITIALIZERS
+from flaxmnist.core.layers import (
+    DTYPE,
+    DTYPE_HELP,
+    POOLS,
+    XLA_POOLS,
+    Images,
+    Logits,
+    Sizes,
+    canonicalize,
+    flat,
+    scale,
+)
 from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import (
-    OptionType,
     boolean,
     check,
-    declared,
     one_of,
     option,
     optional,
@@ -30,14 +39,10 @@ from flaxmnist.options import (
 __all__ = [
     "CNN",
     "MLP",
+    "ConvNet",
     "SoftmaxRegression",
     "scale",
 ]
-
-Images = Shaped[Array | np.ndarray, "batch ..."]
-Logits = Float[Array, "batch classes"]
-# One or several whole numbers; a model stores them as a tuple.
-Sizes = Any
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": nn.relu,
@@ -45,59 +50,6 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "tanh": nn.tanh,
     "softplus": nn.softplus,
 }
-POOLS = {"max": ops.max_pool, "average": ops.average_pool}
-# Without gradients, XLA's own convolution and pooling are fastest on all platforms.
-_XLA_POOLS = POOLS | {
-    "max": lambda x: nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
-}
-
-
-def scale(images: Images) -> Float[Array, "batch height width channels"]:
-    """Returns images as float32 in [0, 1]. No other function scales pixels.
-
-    Args:
-      images: uint8 or floating point, `[batch, height, width, channels]`; or MNIST's,
-        in a form that :func:`flaxmnist.core.batch.as_images` accepts.
-
-    Raises:
-      UserError: the images have another shape or dtype.
-    """
-    shape = images.shape[1:]
-    images = as_images(images, shape if len(shape) == 3 else mnist.IMAGE_SHAPE)
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 255
-    return images.astype(jnp.float32)
-
-
-def _flat(x: Array) -> Array:
-    return x.reshape(x.shape[0], -1)
-
-
-def _floating(dtype: Any) -> Any:
-    if dtype is None or not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise TypeError
-    return dtype
-
-
-def _canonicalize(model: nn.Module) -> None:
-    """Checks the options of a model and sets them in canonical form.
-
-    Raises:
-      UserError: an option has an invalid value.
-    """
-    types = {name: option.type for name, option in declared(type(model)).items()}
-    given = {name: getattr(model, name) for name in types}
-    for name, value in check("model", given, types).items():
-        object.__setattr__(model, name, value)  # Modules are frozen.
-
-
-_DTYPE = optional(
-    OptionType("a floating-point type such as 'float32' or 'bfloat16'", _floating)
-)
-_DTYPE_HELP = (
-    "Type that layers compute in; None: the type of their inputs and parameters. "
-    "Parameters, batch statistics and logits are always float32."
-)
 
 
 class SoftmaxRegression(nn.Module):
@@ -107,11 +59,11 @@ class SoftmaxRegression(nn.Module):
       UserError: an option has an invalid value.
     """
 
-    dtype: Any = option(None, _DTYPE, _DTYPE_HELP)
+    dtype: Any = option(None, DTYPE, DTYPE_HELP)
     num_classes: int = mnist.NUM_CLASSES
 
     def __post_init__(self) -> None:
-        _canonicalize(self)
+        canonicalize(self)
         super().__post_init__()
 
     @nn.compact
@@ -122,7 +74,7 @@ class SoftmaxRegression(nn.Module):
             dtype=self.dtype,
             kernel_init=nn.initializers.zeros,
             dot_general=ops.dot_general,
-        )(_flat(scale(images)))
+        )(flat(scale(images)))
 
 
 class MLP(nn.Module):
@@ -157,11 +109,11 @@ class MLP(nn.Module):
     bias_init: float = option(
         0.0, real(-1_000, below=1_000), "Initial value of every bias."
     )
-    dtype: Any = option(None, _DTYPE, _DTYPE_HELP)
+    dtype: Any = option(None, DTYPE, DTYPE_HELP)
     num_classes: int = mnist.NUM_CLASSES
 
     def __post_init__(self) -> None:
-        _canonicalize(self)
+        canonicalize(self)
         if self.kernel_stddev is not None and self.kernel_init != "truncated_normal":
             raise UserError(
                 f"model.kernel_stddev={self.kernel_stddev} has no effect with "
@@ -172,7 +124,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
-        return self._classify(_flat(scale(images)), train)
+        return self._classify(flat(scale(images)), train)
 
     @nn.nowrap
     def _layer(self) -> dict[str, Any]:
@@ -232,7 +184,7 @@ class CNN(MLP):
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
         conv = ops.conv if train else lax.conv_general_dilated
-        pools = POOLS if train else _XLA_POOLS
+        pools = POOLS if train else XLA_POOLS
         x = scale(images)
         self.check_fits(x.shape[1:3])
         for channels in self.features:
@@ -247,7 +199,7 @@ class CNN(MLP):
             x = self._activate(x, train)
             if self.pool is not None:
                 x = pools[self.pool](x)
-        return self._classify(_flat(x), train)
+        return self._classify(flat(x), train)
 
     @nn.nowrap
     def check_fits(self, sides: tuple[int, ...]) -> None:
@@ -271,6 +223,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "softmax": SoftmaxRegression,
     "mlp": MLP,
     "cnn": CNN,
+    "convnet": ConvNet,
 }
 
 
@@ -308,7 +261,7 @@ def build(
         raise UserError(
             f"model.name={name!r} returned {shown(model)}; expected a flax.linen module"
         )
-    if isinstance(model, CNN):
+    if isinstance(model, CNN | ConvNet):
         model.check_fits(image_shape[:2])
     return model
 

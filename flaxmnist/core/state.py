@@ -13,9 +13,12 @@ from flax import struct
 from jax.sharding import Sharding
 
 from flaxmnist import options
+from flaxmnist.core import augment as augmentations
 from flaxmnist.core import mnist
+from flaxmnist.core.augment import Augmentation
 from flaxmnist.core.batch import MAX_CHANNELS, MAX_SIDE, ImageShape, as_logits
 from flaxmnist.core.by_value import by_value
+from flaxmnist.core.layers import scale
 from flaxmnist.core.sharding import Layout, abstract
 from flaxmnist.core.types import Collections, Params
 from flaxmnist.errors import UserError, shown
@@ -28,6 +31,13 @@ def _image_shape(value: Any) -> ImageShape:
     return height, width, channels
 
 
+def _augmentation(value: Any) -> Augmentation:
+    if isinstance(value, type) or not callable(value):
+        raise TypeError
+    function: Augmentation = value
+    return function
+
+
 OPTIONS = {
     "seed": options.seed,
     "ema_decay": options.optional(options.real(0, above=True, below=1)),
@@ -37,6 +47,12 @@ OPTIONS = {
         f"as {mnist.IMAGE_SHAPE}",
         _image_shape,
     ),
+    "augment": options.optional(
+        options.OptionType(
+            "a function of keys and images such as Augment(rotate=10)", _augmentation
+        )
+    ),
+    "augment_until": options.optional(options.count),
 }
 
 
@@ -58,6 +74,9 @@ class TrainState:
       ema: exponential moving average of the parameters; None without `ema_decay`.
       ema_decay: decay of that average per update (static).
       grad_accumulation: number of micro-batches per batch (static).
+      augment: distorts the training images; see :mod:`flaxmnist.core.augment` (static).
+      augment_until: step from which on the images are not distorted (static); None:
+        all are.
       image_shape: height, width and channels of an image (static).
       num_classes: number of logits of the model (static).
     """
@@ -73,6 +92,8 @@ class TrainState:
     ema: Params | None = None
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
     grad_accumulation: int = struct.field(pytree_node=False, default=1)
+    augment: Augmentation | None = struct.field(pytree_node=False, default=None)
+    augment_until: int | None = struct.field(pytree_node=False, default=None)
     image_shape: ImageShape = struct.field(pytree_node=False, default=mnist.IMAGE_SHAPE)
     num_classes: int = struct.field(pytree_node=False, default=mnist.NUM_CLASSES)
 
@@ -116,6 +137,8 @@ def _init(
     ema_decay: float | None = None,
     grad_accumulation: int = 1,
     image_shape: ImageShape = mnist.IMAGE_SHAPE,
+    augment: Augmentation | None = None,
+    augment_until: int | None = None,
 ) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *image_shape), jnp.uint8)
@@ -128,6 +151,8 @@ def _init(
             "layers to train"
         )
     params = variables.pop("params")
+    if augment is not None:  # Rejects one that does not fit the images.
+        augmentations.apply(augment, key, scale(images))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -142,6 +167,8 @@ def _init(
         grad_accumulation=grad_accumulation,
         image_shape=image_shape,
         num_classes=num_classes,
+        augment=augment,
+        augment_until=augment_until,
     )
 
 
@@ -171,6 +198,8 @@ def create_state(
     ema_decay: float | None = None,
     grad_accumulation: int = 1,
     image_shape: ImageShape = mnist.IMAGE_SHAPE,
+    augment: Augmentation | None = None,
+    augment_until: int | None = None,
 ) -> TrainState:
     """Returns the state before the first step, initialized straight into `sharding`.
 
@@ -186,6 +215,9 @@ def create_state(
       grad_accumulation: number of micro-batches per batch. Only the activations of one
         are in memory at a time; the update is that of the whole batch.
       image_shape: height, width and channels of an image.
+      augment: distorts the images of every training step, such as `Augment(rotate=10)`;
+        see :mod:`flaxmnist.core.augment`.
+      augment_until: step from which on the images are not distorted; None: all are.
 
     Raises:
       UserError: an argument has an invalid value or type.
@@ -196,6 +228,8 @@ def create_state(
         "ema_decay": ema_decay,
         "grad_accumulation": grad_accumulation,
         "image_shape": image_shape,
+        "augment": augment,
+        "augment_until": augment_until,
     }
     checked = options.check("", given, OPTIONS)
     if isinstance(sharding, Layout):

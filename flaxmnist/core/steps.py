@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from flaxmnist.core import optim
+from flaxmnist.core import augment, optim
 from flaxmnist.core.batch import (
     as_batch,
     as_images,
@@ -24,6 +24,7 @@ from flaxmnist.core.batch import (
     valid_labels,
 )
 from flaxmnist.core.by_value import warn_if_rebuilt
+from flaxmnist.core.layers import scale
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.sharding import constrain, gather
 from flaxmnist.core.state import TrainState
@@ -137,15 +138,34 @@ def _micro_state(
     return dataclasses.replace(state, key=key, model_state=model_state)
 
 
-def gradient(state: TrainState, batch: Batch) -> Gradient:
-    """Differentiates :func:`loss_fn`, in `state.grad_accumulation` micro-batches.
+def augmented(state: TrainState, batch: Batch) -> Batch:
+    """Returns the batch with the images that a step of `state` trains on.
 
-    Each draws its own dropout, and they update the batch statistics one after another.
-    The loss is the mean over all valid examples of the batch.
+    Raises:
+      UserError: a name, shape or dtype of the batch is invalid.
+    """
+    if state.augment is None:
+        return batch
+    batch = as_batch(batch, state.image_shape, state.num_classes)
+    images = scale(batch["image"])
+    key = jax.random.fold_in(state.key, state.step)
+    made = augment.apply(state.augment, key, images)
+    if state.augment_until is not None:
+        made = jnp.where(state.step < state.augment_until, made, images)
+    return batch | {"image": made}
+
+
+def gradient(state: TrainState, batch: Batch) -> Gradient:
+    """Differentiates :func:`loss_fn` by the parameters, over :func:`augmented` images.
+
+    There are `state.grad_accumulation` micro-batches. Each draws its own dropout, and
+    they update the batch statistics one after another. The loss is the mean over all
+    valid examples of the batch.
 
     Raises:
       UserError: as :func:`loss_fn`, or the number does not divide the batch.
     """
+    batch = augmented(state, batch)
     differentiate = jax.grad(loss_fn, has_aux=True)
     if state.grad_accumulation == 1:
         whole: Gradient = differentiate(state.params, state, batch)
@@ -169,11 +189,12 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
 
 
 def batch_loss(params: Params, state: TrainState, batch: Batch) -> Float[Array, ""]:
-    """Returns the loss that :func:`gradient` differentiates, with the same dropout.
+    """Returns the loss that :func:`gradient` differentiates, of the same random draws.
 
     Optimizers with a line search evaluate it at other parameters. Differentiated, it
     holds the activations of one micro-batch at a time, too.
     """
+    batch = augmented(state, batch)
     if state.grad_accumulation == 1:
         return loss_fn(params, state, batch)[0]
 

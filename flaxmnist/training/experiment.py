@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from flaxmnist import data
 from flaxmnist.config import Config, as_dict, flat, user_code
-from flaxmnist.core import models, optim, sharding
+from flaxmnist.core import augment, models, optim, sharding
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.steps import train_steps
 from flaxmnist.data.feeds import FEEDS, Feed
@@ -100,6 +100,8 @@ class Experiment(Evaluation):
                 "ema_decay": config.ema,
                 "grad_accumulation": config.grad_accumulation,
                 "image_shape": dataset.image_shape,
+                "augment": augment.build(**as_dict(config.augment)),
+                "augment_until": _plain_from(config, feed.steps_per_epoch, total_steps),
             },
         )
 
@@ -209,6 +211,19 @@ def _events(config: Config, steps_per_epoch: int) -> dict[str, int]:
         event: to_steps(getattr(config, option), steps_per_epoch)
         for event, option in options.items()
     }
+
+
+def _plain_from(config: Config, steps_per_epoch: int, total_steps: int) -> int | None:
+    """Returns the step from which on the training images are not augmented."""
+    if (length := config.augment.stop_before_end) is None:
+        return None
+    step = total_steps - to_steps(length, steps_per_epoch)
+    if step < 1:
+        raise UserError(
+            f"augment.stop_before_end={length!r}: expected less than the run, "
+            f"{total_steps:,} steps"
+        )
+    return step
 
 
 def make_layout(config: Config) -> sharding.Layout:

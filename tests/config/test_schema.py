@@ -15,6 +15,11 @@ from flaxmnist.errors import UserError
 from flaxmnist.rundir import folder
 from flaxmnist.training.experiment import Experiment
 
+
+def unchanged(keys, images):
+    return images
+
+
 BASE = configs.resolve(configs.make_config(num_steps=5))
 # Each option accepts one of these, other than its value in BASE.
 OTHER_VALUES = (7, 0.5, True, False, (7,), (3, 3), "2 epochs", "norms, filters")
@@ -28,6 +33,7 @@ OTHER_VALUES += (
     "tanh",
     "VALID",
 )
+OTHER_VALUES += (unchanged,)
 OTHER_VALUES += ("glorot_uniform", "average", "train, validation", "logits", "mlp")
 # Options of the optimizer that are valid only together with these.
 REQUIRED = {
@@ -44,7 +50,7 @@ def changed(name):
     for value in OTHER_VALUES:
         values = configs.as_dict(BASE)
         group, _, last = name.rpartition(".")
-        if name in ("model.name", "optimizer.name"):
+        if name in ("model.name", "optimizer.name", "augment.name"):
             values[group] = {}
         if name == "num_epochs":
             values["num_steps"] = None
@@ -204,7 +210,7 @@ UNKNOWN = {
     "optimiser.name": "'optimizer.name'",
     "hidden": "'model.hidden'",
     "model.dropout": "'model.dropout_rate'",
-    "name": "'model.name' or 'optimizer.name' or 'data.name'",
+    "name": "'model.name' or 'optimizer.name' or 'data.name' or 'augment.name'",
     "optimizer.batch_size": "'batch_size'",
     "sed": "'seed'",
     "modell": "'model' or 'mesh.model'",

@@ -1,11 +1,19 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from helpers import batch_of, tiny_config
 from scipy import ndimage
 from scipy.interpolate import CubicSpline
 
+from flaxmnist.core import models, sharding, steps
 from flaxmnist.core.augment import Augment
+from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.state import create_state
+from flaxmnist.data import DeviceFeed
 from flaxmnist.errors import UserError
+from flaxmnist.training.experiment import Experiment
 
 SHAPE = (9, 12, 2)
 FULL = Augment(rotate=30, scale=0.2, shear=0.3, translate=2, elastic=1.5, cutout=3)
@@ -101,9 +109,88 @@ def test_draws_are_by_key_and_cover_their_range():
 def test_options_are_checked_and_compared_by_value():
     assert Augment(rotate=10) == Augment(rotate=10.0)
     assert hash(Augment(rotate=10)) == hash(Augment(rotate=10.0))
-    for name, value in (("scale", 1), ("rotate", 181), ("cutout", 1.5), ("shear", -1)):
+    for name, value in (("scale", 1), ("rotate", 360), ("cutout", 1.5), ("shear", -1)):
         with pytest.raises(UserError, match=f"augment.{name}={value}: expected a"):
             Augment(**{name: value})
     for name in ("translate", "elastic", "cutout"):
         with pytest.raises(UserError, match=f"augment.{name}=9: expected less than 9"):
             Augment(**{name: 9})(keys(), images())
+
+
+def state_with(augment, mesh=None, **options):
+    layout = sharding.Layout(mesh or sharding.make_mesh(1))
+    model, tx = models.SoftmaxRegression(), optax.sgd(0.1)
+    return create_state(model, tx, 0, layout, augment=augment, **options)
+
+
+def test_neither_a_mesh_nor_micro_batches_change_the_images(synthetic):
+    batch = batch_of(synthetic.train, 16)
+    both = jax.jit(lambda *args: (steps.augmented(*args), steps.gradient(*args)))
+    seen, gradients = [], []
+    for devices, parts in ((1, 1), (1, 4), (4, 1)):
+        mesh = sharding.make_mesh(devices)
+        split = sharding.split_over_data(mesh, 0)
+        given = {key: sharding.put(array, split) for key, array in batch.items()}
+        made, (grads, _) = both(state_with(FULL, mesh, grad_accumulation=parts), given)
+        seen.append(np.asarray(made["image"]))
+        gradients.append(np.asarray(grads["Dense_0"]["kernel"]))
+    plain = batch["image"].astype(np.float32) / 255
+    assert abs(seen[0] - plain).mean() > 0.02
+    for images, gradient in zip(seen, gradients, strict=True):
+        np.testing.assert_allclose(images, seen[0], atol=1e-5)
+        # Of softmax regression from zero: a sum over images, linear in each.
+        np.testing.assert_allclose(gradient, gradients[0], atol=1e-5)
+
+
+def test_a_run_is_the_same_in_parts_and_ends_with_plain_images(mesh, synthetic):
+    feed = DeviceFeed(synthetic.train, 16, mesh, seed=0)
+    batches = next(feed.chunks(0, 4))[0]
+    states = []
+    compiled = steps.train_steps._cache_size()
+    for parts in ((4,), (2, 2), (3, 1)):
+        state = state_with(Augment(rotate=30), augment_until=3)
+        metrics = sharding.zeros(Metrics.empty, sharding.replicated(mesh))
+        for count in parts:
+            before = jax.tree.map(jnp.copy, state.params)
+            state, metrics = steps.train_steps(state, metrics, batches, count)
+        states.append(state.params["Dense_0"]["kernel"])
+    assert steps.train_steps._cache_size() == compiled + 1
+    for kernel in states:
+        np.testing.assert_array_equal(kernel, states[0])
+    # The last update is that of plain images.
+    plain = state_with(None).replace(params=before, step=jnp.int32(3))
+    plain, _ = steps.train_step(plain, batches.at(jnp.int32(3)))
+    np.testing.assert_allclose(plain.params["Dense_0"]["kernel"], states[0], atol=1e-6)
+
+
+def test_evaluation_sees_plain_images(synthetic):
+    batch = batch_of(synthetic.test, 16)
+    state, plain = (state_with(one) for one in (FULL, None))
+    trained, _ = steps.train_step(state, batch)
+    plain = plain.replace(params=jax.tree.map(jnp.copy, trained.params))
+    expected = steps.eval_step(plain, batch).compute()
+    assert steps.eval_step(trained, batch).compute() == expected
+
+
+def test_an_augmentation_that_does_not_fit_is_rejected_with_the_state():
+    with pytest.raises(UserError, match=r"augment.translate=28: expected less than 28"):
+        state_with(Augment(translate=28))
+    with pytest.raises(UserError, match=r"returned float32 \[1, 28, 28\]; exp"):
+        state_with(lambda keys, images: images[..., 0])
+    for augment in (Augment, "rotate"):
+        with pytest.raises(UserError, match=r"augment=.*: expected a function of keys"):
+            state_with(augment)
+
+
+def test_a_configuration_names_the_augmentation_and_its_end():
+    def options(**augment):
+        return Experiment.build(tiny_config(augment=augment)).state_options
+
+    found = options(rotate=10, stop_before_end="0.5 epochs")  # 40 steps, 20 an epoch.
+    assert found["augment"] == Augment(rotate=10)
+    assert found["augment_until"] == 30
+    assert options()["augment"] is None
+    with pytest.raises(
+        UserError, match=r"stop_before_end=40: expected less than the run"
+    ):
+        options(rotate=10, stop_before_end=40)

@@ -1,0 +1,211 @@
+"""A convolutional network that a line of text describes."""
+
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from flaxmnist.core import mnist, ops
+from flaxmnist.core.layers import (
+    DTYPE,
+    DTYPE_HELP,
+    POOLS,
+    XLA_POOLS,
+    Images,
+    Logits,
+    canonicalize,
+    flat,
+    scale,
+)
+from flaxmnist.errors import UserError
+from flaxmnist.options import OptionType, option, optional, real, whole
+
+_EXAMPLE = "'24C5-MP2-48C3-MP2-256N'"
+# Number, name, size and stride of a layer.
+_PARTS = re.compile(r"(\d*)([A-Z]+)(\d*)(?:S(\d+))?")
+_ON_IMAGES = re.compile(r"[1-9]\d{0,4}C[1-9]\d?(S[1-9])?|[MA]P[2-9]?|R|SE")
+_ON_ANYTHING = re.compile(r"[1-9]\d{0,4}N|BN|D")
+# These make one vector of an image.
+_FLATTENING = re.compile(r"\d+N|[MA]P")
+_POOL_NAMES = {"MP": "max", "AP": "average"}
+# Squeeze and excite computes its gates from this part of the channels.
+_SQUEEZE = 4
+
+
+def _layers(value: Any) -> str:
+    """Returns the text of the layers. Raises TypeError or UserError."""
+    if not isinstance(value, str):
+        raise TypeError
+    flattened = ""
+    for layer in value.split("-"):
+        if _ON_IMAGES.fullmatch(layer):
+            if flattened:
+                raise UserError(
+                    f": layer {layer!r} needs images, but {flattened!r} before it "
+                    f"returns vectors; expected a text such as {_EXAMPLE}"
+                )
+        elif not _ON_ANYTHING.fullmatch(layer):
+            raise UserError(
+                f": unknown layer {layer!r}; expected 32C5 (32 kernels of 5×5), 32C5S2 "
+                "(stride 2), MP2 or AP2 (max, average pooling), MP or AP (global), R "
+                "(residual), BN (batch norm), SE (squeeze and excite), D (dropout) or "
+                f"128N (dense), as in {_EXAMPLE}"
+            )
+        if _FLATTENING.fullmatch(layer):
+            flattened = layer
+    return value
+
+
+class ConvNet(nn.Module):
+    """The layers of a text such as ``"24C5-MP2-48C3-MP2-256N"``, then the logits.
+
+    The notation is that of Cireşan et al. (2012, "Multi-column Deep Neural Networks for
+    Image Classification"), extended:
+
+    - ``32C5``: convolution with 32 kernels of 5×5, ReLU; ``32C5S2``: with stride 2.
+    - ``MP2``, ``AP2``: maximum, average of 2×2 pixels; pixels at the edge are repeated
+      if 2 does not divide the image. ``MP``, ``AP``: of the whole image.
+    - ``128N``: dense layer with 128 outputs, ReLU.
+    - ``BN``: batch normalization.
+    - ``R``: the residual block y + ReLU(conv 3×3(y)), y being the input after ``BN``.
+    - ``SE``: squeeze and excite (Hu et al., 2018): two dense layers compute a factor
+      for each channel from the means of all channels.
+    - ``D``: dropout.
+
+    The declaration of each attribute describes it.
+
+    Raises:
+      UserError: an option has an invalid value.
+    """
+
+    layers: str = option(
+        "32C5-R-MP2-R-BN-64C3-MP2-R-BN-128C3-MP2-R-BN-AP",
+        OptionType(f"a text such as {_EXAMPLE}", _layers),
+        "Layers before the logits, such as 32C5 (32 kernels of 5×5), MP2 (max pooling "
+        "of 2×2 pixels), AP (global average), BN (batch norm), R (residual block), D "
+        "(dropout), 128N (dense).",
+    )
+    dropout_rate: float = option(
+        0.4, real(0, below=1), "Fraction of hidden activations dropped in training."
+    )
+    crop: int | None = option(
+        None,
+        optional(whole(1)),
+        "Side of the central square that is resized to the size of the images and "
+        "classified, in pixels; None: the whole image.",
+    )
+    dtype: Any = option(None, DTYPE, DTYPE_HELP)
+    num_classes: int = mnist.NUM_CLASSES
+
+    def __post_init__(self) -> None:
+        canonicalize(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool = False) -> Logits:
+        """Returns the logits."""
+        x = scale(images)
+        self.check_fits(x.shape[1:3])
+        if self.crop is not None:
+            x = _center(x, self.crop)
+        for layer in self.layers.split("-"):
+            x = self._apply(layer, x, train)
+        return nn.Dense(
+            self.num_classes, dtype=self.dtype, dot_general=ops.dot_general
+        )(flat(x))
+
+    @nn.nowrap
+    def check_fits(self, sides: tuple[int, ...]) -> None:
+        """Raises UserError if images of this height and width are too small."""
+        if self.crop is not None and self.crop > min(sides):
+            raise UserError(
+                f"model.crop={self.crop}: expected at most {min(sides)}, for images of "
+                f"{sides[0]}×{sides[1]} pixels"
+            )
+
+    @nn.nowrap
+    def _apply(self, layer: str, x: Array, train: bool) -> Array:
+        parts = _PARTS.fullmatch(layer)
+        assert parts  # As checked by `_layers`.
+        count, name, size, stride = parts.groups()
+        match name:
+            case "C":
+                x = self._convolve(x, int(count), int(size), int(stride or 1), train)
+            case "N":
+                x = nn.relu(nn.Dense(int(count), dtype=self.dtype)(flat(x)))
+            case "MP" | "AP":
+                x = _pool(x, _POOL_NAMES[name], int(size or 0), train)
+            case "BN":
+                x = self._normalize(x, train)
+            case "R":
+                x = self._normalize(x, train)
+                x += self._convolve(x, x.shape[-1], 3, 1, train)
+            case "SE":
+                x = self._excite(x)
+            case "D":
+                x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return x
+
+    @nn.nowrap
+    def _convolve(
+        self, x: Array, channels: int, size: int, stride: int, train: bool
+    ) -> Array:
+        return nn.relu(
+            nn.Conv(
+                channels,
+                (size, size),
+                stride,
+                dtype=self.dtype,
+                conv_general_dilated=ops.conv if train else lax.conv_general_dilated,
+            )(x)
+        )
+
+    @nn.nowrap
+    def _normalize(self, x: Array, train: bool) -> Array:
+        normalized: Array = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, dtype=self.dtype
+        )(x)
+        return normalized
+
+    @nn.nowrap
+    def _excite(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        squeezed = nn.Dense(-(-channels // _SQUEEZE), dtype=self.dtype)(x.mean((1, 2)))
+        factors = nn.sigmoid(nn.Dense(channels, dtype=self.dtype)(nn.relu(squeezed)))
+        return x * factors[:, None, None]
+
+
+def _pool(x: Array, name: str, window: int, train: bool) -> Array:
+    """Pools squares of `window` pixels, or whole images if 0."""
+    if not window:
+        pooled: Array = (jnp.max if name == "max" else jnp.mean)(x, (1, 2))
+        return pooled
+    missing = [(0, -length % window) for length in x.shape[1:3]]
+    x = jnp.pad(x, ((0, 0), *missing, (0, 0)), mode="edge")
+    pooled = (POOLS if train else XLA_POOLS)[name](x, window)
+    return pooled
+
+
+def _center(
+    images: Float[Array, "batch height width channels"], crop: int
+) -> Float[Array, "batch height width channels"]:
+    """Resizes the central square of `crop` pixels to the size of the images.
+
+    The resampling is bilinear and separable: one small matrix for each axis.
+    """
+    height, width = images.shape[1:3]
+
+    def matrix(size: int) -> np.ndarray:
+        middle = (size - 1) / 2
+        source = (np.arange(size) - middle) * crop / size + middle
+        distance = abs(source[:, None] - np.arange(size))
+        hat: np.ndarray = np.maximum(0, 1 - distance).astype(np.float32)
+        return hat
+
+    return jnp.einsum(
+        "yi,bijc,xj->byxc", matrix(height), images, matrix(width), precision="highest"
+    )

@@ -1,0 +1,72 @@
+"""Inputs, options and pooling that the models share."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from flaxmnist.core import mnist, ops
+from flaxmnist.core.batch import as_images
+from flaxmnist.options import OptionType, check, declared, optional
+
+Images = Shaped[Array | np.ndarray, "batch ..."]
+Logits = Float[Array, "batch classes"]
+# One or several whole numbers; a model stores them as a tuple.
+Sizes = Any
+
+POOLS = {"max": ops.max_pool, "average": ops.average_pool}
+# Without gradients, XLA's own convolution and pooling are fastest on all platforms.
+XLA_POOLS = POOLS | {
+    "max": lambda x, window=2: nn.max_pool(x, (window,) * 2, strides=(window,) * 2)
+}
+
+
+def scale(images: Images) -> Float[Array, "batch height width channels"]:
+    """Returns images as float32 in [0, 1]. No other function scales pixels.
+
+    Args:
+      images: uint8 or floating point, `[batch, height, width, channels]`; or MNIST's,
+        in a form that :func:`flaxmnist.core.batch.as_images` accepts.
+
+    Raises:
+      UserError: the images have another shape or dtype.
+    """
+    shape = images.shape[1:]
+    images = as_images(images, shape if len(shape) == 3 else mnist.IMAGE_SHAPE)
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    return images.astype(jnp.float32)
+
+
+def flat(x: Array) -> Array:
+    """Returns `[batch, values]`."""
+    return x.reshape(x.shape[0], -1)
+
+
+def _floating(dtype: Any) -> Any:
+    if dtype is None or not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise TypeError
+    return dtype
+
+
+def canonicalize(model: nn.Module) -> None:
+    """Checks the options of a model and sets them in canonical form.
+
+    Raises:
+      UserError: an option has an invalid value.
+    """
+    types = {name: option.type for name, option in declared(type(model)).items()}
+    given = {name: getattr(model, name) for name in types}
+    for name, value in check("model", given, types).items():
+        object.__setattr__(model, name, value)  # Modules are frozen.
+
+
+DTYPE = optional(
+    OptionType("a floating-point type such as 'float32' or 'bfloat16'", _floating)
+)
+DTYPE_HELP = (
+    "Type that layers compute in; None: the type of their inputs and parameters. "
+    "Parameters, batch statistics and logits are always float32."
+)
