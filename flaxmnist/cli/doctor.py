@@ -16,6 +16,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from flaxmnist.cli import command
+from flaxmnist.data import Dataset, duplicates
 from flaxmnist.data.datasets import load, locate
 from flaxmnist.data.download import cache_dir, reachable, registered
 from flaxmnist.errors import UserError
@@ -89,7 +90,7 @@ def problems_with_devices(wanted: str | None) -> Iterator[str]:
         yield f"{_size(free)} are free on this disk: checkpoints may not fit"
     try:
         if locate("mnist"):
-            load("mnist")
+            yield from _problems_with_data(load("mnist"))
         elif not reachable(registered("mnist")[0].url):
             yield (
                 "MNIST is missing and its server cannot be reached: runs will train on "
@@ -98,6 +99,15 @@ def problems_with_devices(wanted: str | None) -> Iterator[str]:
             )
     except UserError as error:
         yield str(error)
+
+
+def _problems_with_data(dataset: Dataset) -> Iterator[str]:
+    if count := duplicates.count(dataset):
+        yield (
+            f"{count:,} of the {len(dataset.test):,} test images of {dataset.name} are "
+            "among its training or validation images, too: the test accuracy will be "
+            "too high; remove them from one of the splits"
+        )
 
 
 def _size(count: float) -> str:
@@ -122,8 +132,9 @@ def _devices() -> str:
 
 def _data() -> str:
     if found := locate("mnist"):
-        source, folder = found
-        return f"mnist from {folder} ({source})"
+        source, path = found
+        name = "mnist" if source in ("idx", "tfds") else "data"
+        return f"{name} from {path} ({source})"
     return "mnist by download, or, without a network, the bundled subset"
 
 

@@ -36,7 +36,7 @@ MAX_BYTES, MAX_UNPACKED, MAX_IN_MEMORY = 1 << 37, 1 << 30, 1 << 28
 def _spellings(directory: Path, prefix: str, stem: str) -> dict[str, str]:
     """Returns the names of a file in `directory`, by the suffix of its compression."""
     stem = stem.replace("t10k", "(?:t10k|test)")
-    pattern = re.compile(rf"{prefix}{stem}[-.]idx\d-[a-z]+(\.gz|\.xz|)")
+    pattern = re.compile(rf"{prefix}{stem}[-.]idx\d-\w+(\.gz|\.xz|)")
     # Of two spellings with the same suffix, the last one here counts: the one with "-".
     names = sorted(os.listdir(directory), reverse=True)
     return {match[1]: match[0] for name in names if (match := pattern.fullmatch(name))}

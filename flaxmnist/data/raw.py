@@ -70,7 +70,9 @@ class Pixels:
                 f"{_shape(self._shape)} and {_shape(images.shape[1:])}; expected one "
                 "shape"
             )
-        return np.ascontiguousarray(self._levels(self._arrange(images)))
+        levels = self._levels(self._arrange(images))
+        # An array on disk stays there.
+        return levels if levels.flags.c_contiguous else np.ascontiguousarray(levels)
 
     def _arrange(self, images: np.ndarray) -> np.ndarray:
         match images.shape[1:]:

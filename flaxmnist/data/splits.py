@@ -10,6 +10,8 @@ import numpy as np
 
 from flaxmnist.core.batch import MAX_CHANNELS, MAX_CLASSES, MAX_SIDE, ImageShape
 from flaxmnist.data import download
+from flaxmnist.data.draw import VALIDATION_SHARE, stratified
+from flaxmnist.data.raw import Pixels, one_column
 from flaxmnist.data.rows import is_mapped, slabs
 from flaxmnist.errors import UserError, dtype_and_shape
 from flaxmnist.runtime.memory import available_memory
@@ -132,7 +134,8 @@ class Dataset:
         """Returns a data set of images and labels in memory.
 
         Args:
-          train: images and labels as :class:`Split` takes them.
+          train: images, as :class:`Split` takes them or as :class:`raw.Pixels` converts
+            them, such as floating point in [0, 1]; and labels, integers or one-hot.
           test: the same.
           class_names: a name per class; "0", "1", … if empty.
           validation: as `train`; if None, a twelfth of `train` is held out.
@@ -141,10 +144,19 @@ class Dataset:
         Raises:
           UserError: as :class:`Split` and :class:`Dataset`.
         """
-        names = tuple(class_names)
+        names, pixels = tuple(class_names), Pixels(name)
+
+        def converted(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+            if isinstance(images, np.ndarray) and images.dtype != np.uint8:
+                images = pixels(images)
+            if isinstance(labels, np.ndarray) and labels.ndim == 2:
+                labels = one_column(labels, name)
+            return [images, labels]
+
+        arrays = [*converted(*train), *converted(*test)]
         if validation is None:
-            return divide(name, "arrays", [*train, *test], class_names=names)
-        parts = Split(*train), Split(*validation), Split(*test)
+            return divide(name, "arrays", arrays, class_names=names)
+        parts = Split(*arrays[:2]), Split(*converted(*validation)), Split(*arrays[2:])
         return cls(name, "arrays", *parts, class_names=names)
 
     def __repr__(self) -> str:
@@ -246,10 +258,7 @@ def divide(
             "than the rest, as in sorted data: the validation split is drawn from each "
             "class instead."
         )
-        # Sort by class, in random order within each class, and take every twelfth.
-        draws = np.random.Philox(0).random_raw(len(labels))
-        chosen = np.zeros(len(labels), bool)
-        chosen[np.lexsort((draws, labels))[11::12]] = True
+        chosen = stratified(labels, VALIDATION_SHARE, seed=0)
         train = Split(images[~chosen], labels[~chosen])
         validation = Split(images[chosen], labels[chosen])
     test = Split(test_images, test_labels)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flaxmnist import data
-from flaxmnist.data import cache, idx
+from flaxmnist.data import cache, duplicates, idx
 from flaxmnist.errors import UserError
 
 LABELS = np.arange(24) % 4
@@ -201,3 +201,17 @@ def test_large_arrays_stay_on_disk(tmp_path, monkeypatch):
         assert isinstance(dataset.split(split).images, np.memmap)
     monkeypatch.undo()
     assert data.load(dir=tmp_path / "a.npz").fingerprints == dataset.fingerprints
+
+
+def test_arrays_in_memory_are_converted_too():
+    images = SQUARES[..., None] / np.float32(255)
+    dataset = data.Dataset.from_arrays((images, ONE_HOT), (images, LABELS))
+    plain = data.Dataset.from_arrays((SQUARES, LABELS), (SQUARES, LABELS))
+    np.testing.assert_array_equal(dataset.train.images, plain.train.images)
+    np.testing.assert_array_equal(dataset.train.labels, plain.train.labels)
+
+
+def test_images_in_two_splits_are_counted():
+    test = np.concatenate([IMAGES[:5], 255 - IMAGES[:3]])
+    arrays = (IMAGES, LABELS), (test, LABELS[:8])
+    assert duplicates.count(data.Dataset.from_arrays(*arrays)) == 5

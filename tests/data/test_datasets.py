@@ -446,6 +446,17 @@ def test_a_prepared_set_of_another_kind_is_refused(tmp_path, options, said):
     assert list((download.cache_dir() / "converted").iterdir()) == []
 
 
+def test_a_prepared_set_may_have_any_size_and_number_of_classes(tmp_path):
+    train, _ = write_prepared(tmp_path, classes=12, side=20)
+    folder = (tmp_path / "mnist").rename(tmp_path / "runes") / "3.0.1"
+    names = [f"rune {index}" for index in range(12)]
+    (folder / "label.labels.txt").write_text("\n".join(names))
+    dataset = data.load("runes", dir=tmp_path)
+    assert (dataset.name, dataset.source) == ("runes", "tfds")
+    assert dataset.class_names == tuple(names)
+    np.testing.assert_array_equal(dataset.train.images, train[2:])
+
+
 def test_a_prepared_set_is_neither_imported_nor_believed(tmp_path, monkeypatch):
     train, _ = write_prepared(tmp_path)
     folder = tmp_path / "mnist" / "3.0.1"

@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 import jax
 import pytest
-from helpers import tiny_config, write_idx
+from helpers import save_idx, tiny_config, write_idx
 
 from flaxmnist.__main__ import main
 from flaxmnist.cli import doctor, train
@@ -65,6 +65,10 @@ def test_the_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
     text = capsys.readouterr().out
     for part in (f"jax {jax.__version__}", "CPU cores", str(tmp_path), "no problem"):
         assert part in text
+    images, labels, *_ = write_idx(tmp_path, counts=(240, 20))
+    save_idx(tmp_path, [images, labels, images[:20], labels[:20]])
+    problems = " ".join(doctor.problems_with_devices("cpu"))
+    assert "20 of the 20 test images of mnist are among its training" in problems
 
 
 def test_the_doctor_lists_a_path_that_cannot_be_used_once(monkeypatch, capsys):
