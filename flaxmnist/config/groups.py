@@ -1,4 +1,4 @@
-"""Groups of options: model, optimizer, data, augmentation and mesh."""
+"""Groups of options: model, optimizer, loss, data, augmentation and mesh."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self, cast
 
 from flaxmnist import options
-from flaxmnist.core import augment, models, optimizers, sharding
+from flaxmnist.core import augment, losses, models, optimizers, sharding
 from flaxmnist.data import datasets
 from flaxmnist.data.feeds import FEEDS
 from flaxmnist.errors import UserError, did_you_mean
@@ -206,6 +206,18 @@ class OptimizerConfig(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         optimizers.check_options(vars(self))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Group):
+    """What training minimizes."""
+
+    group: ClassVar[str] = "loss"
+    name: str = option(
+        "cross_entropy",
+        losses.POINT,
+        "Loss of training; evaluation always reports the plain cross-entropy.",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from flaxmnist.config.groups import (
     AugmentConfig,
     DataConfig,
     Group,
+    LossConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -26,6 +27,7 @@ PRECISIONS = ("float32", "bfloat16")
 GROUPS: dict[str, type[Group]] = {
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
+    "loss": LossConfig,
     "data": DataConfig,
     "augment": AugmentConfig,
     "mesh": MeshConfig,
@@ -151,7 +153,10 @@ class Config(Group):
         True, options.boolean, "Whether to write report.html and plots/.", mutable=True
     )
     model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig.of({}))
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig.of({})
+    )
+    loss: LossConfig = dataclasses.field(default_factory=lambda: LossConfig.of({}))
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(
         default_factory=lambda: AugmentConfig.of({})

@@ -2,10 +2,11 @@
 
 A batch is a dict: ``image``; ``label``, integer `[batch]` or `[batch, classes]`,
 one-hot or any distribution; and optionally ``mask``, bool `[batch]`, False where an
-example is padding. An image is uint8 in [0, 255] or floating point in [0, 1]. Names,
-shapes and dtypes are checked while a step is traced. Values are unknown at that time,
-so the step counts labels that are out of range in its metrics (see
-:func:`valid_labels`).
+example is padding, and ``weight``, floating point `[batch]`, 0 or more, the share of an
+example in the loss of training. An image is uint8 in [0, 255] or floating point in
+[0, 1]. Names, shapes and dtypes are checked while a step is traced. Values are unknown
+at that time, so the step counts invalid labels and weights in its metrics (see
+:func:`valid_examples`).
 """
 
 import math
@@ -14,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Num, Shaped
+from jaxtyping import Array, Bool, Num
 
 from flaxmnist.core import mnist
 from flaxmnist.errors import UserError, did_you_mean, dtype_and_shape
@@ -22,7 +23,7 @@ from flaxmnist.errors import UserError, did_you_mean, dtype_and_shape
 ImageShape = tuple[int, int, int]
 # Most pixels per side, most channels, and most classes.
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 256, 4, 1_000
-_KEYS = ("image", "label", "mask")
+_KEYS = ("image", "label", "mask", "weight")
 # Without `jax_enable_x64`, JAX converts the types on the right to those on the left.
 _WIDE = {
     "int32": "int64",
@@ -106,7 +107,14 @@ def as_batch(
     _expect('batch["label"]', label, classes or distributions, expected)
     masks = mask.shape == (count,) and mask.dtype == bool
     _expect('batch["mask"]', mask, masks, f"bool [{count}]")
-    return {"image": image, "label": label, "mask": mask}
+    checked = {"image": image, "label": label, "mask": mask}
+    if "weight" in batch:
+        weight = _array('batch["weight"]', batch["weight"])
+        real = jnp.issubdtype(weight.dtype, jnp.floating)
+        ok = real and weight.shape == (count,)
+        _expect('batch["weight"]', weight, ok, f"floating point [{count}]")
+        checked["weight"] = weight.astype(jnp.float32)
+    return checked
 
 
 def split_micro_batches(batch: dict[str, Array], parts: int) -> dict[str, Array]:
@@ -129,15 +137,23 @@ def split_micro_batches(batch: dict[str, Array], parts: int) -> dict[str, Array]
     }
 
 
-def valid_labels(
-    labels: Shaped[Array, " batch"] | Shaped[Array, "batch classes"], num_classes: int
-) -> Bool[Array, " batch"]:
-    """Returns which labels are classes, or distributions over the classes."""
+def valid_examples(batch: Mapping[str, Any], num_classes: int) -> Bool[Array, " batch"]:
+    """Returns which examples have a valid label, and a valid weight if any.
+
+    A valid label is a class or a distribution over the classes; a valid weight is
+    finite and not negative.
+    """
+    labels = batch["label"]
+    valid: Array
     if labels.ndim == 1:
-        return (labels >= 0) & (labels < num_classes)
-    total = labels.sum(axis=-1, dtype=jnp.float32)
-    # A distribution may have been rounded to half precision.
-    return (labels >= 0).all(axis=-1) & (jnp.abs(total - 1) < 0.02)
+        valid = (labels >= 0) & (labels < num_classes)
+    else:
+        total = labels.sum(axis=-1, dtype=jnp.float32)
+        # A distribution may have been rounded to half precision.
+        valid = (labels >= 0).all(axis=-1) & (jnp.abs(total - 1) < 0.02)
+    if "weight" in batch:
+        valid &= (batch["weight"] >= 0) & (batch["weight"] < jnp.inf)
+    return valid
 
 
 def as_logits(

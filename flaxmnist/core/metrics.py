@@ -20,7 +20,7 @@ class Metrics:
       confusion: int32 `[classes, classes]`, examples by label (row) and prediction
         (column).
       invalid: int32 `[]`, number of examples excluded because their label is neither a
-        class nor a distribution.
+        class nor a distribution, or their weight is negative or not finite.
     """
 
     loss_sum: Float[Array, ""] | float
@@ -110,9 +110,9 @@ class Metrics:
         """
         if invalid := int(self.invalid):
             raise UserError(
-                f"invalid labels: {invalid:,}, and their examples were left out; "
-                f"expected integers from 0 to {len(self.confusion) - 1}, or "
-                f"distributions over {len(self.confusion)} classes. "
+                f"invalid labels or weights: {invalid:,}, and their examples were left "
+                f"out; expected integers from 0 to {len(self.confusion) - 1}, or "
+                f"distributions over {len(self.confusion)} classes, and weights ≥ 0. "
                 "Correct them, or set the batch's mask to False there"
             )
         confusion = np.asarray(self.confusion)

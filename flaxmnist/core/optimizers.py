@@ -37,7 +37,8 @@ def _find() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """
     found: dict[str, Callable[..., optax.GradientTransformation]] = {}
     for name, make in sorted({**vars(optax.contrib), **vars(optax)}.items()):
-        if inspect.isfunction(make) and not name.startswith(("_", "scale_by_")):
+        plain = inspect.isfunction(make) or isinstance(make, functools.partial)
+        if plain and not name.startswith(("_", "scale_by_")):
             parameters = inspect.signature(make).parameters
             required = {
                 key for key, one in parameters.items() if one.default is one.empty

@@ -19,6 +19,7 @@ from flaxmnist.core.augment import Augmentation
 from flaxmnist.core.batch import MAX_CHANNELS, MAX_SIDE, ImageShape, as_logits
 from flaxmnist.core.by_value import by_value
 from flaxmnist.core.layers import scale
+from flaxmnist.core.losses import CROSS_ENTROPY, Loss
 from flaxmnist.core.sharding import Layout, abstract
 from flaxmnist.core.types import Collections, Params
 from flaxmnist.errors import UserError, shown
@@ -79,6 +80,7 @@ class TrainState:
         all are.
       image_shape: height, width and channels of an image (static).
       num_classes: number of logits of the model (static).
+      loss: what training minimizes (static); see :mod:`flaxmnist.core.losses`.
     """
 
     step: jax.Array
@@ -96,6 +98,7 @@ class TrainState:
     augment_until: int | None = struct.field(pytree_node=False, default=None)
     image_shape: ImageShape = struct.field(pytree_node=False, default=mnist.IMAGE_SHAPE)
     num_classes: int = struct.field(pytree_node=False, default=mnist.NUM_CLASSES)
+    loss: Loss = struct.field(pytree_node=False, default=CROSS_ENTROPY)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tx", by_value(self.tx))
@@ -139,6 +142,7 @@ def _init(
     image_shape: ImageShape = mnist.IMAGE_SHAPE,
     augment: Augmentation | None = None,
     augment_until: int | None = None,
+    loss: Loss = CROSS_ENTROPY,
 ) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *image_shape), jnp.uint8)
@@ -169,6 +173,7 @@ def _init(
         num_classes=num_classes,
         augment=augment,
         augment_until=augment_until,
+        loss=loss,
     )
 
 
@@ -200,6 +205,7 @@ def create_state(
     image_shape: ImageShape = mnist.IMAGE_SHAPE,
     augment: Augmentation | None = None,
     augment_until: int | None = None,
+    loss: Loss = CROSS_ENTROPY,
 ) -> TrainState:
     """Returns the state before the first step, initialized straight into `sharding`.
 
@@ -218,11 +224,13 @@ def create_state(
       augment: distorts the images of every training step, such as `Augment(rotate=10)`;
         see :mod:`flaxmnist.core.augment`.
       augment_until: step from which on the images are not distorted; None: all are.
+      loss: from logits `[batch, classes]` and labels, integers `[batch]` or
+        distributions `[batch, classes]`, to losses `[batch]`.
 
     Raises:
       UserError: an argument has an invalid value or type.
     """
-    _check_parts(model, tx, sharding)
+    _check_parts(model, tx, sharding, loss)
     given = {
         "seed": seed,
         "ema_decay": ema_decay,
@@ -234,14 +242,14 @@ def create_state(
     checked = options.check("", given, OPTIONS)
     if isinstance(sharding, Layout):
         sharding = sharding.for_model(model, checked["image_shape"])
-    init = functools.partial(_init, model, tx, sharding=sharding, **checked)
+    init = functools.partial(_init, model, tx, sharding=sharding, loss=loss, **checked)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
     state: TrainState = jax.jit(init, out_shardings=shardings)()
     return state
 
 
-def _check_parts(model: Any, tx: Any, sharding: Any) -> None:
-    """Raises UserError unless these are a model, an optimizer and a sharding."""
+def _check_parts(model: Any, tx: Any, sharding: Any, loss: Any) -> None:
+    """Raises UserError unless these are a model, an optimizer, a sharding, a loss."""
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model={shown(model)}: expected a flax.linen module such as CNN()"
@@ -256,6 +264,11 @@ def _check_parts(model: Any, tx: Any, sharding: Any) -> None:
     if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
         raise UserError(
             f"tx={shown(tx)}: expected an optax transformation such as optax.adam(1e-3)"
+        )
+    if not callable(loss) or isinstance(loss, type):
+        raise UserError(
+            f"loss={shown(loss)}: expected a function of logits and labels such as "
+            "losses.CrossEntropy()"
         )
     if not isinstance(sharding, Sharding | Layout | None):
         raise UserError(

@@ -15,23 +15,18 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from flaxmnist.core import augment, optim
+from flaxmnist.core import optim
 from flaxmnist.core.batch import (
-    as_batch,
     as_images,
     as_logits,
-    split_micro_batches,
-    valid_labels,
 )
 from flaxmnist.core.by_value import warn_if_rebuilt
-from flaxmnist.core.layers import scale
 from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.objective import batch_loss, gradient, loss_fn
 from flaxmnist.core.sharding import constrain, gather
 from flaxmnist.core.state import TrainState
-from flaxmnist.core.types import Batch, Collections, Params
+from flaxmnist.core.types import Batch, Params
 from flaxmnist.errors import UserError
-
-Gradient = tuple[Params, tuple[Metrics, Collections]]
 
 
 def _explained(step: Any) -> Any:
@@ -78,140 +73,6 @@ class Batches(Protocol):
 
     def at(self, step: Int[Array, ""]) -> Batch:
         """Returns the batch of a step."""
-
-
-def loss_fn(
-    params: Params, state: TrainState, batch: Batch, *, train: bool = True
-) -> tuple[Float[Array, ""], tuple[Metrics, Collections]]:
-    """Returns the mean cross-entropy, the metrics and the model's new collections.
-
-    Args:
-      params: the parameters to differentiate by, such as those of `state`.
-      state: everything else.
-      batch: see :func:`flaxmnist.core.batch.as_batch`. Masked examples and those with
-        an invalid label count in batch normalization, but not in the loss.
-      train: whether to apply dropout and to normalize by statistics of the batch.
-
-    Returns:
-      the loss in nats; and the metrics with the new collections of the model, which are
-      empty unless `train`.
-
-    Raises:
-      UserError: a name, shape or dtype of the batch is invalid, or the model does not
-        return logits.
-    """
-    batch = as_batch(batch, state.image_shape, state.num_classes)
-    logits, model_state = state.model.apply(
-        {"params": gather(params, state.layout), **state.model_state},
-        batch["image"],
-        train=train,
-        rngs={"dropout": jax.random.fold_in(state.key, state.step)},
-        mutable=list(state.model_state) if train else [],
-    )
-    labels, mask = batch["label"], batch["mask"]
-    logits = as_logits(logits, len(mask), state.num_classes)
-    valid = valid_labels(labels, state.num_classes)
-    if labels.ndim == 1:
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    else:
-        # A NaN in a label would reach the gradient, though its loss is left out.
-        labels = jnp.where(valid[:, None], labels, 0)
-        losses = optax.softmax_cross_entropy(logits, labels)
-        labels = jnp.argmax(labels, axis=-1)
-    metrics = Metrics.of(losses, logits, labels, mask, valid)
-    count = jnp.maximum((mask & valid).sum(), 1)
-    return metrics.loss_sum / count, (metrics, model_state)
-
-
-def _micro_batches(state: TrainState, batch: Batch) -> tuple[Array, dict[str, Array]]:
-    """Returns the indices and the examples of the micro-batches of a batch."""
-    batch = as_batch(batch, state.image_shape, state.num_classes)
-    parts = split_micro_batches(batch, state.grad_accumulation)
-    return jnp.arange(state.grad_accumulation), parts
-
-
-def _micro_state(
-    state: TrainState, index: Int[Array, ""], model_state: Collections
-) -> TrainState:
-    """Returns the state for a micro-batch: each draws its own dropout."""
-    key = jax.random.fold_in(state.key, index)
-    return dataclasses.replace(state, key=key, model_state=model_state)
-
-
-def augmented(state: TrainState, batch: Batch) -> Batch:
-    """Returns the batch with the images that a step of `state` trains on.
-
-    Raises:
-      UserError: a name, shape or dtype of the batch is invalid.
-    """
-    if state.augment is None:
-        return batch
-    batch = as_batch(batch, state.image_shape, state.num_classes)
-    images = scale(batch["image"])
-    key = jax.random.fold_in(state.key, state.step)
-    made = augment.apply(state.augment, key, images)
-    if state.augment_until is not None:
-        made = jnp.where(state.step < state.augment_until, made, images)
-    return batch | {"image": made}
-
-
-def gradient(state: TrainState, batch: Batch) -> Gradient:
-    """Differentiates :func:`loss_fn` by the parameters, over :func:`augmented` images.
-
-    There are `state.grad_accumulation` micro-batches. Each draws its own dropout, and
-    they update the batch statistics one after another. The loss is the mean over all
-    valid examples of the batch.
-
-    Raises:
-      UserError: as :func:`loss_fn`, or the number does not divide the batch.
-    """
-    batch = augmented(state, batch)
-    differentiate = jax.grad(loss_fn, has_aux=True)
-    if state.grad_accumulation == 1:
-        whole: Gradient = differentiate(state.params, state, batch)
-        return whole
-
-    def add(carry: Any, micro_batch: Any) -> Any:
-        sums, model_state = carry
-        index, batch = micro_batch
-        micro = _micro_state(state, index, model_state)
-        grads, (metrics, model_state) = differentiate(state.params, micro, batch)
-        sums = jax.tree.map(lambda a, b: a + b * metrics.count, sums, grads)
-        return (sums, model_state), metrics
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (sums, model_state), metrics = lax.scan(
-        add, (zeros, state.model_state), _micro_batches(state, batch)
-    )
-    metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0), metrics)
-    count = jnp.maximum(metrics.count, 1)
-    return jax.tree.map(lambda leaf: leaf / count, sums), (metrics, model_state)
-
-
-def batch_loss(params: Params, state: TrainState, batch: Batch) -> Float[Array, ""]:
-    """Returns the loss that :func:`gradient` differentiates, of the same random draws.
-
-    Optimizers with a line search evaluate it at other parameters. Differentiated, it
-    holds the activations of one micro-batch at a time, too.
-    """
-    batch = augmented(state, batch)
-    if state.grad_accumulation == 1:
-        return loss_fn(params, state, batch)[0]
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def add(carry: Any, micro_batch: Any) -> Any:
-        total, count, model_state = carry
-        index, batch = micro_batch
-        micro = _micro_state(state, index, model_state)
-        loss, (metrics, model_state) = loss_fn(params, micro, batch)
-        total += loss * metrics.count
-        return (total, count + metrics.count, model_state), None
-
-    (total, count, _), _ = lax.scan(
-        add, (0.0, 0, state.model_state), _micro_batches(state, batch)
-    )
-    mean: Array = total / jnp.maximum(count, 1)
-    return mean
 
 
 @_explained

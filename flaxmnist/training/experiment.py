@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from flaxmnist import data
 from flaxmnist.config import Config, as_dict, flat, user_code
-from flaxmnist.core import augment, models, optim, sharding
+from flaxmnist.core import augment, losses, models, optim, sharding
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.steps import train_steps
 from flaxmnist.data.feeds import FEEDS, Feed
@@ -102,6 +102,11 @@ class Experiment(Evaluation):
                 "image_shape": dataset.image_shape,
                 "augment": augment.build(**as_dict(config.augment)),
                 "augment_until": _plain_from(config, feed.steps_per_epoch, total_steps),
+                "loss": losses.build(
+                    labels=dataset.train.labels,
+                    num_classes=dataset.num_classes,
+                    **as_dict(config.loss),
+                ),
             },
         )
 

@@ -33,8 +33,8 @@ OTHER_VALUES += (
     "tanh",
     "VALID",
 )
-OTHER_VALUES += (unchanged,)
-OTHER_VALUES += ("glorot_uniform", "average", "train, validation", "logits", "mlp")
+OTHER_VALUES += (unchanged, "glorot_uniform", "average", "train, validation")
+OTHER_VALUES += ("logits", "mlp", "focal")
 # Options of the optimizer that are valid only together with these.
 REQUIRED = {
     "momentum": {"name": "sgd"},
@@ -50,7 +50,7 @@ def changed(name):
     for value in OTHER_VALUES:
         values = configs.as_dict(BASE)
         group, _, last = name.rpartition(".")
-        if name in ("model.name", "optimizer.name", "augment.name"):
+        if name in (f"{group}.name" for group in schema.GROUPS if group != "data"):
             values[group] = {}
         if name == "num_epochs":
             values["num_steps"] = None

@@ -172,7 +172,7 @@ def test_labels_out_of_range_are_left_out_and_reported(kind, accumulation, synth
     batch = {"image": image, "label": WRONG_LABELS[kind]}
     hidden = {"image": image, "label": np.array([1, 2, 3, 4])}
     hidden["mask"] = np.array([False, False, True, True])
-    said = r"^invalid labels: 2, .*expected integers from 0 to 9.*mask to False"
+    said = r"^invalid labels or weights: 2, .*integers from 0 to 9.*mask to False"
     with pytest.raises(UserError, match=said):
         steps.eval_step(state, batch).compute()
     state, metrics = steps.train_step(state, batch)

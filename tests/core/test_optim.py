@@ -112,7 +112,7 @@ def test_every_optimizer_of_optax_updates_and_compares_by_value(name):
 def test_optimizers_are_found_in_optax():
     # Of optax 0.2.4, the oldest that is supported.
     oldest = """adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan
-    amsgrad fromage lamb lars lbfgs lion noisy_sgd novograd optimistic_adam
+    amsgrad nadam nadamw fromage lamb lars lbfgs lion noisy_sgd novograd optimistic_adam
     optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd sign_sgd sm3 yogi
     acprop cocob dadapt_adamw dog dowg momo momo_adam prodigy schedule_free_adamw
     schedule_free_sgd"""

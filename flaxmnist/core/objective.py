@@ -1,0 +1,193 @@
+"""The loss of a batch and its gradient, in micro-batches or not."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from flaxmnist.core import augment
+from flaxmnist.core.batch import (
+    as_batch,
+    as_logits,
+    split_micro_batches,
+    valid_examples,
+)
+from flaxmnist.core.layers import scale
+from flaxmnist.core.losses import CROSS_ENTROPY, per_example
+from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.sharding import gather
+from flaxmnist.core.state import TrainState
+from flaxmnist.core.types import Batch, Collections, Params
+
+Gradient = tuple[Params, tuple[Metrics, Collections]]
+
+
+def loss_fn(
+    params: Params, state: TrainState, batch: Batch, *, train: bool = True
+) -> tuple[Float[Array, ""], tuple[Metrics, Collections]]:
+    """Returns the mean loss, the metrics and the model's new collections.
+
+    Training uses `state.loss` and the weights of the batch. Evaluation uses the plain
+    cross-entropy of every example, so that runs with other losses compare.
+
+    Args:
+      params: the parameters to differentiate by, such as those of `state`.
+      state: everything else.
+      batch: see :func:`flaxmnist.core.batch.as_batch`. Masked examples and those with
+        an invalid label count in batch normalization, but not in the loss.
+      train: whether to apply dropout, `state.loss` and weights, and to normalize by
+        statistics of the batch.
+
+    Returns:
+      the loss in nats; and the metrics with the new collections of the model, which are
+      empty unless `train`.
+
+    Raises:
+      UserError: a name, shape or dtype of the batch is invalid, or the model does not
+        return logits.
+    """
+    batch = as_batch(batch, state.image_shape, state.num_classes)
+    logits, model_state = state.model.apply(
+        {"params": gather(params, state.layout), **state.model_state},
+        batch["image"],
+        train=train,
+        rngs={"dropout": jax.random.fold_in(state.key, state.step)},
+        mutable=list(state.model_state) if train else [],
+    )
+    labels, mask = batch["label"], batch["mask"]
+    logits = as_logits(logits, len(mask), state.num_classes)
+    valid = valid_examples(batch, state.num_classes)
+    loss = state.loss if train else CROSS_ENTROPY
+    # A NaN of an invalid label would reach the gradient, though its loss is left out.
+    # With integers, the cross-entropy of optax has no such gradient.
+    if labels.ndim > 1:
+        labels = jnp.where(valid[:, None], labels, 0)
+    elif loss != CROSS_ENTROPY:
+        labels = jnp.where(valid, labels, 0)
+    losses = per_example(loss, logits, labels)
+    if labels.ndim > 1:
+        labels = jnp.argmax(labels, axis=-1)
+    metrics = Metrics.of(losses, logits, labels, mask, valid)
+    if "weight" in batch and train:
+        weights = jnp.where(mask & valid, batch["weight"], 0)
+        total = (weights * jnp.where(mask & valid, losses, 0)).sum()
+        mean = total / _positive(weights.sum())
+        # The mean of the metrics is the mean that was differentiated.
+        metrics = dataclasses.replace(metrics, loss_sum=mean * metrics.count)
+        return mean, (metrics, model_state)
+    count = jnp.maximum((mask & valid).sum(), 1)
+    return metrics.loss_sum / count, (metrics, model_state)
+
+
+def _positive(total: Array) -> Array:
+    """Returns a sum of weights, and one instead of zero."""
+    return jnp.where(total > 0, total, 1)
+
+
+def _total_weight(state: TrainState, batch: Batch, metrics: Metrics) -> Array:
+    """Returns the weight of a micro-batch in the mean: its examples, or theirs."""
+    if "weight" not in batch:
+        return jnp.asarray(metrics.count)
+    valid = batch["mask"] & valid_examples(batch, state.num_classes)
+    return jnp.where(valid, batch["weight"], 0).sum()
+
+
+def _micro_batches(state: TrainState, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    """Returns the indices and the examples of the micro-batches of a batch."""
+    batch = as_batch(batch, state.image_shape, state.num_classes)
+    parts = split_micro_batches(batch, state.grad_accumulation)
+    return jnp.arange(state.grad_accumulation), parts
+
+
+def _micro_state(
+    state: TrainState, index: Int[Array, ""], model_state: Collections
+) -> TrainState:
+    """Returns the state for a micro-batch: each draws its own dropout."""
+    key = jax.random.fold_in(state.key, index)
+    return dataclasses.replace(state, key=key, model_state=model_state)
+
+
+def augmented(state: TrainState, batch: Batch) -> Batch:
+    """Returns the batch with the images that a step of `state` trains on.
+
+    Raises:
+      UserError: a name, shape or dtype of the batch is invalid.
+    """
+    if state.augment is None:
+        return batch
+    batch = as_batch(batch, state.image_shape, state.num_classes)
+    images = scale(batch["image"])
+    key = jax.random.fold_in(state.key, state.step)
+    made = augment.apply(state.augment, key, images)
+    if state.augment_until is not None:
+        made = jnp.where(state.step < state.augment_until, made, images)
+    return batch | {"image": made}
+
+
+def gradient(state: TrainState, batch: Batch) -> Gradient:
+    """Differentiates :func:`loss_fn` by the parameters, over :func:`augmented` images.
+
+    There are `state.grad_accumulation` micro-batches. Each draws its own dropout, and
+    they update the batch statistics one after another. The loss is the mean over all
+    valid examples of the batch, by their weights if any.
+
+    Raises:
+      UserError: as :func:`loss_fn`, or the number does not divide the batch.
+    """
+    batch = augmented(state, batch)
+    differentiate = jax.grad(loss_fn, has_aux=True)
+    if state.grad_accumulation == 1:
+        whole: Gradient = differentiate(state.params, state, batch)
+        return whole
+
+    def add(carry: Any, micro_batch: Any) -> Any:
+        sums, model_state = carry
+        index, batch = micro_batch
+        micro = _micro_state(state, index, model_state)
+        grads, (metrics, model_state) = differentiate(state.params, micro, batch)
+        weight = _total_weight(state, batch, metrics)
+        sums = jax.tree.map(lambda a, b: a + b * weight, sums, grads)
+        return (sums, model_state), (metrics, weight)
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (sums, model_state), (each, weights) = lax.scan(
+        add, (zeros, state.model_state), _micro_batches(state, batch)
+    )
+    metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0), each)
+    total = jnp.maximum(metrics.count, 1)
+    if "weight" in batch:
+        total = _positive(weights.sum())
+        counts = jnp.maximum(each.confusion.sum(axis=(1, 2)), 1)
+        mean = (weights * each.loss_sum / counts).sum() / total
+        metrics = dataclasses.replace(metrics, loss_sum=mean * metrics.count)
+    return jax.tree.map(lambda leaf: leaf / total, sums), (metrics, model_state)
+
+
+def batch_loss(params: Params, state: TrainState, batch: Batch) -> Float[Array, ""]:
+    """Returns the loss that :func:`gradient` differentiates, of the same random draws.
+
+    Optimizers with a line search evaluate it at other parameters. Differentiated, it
+    holds the activations of one micro-batch at a time, too.
+    """
+    batch = augmented(state, batch)
+    if state.grad_accumulation == 1:
+        return loss_fn(params, state, batch)[0]
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add(carry: Any, micro_batch: Any) -> Any:
+        total, model_state = carry
+        index, batch = micro_batch
+        micro = _micro_state(state, index, model_state)
+        loss, (metrics, model_state) = loss_fn(params, micro, batch)
+        weight = _total_weight(state, batch, metrics)
+        return (total + loss * weight, model_state), weight
+
+    (total, _), weights = lax.scan(
+        add, (0.0, state.model_state), _micro_batches(state, batch)
+    )
+    mean: Array = total / _positive(weights.sum())
+    return mean
