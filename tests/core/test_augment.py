@@ -7,7 +7,7 @@ from helpers import batch_of, tiny_config
 from scipy import ndimage
 from scipy.interpolate import CubicSpline
 
-from flaxmnist.core import models, sharding, steps
+from flaxmnist.core import models, objective, sharding, steps
 from flaxmnist.core.augment import Augment
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import create_state
@@ -125,7 +125,9 @@ def state_with(augment, mesh=None, **options):
 
 def test_neither_a_mesh_nor_micro_batches_change_the_images(synthetic):
     batch = batch_of(synthetic.train, 16)
-    both = jax.jit(lambda *args: (steps.augmented(*args), steps.gradient(*args)))
+    both = jax.jit(
+        lambda *args: (objective.augmented(*args), objective.gradient(*args))
+    )
     seen, gradients = [], []
     for devices, parts in ((1, 1), (1, 4), (4, 1)):
         mesh = sharding.make_mesh(devices)
