@@ -89,7 +89,7 @@ class ExtensionPoint(OptionType):
         """Returns the names of the shipped callables that have an option."""
         return [name for name in self.shipped if option in self.options(name)]
 
-    def build(self, name: str, given: Mapping[str, Any], **filled: Any) -> Any:
+    def build(self, name: str, given: Mapping[str, Any], /, **filled: Any) -> Any:
         """Calls the callable, which makes something.
 
         Args:

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
+import numpy as np
 import pytest
 
 from flaxmnist import config as configs
-from flaxmnist import extensions, signatures, user_code
+from flaxmnist import data, extensions, signatures, user_code
 from flaxmnist.cli import eval as eval_
 from flaxmnist.cli import export, predict, report, train
 from flaxmnist.core import models
+from flaxmnist.data import Dataset
 from flaxmnist.errors import UserError
 from flaxmnist.options import check
 from flaxmnist.rundir import folder as workdirs
@@ -175,6 +177,36 @@ def test_what_is_no_model_is_refused():
         configs.make_config(num_steps=1, model={"name": not_a_model})
     with pytest.raises(UserError, match=r"unknown option 'model.off'; did you mean"):
         models.build(not_a_model, off=1)
+
+
+def squares(split_seed, side: int, count: int = 20):
+    """A data source of the user, which returns squares of two sizes."""
+    labels = np.random.default_rng(split_seed).integers(2, size=count)
+    images = np.zeros((count, side, side), np.uint8)
+    images[labels == 1, 1:-1, 1:-1] = 255
+    train, test = (images, labels), (images[:9], labels[:9])
+    return Dataset.from_arrays(train, test, name="squares", validation=test)
+
+
+def test_data_come_from_a_function_of_the_user():
+    options = {"source": squares, "side": 5, "count": 30}
+    config = configs.resolve(configs.make_config(num_steps=1, data=options))
+    values = configs.as_dict(config.data)
+    del values["placement"]
+    dataset = data.load(**values)
+    assert (dataset.source, dataset.name) == (config.data.source, "squares")
+    assert (dataset.image_shape, len(dataset.train)) == ((5, 5, 1), 30)
+    # The place of the data may change, and so may the options of the place.
+    other = configs.override(config, [("data.count", 31)])
+    assert configs.differences(config, other) == []
+    with pytest.raises(UserError, match=r"'data.sid'; did you mean 'data.side'"):
+        configs.override(config, [("data.sid", 31)])
+    with pytest.raises(UserError, match=r"data.side is missing; expected a whole num"):
+        configs.make_config(num_steps=1, data={"source": squares})
+    with pytest.raises(UserError, match=r"returned 1; expected a Dataset, such as"):
+        data.load(source=f"{__name__}:not_a_model")
+    with pytest.raises(UserError, match=r"unknown option 'data.sides'; did you mean"):
+        data.load(source=f"{__name__}:squares", sides=1)
 
 
 def test_an_error_in_the_code_of_the_user_names_its_line(tmp_path, monkeypatch):

@@ -15,9 +15,9 @@ _PAGE = """\
 these options. A run that resumes may change those marked "yes"; all others must keep
 their values.
 
-`model.name` also accepts your own callable, as `"package.module:name"` or
-`"file.py:name"`, whose parameters are further options: see
-[Extending](../extending.md).
+Options that name a part, such as `model.name`, `optimizer.name` and `data.source`, also
+accept your own class or function, as `"package.module:name"` or `"file.py:name"`. Its
+parameters are further options: see [Extending](../extending.md).
 """
 
 
@@ -76,7 +76,7 @@ def help_text() -> str:
     """Returns the options by group, as ``--help`` prints them."""
     lines = [
         "options of --config (*: may change when a run resumes):",
-        "(model.name also accepts your own callable, as module:name or file.py:name)",
+        "(options such as model.name also accept your own module:name or file.py:name)",
     ]
     for group, found in _groups():
         lines += ["", f"{group}:"]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from flaxmnist.data.draw import Draw
 from flaxmnist.data.request import Request, build
 from flaxmnist.data.splits import Dataset, divide
 from flaxmnist.errors import UserError, did_you_mean, shown
+from flaxmnist.extensions import ExtensionPoint
 
 NAMES = (*download.FAMILY, *(f"emnist/{split}" for split in emnist.SPLITS), "qmnist")
 _TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -200,9 +202,11 @@ SOURCES: dict[str, Callable[[Request], Dataset]] = {
     "synthetic": load_synthetic,
     **{form: functools.partial(load_files, source=form) for form in forms.FORMS},
 }
+_FILLED = ("name", "dir", "validation_share", "split_seed")
+POINT = ExtensionPoint(SOURCES, _FILLED, declares=False)
 OPTIONS = {
     "name": options.text,
-    "source": options.one_of(SOURCES),
+    "source": POINT,
     "dir": options.optional(
         dataclasses.replace(options.folder, expected="a directory or a file")
     ),
@@ -218,6 +222,7 @@ def load(
     *,
     validation_share: float | None = None,
     split_seed: int = 0,
+    **given: Any,
 ) -> Dataset:
     """Returns a data set of images of one shape in classes.
 
@@ -226,22 +231,36 @@ def load(
         EMNIST, "qmnist", or the TFDS name of another image-classification set. Other
         files need no name.
       source: "auto", "idx", "tfds", "bundled", "synthetic", "npz", "csv", "parquet",
-        "folder" or "cifar"; only "auto" falls back to another source.
+        "folder" or "cifar"; only "auto" falls back to another source. Or a function of
+        yours that returns a `Dataset`, as "package.module:function"; it receives those
+        of the other arguments that it takes.
       dir: the directory of the files, or a file.
       validation_share: share of the training examples of each class that is drawn for
         validation; None for the validation split in the files, or for a twelfth.
       split_seed: of this draw.
+      **given: options of your function.
 
     Raises:
       UserError: an argument is invalid, or the data does not exist or is damaged.
     """
-    given = {
+    arguments = {
         "name": name,
         "source": source,
         "dir": dir,
         "validation_share": validation_share,
         "split_seed": split_seed,
     }
-    checked = options.check("data", given, OPTIONS)
+    checked = options.check("data", arguments, OPTIONS)
+    source = checked.pop("source")
+    for key in given.keys() - (known := POINT.options(source)).keys():
+        raise UserError(f"unknown option 'data.{key}'{did_you_mean(key, known)}")
+    if source not in SOURCES:
+        dataset = POINT.build(source, given, **checked)
+        if not isinstance(dataset, Dataset):
+            raise UserError(
+                f"data.source={source!r} returned {shown(dataset)}; expected a "
+                "Dataset, such as Dataset.from_arrays(…)"
+            )
+        return dataclasses.replace(dataset, source=source)
     draw = Draw(checked["validation_share"], checked["split_seed"])
-    return SOURCES[checked["source"]](Request(checked["name"], checked["dir"], draw))
+    return SOURCES[source](Request(checked["name"], checked["dir"], draw))
