@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxmnist.config.groups import Group, points_of
+from flaxmnist.config.group import Group, points_of
 from flaxmnist.config.schema import GROUPS, Config, declarations, walk
 from flaxmnist.errors import UserError, shown
 from flaxmnist.extensions import user_callables

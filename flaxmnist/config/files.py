@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from flaxmnist import user_code
 from flaxmnist.config.conversion import as_config_dict, flat, override, resolve
-from flaxmnist.config.groups import points_of
+from flaxmnist.config.group import points_of
 from flaxmnist.config.schema import GROUPS, Config, walk
 from flaxmnist.errors import UserError, did_you_mean
 from flaxmnist.signatures import REQUIRED

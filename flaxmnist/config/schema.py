@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from flaxmnist import options
+from flaxmnist.config.group import Group, points_of
 from flaxmnist.config.groups import (
     AugmentConfig,
     DataConfig,
-    Group,
     LossConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
-    points_of,
 )
 from flaxmnist.core import state
 from flaxmnist.data.splits import SPLITS

@@ -9,6 +9,7 @@ from helpers import ROOT, tiny_config
 from flaxmnist import config as configs
 from flaxmnist import options
 from flaxmnist.config import conversion, groups, reference, schema
+from flaxmnist.config.group import Group
 from flaxmnist.core import models, optimizers, sharding
 from flaxmnist.data import datasets
 from flaxmnist.errors import UserError
@@ -151,13 +152,13 @@ def test_optimizer_options_that_conflict_are_found_with_the_configuration(
 def test_a_configuration_is_checked_once(monkeypatch):
     config = tiny_config()
     checked = []
-    check = groups.Group.__post_init__
+    check = Group.__post_init__
 
     def count(group):
         checked.append(group)
         check(group)
 
-    monkeypatch.setattr(groups.Group, "__post_init__", count)
+    monkeypatch.setattr(Group, "__post_init__", count)
     assert configs.resolve(config) is config
     Experiment.build(config)
     assert checked == []
@@ -210,7 +211,8 @@ UNKNOWN = {
     "optimiser.name": "'optimizer.name'",
     "hidden": "'model.hidden'",
     "model.dropout": "'model.dropout_rate'",
-    "name": "'model.name' or 'optimizer.name' or 'data.name' or 'augment.name'",
+    "name": "'model.name' or 'optimizer.name' or 'loss.name' or 'data.name' or "
+    "'augment.name'",
     "optimizer.batch_size": "'batch_size'",
     "sed": "'seed'",
     "modell": "'model' or 'mesh.model'",
