@@ -1,6 +1,7 @@
 from . import config as config
 from . import data as data
 from .core import models as models
+from .core import nn as nn
 from .core import optim as optim
 from .core import sharding as sharding
 from .core.augment import Augment as Augment

@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
 from flaxmnist.core import mnist, ops
@@ -14,13 +13,13 @@ from flaxmnist.core.layers import (
     DTYPE,
     DTYPE_HELP,
     POOLS,
-    XLA_POOLS,
     Images,
     Logits,
     canonicalize,
     flat,
     scale,
 )
+from flaxmnist.core.nn import Conv
 from flaxmnist.errors import UserError
 from flaxmnist.options import OptionType, option, optional, real, whole
 
@@ -134,16 +133,16 @@ class ConvNet(nn.Module):
         count, name, size, stride = parts.groups()
         match name:
             case "C":
-                x = self._convolve(x, int(count), int(size), int(stride or 1), train)
+                x = self._convolve(x, int(count), int(size), int(stride or 1))
             case "N":
                 x = nn.relu(nn.Dense(int(count), dtype=self.dtype)(flat(x)))
             case "MP" | "AP":
-                x = _pool(x, _POOL_NAMES[name], int(size or 0), train)
+                x = _pool(x, _POOL_NAMES[name], int(size or 0))
             case "BN":
                 x = self._normalize(x, train)
             case "R":
                 x = self._normalize(x, train)
-                x += self._convolve(x, x.shape[-1], 3, 1, train)
+                x += self._convolve(x, x.shape[-1], 3, 1)
             case "SE":
                 x = self._excite(x)
             case "D":
@@ -151,18 +150,8 @@ class ConvNet(nn.Module):
         return x
 
     @nn.nowrap
-    def _convolve(
-        self, x: Array, channels: int, size: int, stride: int, train: bool
-    ) -> Array:
-        return nn.relu(
-            nn.Conv(
-                channels,
-                (size, size),
-                stride,
-                dtype=self.dtype,
-                conv_general_dilated=ops.conv if train else lax.conv_general_dilated,
-            )(x)
-        )
+    def _convolve(self, x: Array, channels: int, size: int, stride: int) -> Array:
+        return nn.relu(Conv(channels, (size, size), stride, dtype=self.dtype)(x))
 
     @nn.nowrap
     def _normalize(self, x: Array, train: bool) -> Array:
@@ -179,14 +168,14 @@ class ConvNet(nn.Module):
         return x * factors[:, None, None]
 
 
-def _pool(x: Array, name: str, window: int, train: bool) -> Array:
+def _pool(x: Array, name: str, window: int) -> Array:
     """Pools squares of `window` pixels, or whole images if 0."""
     if not window:
         pooled: Array = (jnp.max if name == "max" else jnp.mean)(x, (1, 2))
         return pooled
     missing = [(0, -length % window) for length in x.shape[1:3]]
     x = jnp.pad(x, ((0, 0), *missing, (0, 0)), mode="edge")
-    pooled = (POOLS if train else XLA_POOLS)[name](x, window)
+    pooled = POOLS[name](x, (window, window), (window, window))
     return pooled
 
 

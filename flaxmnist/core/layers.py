@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from flaxmnist.core import mnist, ops
+from flaxmnist.core import mnist
 from flaxmnist.core.batch import as_images
+from flaxmnist.core.nn import avg_pool, max_pool
 from flaxmnist.options import OptionType, check, declared, optional
 
 Images = Shaped[Array | np.ndarray, "batch ..."]
@@ -16,11 +17,7 @@ Logits = Float[Array, "batch classes"]
 # One or several whole numbers; a model stores them as a tuple.
 Sizes = Any
 
-POOLS = {"max": ops.max_pool, "average": ops.average_pool}
-# Without gradients, XLA's own convolution and pooling are fastest on all platforms.
-XLA_POOLS = POOLS | {
-    "max": lambda x, window=2: nn.max_pool(x, (window,) * 2, strides=(window,) * 2)
-}
+POOLS = {"max": max_pool, "average": avg_pool}
 
 
 def scale(images: Images) -> Float[Array, "batch height width channels"]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax import lax
 from jaxtyping import Array
 
 from flaxmnist.core import mnist, ops
@@ -16,7 +15,6 @@ from flaxmnist.core.layers import (
     DTYPE,
     DTYPE_HELP,
     POOLS,
-    XLA_POOLS,
     Images,
     Logits,
     Sizes,
@@ -24,6 +22,7 @@ from flaxmnist.core.layers import (
     flat,
     scale,
 )
+from flaxmnist.core.nn import Conv
 from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import (
@@ -183,22 +182,19 @@ class CNN(MLP):
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
         """Returns the logits."""
-        conv = ops.conv if train else lax.conv_general_dilated
-        pools = POOLS if train else XLA_POOLS
         x = scale(images)
         self.check_fits(x.shape[1:3])
         for channels in self.features:
-            x = nn.Conv(
+            x = Conv(
                 channels,
                 self.kernel_size,
                 self.strides,
                 self.padding,
-                conv_general_dilated=conv,
                 **self._layer(),
             )(x)
             x = self._activate(x, train)
             if self.pool is not None:
-                x = pools[self.pool](x)
+                x = POOLS[self.pool](x, (2, 2), (2, 2))
         return self._classify(flat(x), train)
 
     @nn.nowrap

@@ -19,6 +19,7 @@ from flaxmnist.core.batch import (
 from flaxmnist.core.layers import scale
 from flaxmnist.core.losses import CROSS_ENTROPY, per_example
 from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.nn import warn_of_slow_conv
 from flaxmnist.core.sharding import gather
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.types import Batch, Collections, Params
@@ -143,6 +144,7 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
     if state.grad_accumulation == 1:
         whole: Gradient = differentiate(state.params, state, batch)
         return whole
+    warn_of_slow_conv(state.model, state.image_shape)
 
     def add(carry: Any, micro_batch: Any) -> Any:
         sums, model_state = carry

@@ -2,23 +2,27 @@
 
 XLA's CPU backend differentiates a convolution inside a loop an order of magnitude
 slower than outside (jax-ml/jax#12868), and a training loop that stays on the device
-is such a loop. On CPU :func:`conv` therefore consists of matrix products: over tiles
-where `winograd` is faster, otherwise over patches (im2col; Chellapilla et al., 2006,
-"High Performance Convolutional Neural Networks for Document Processing"). On other
-platforms it is XLA's own convolution.
+is such a loop. Where :func:`conv` is differentiated on CPU, it therefore consists of
+matrix products: over tiles where `winograd` is faster, otherwise over patches (im2col;
+Chellapilla et al., 2006, "High Performance Convolutional Neural Networks for Document
+Processing"). Elsewhere it is XLA's own convolution, which is faster without gradients.
 """
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from flaxmnist.core import winograd
 
-# XLA computes convolutions with more taps than this.
+# XLA computes convolutions with more taps than this, and such pools of maxima.
 MAX_TAPS = 81
 
 
@@ -61,17 +65,34 @@ def explicit_padding(
     return tuple((int(low), int(high)) for low, high in padding)
 
 
+def has_fast_gradient(
+    kernel_size: Sequence[int], groups: int, dilations: Iterable[int]
+) -> bool:
+    """Returns whether :func:`conv` has gradients of its own for a convolution.
+
+    XLA computes dilated and grouped convolutions, those with large kernels, and those
+    of one or three dimensions.
+    """
+    return (
+        len(kernel_size) == 2
+        # Patches of a large kernel take long to compile and save little time.
+        and math.prod(kernel_size) <= MAX_TAPS
+        and groups == 1
+        and all(dilation == 1 for dilation in dilations)
+    )
+
+
 def conv(
-    lhs: Float[Array, "batch height width cin"],
-    rhs: Float[Array, "kh kw cin_per_group cout"],
+    lhs: Float[Array, "batch *spatial cin"],
+    rhs: Float[Array, "*kernel cin_per_group cout"],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     **kwargs: Any,
-) -> Float[Array, "batch out_height out_width cout"]:
-    """Replaces `lax.conv_general_dilated` in a loop that is differentiated.
+) -> Float[Array, "batch *out_spatial cout"]:
+    """Replaces `lax.conv_general_dilated`, with fast gradients in a loop on CPU.
 
-    The platform determines the lowering when the program is compiled. XLA computes
-    dilated and grouped convolutions and those with large kernels on every platform.
+    If it is differentiated, the platform for which the program is compiled determines
+    the computation of both the convolution and its gradients.
 
     Args:
       lhs: images, channels last.
@@ -92,16 +113,21 @@ def conv(
             return winograd.conv(lhs, rhs, pads, precision)
         return conv_by_matmul(lhs, rhs, window_strides, pads, precision)
 
+    def differentiable(lhs: Array, rhs: Array) -> Any:
+        return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+
     dilations = (
         *(kwargs.get("lhs_dilation") or ()),
         *(kwargs.get("rhs_dilation") or ()),
     )
-    grouped = lhs.shape[-1] != rhs.shape[-2]
-    # Patches of a large kernel take long to compile and save little time.
-    large = rhs.shape[0] * rhs.shape[1] > MAX_TAPS
-    if grouped or large or any(dilation != 1 for dilation in dilations):
+    groups = lhs.shape[-1] // rhs.shape[-2]
+    if not has_fast_gradient(rhs.shape[:-2], groups, dilations):
         return xla(lhs, rhs)
-    out: Array = lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+    convolve = jax.custom_jvp(xla)
+    convolve.defjvp(
+        lambda primals, tangents: jax.jvp(differentiable, primals, tangents)
+    )
+    out: Array = convolve(lhs, rhs)
     return out
 
 
@@ -137,40 +163,55 @@ def dot_general(
     return out
 
 
-def _squares(images: Any, window: int) -> Any:
-    """Cuts images into squares: `[batch, rows, window, columns, window, channels]`."""
-    batch, height, width, channels = images.shape
-    rows, columns = height // window, width // window
-    return images[:, : rows * window, : columns * window].reshape(
-        batch, rows, window, columns, window, channels
+# Height and width.
+Window = tuple[int, ...]
+
+
+def _windows(images: Any, window: Window) -> Any:
+    """Cuts images into windows: `[…, rows, height, columns, width, channels]`."""
+    height, width = window
+    *batch, rows, columns, channels = images.shape
+    rows, columns = rows // height, columns // width
+    return images[..., : rows * height, : columns * width, :].reshape(
+        *batch, rows, height, columns, width, channels
     )
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(
-    images: Float[Array, "batch height width channels"], window: int = 2
-) -> Float[Array, "batch out_height out_width channels"]:
-    """Takes the maximum of each `window` × `window` square; a remainder is dropped.
+    images: Shaped[Array, "*batch height width channels"], window: Window
+) -> Shaped[Array, "*batch out_height out_width channels"]:
+    """Takes the maximum of each window; a remainder is dropped.
 
     Of equal maxima the first counts, as in `nn.max_pool`. Its position is stored in a
     byte, and the gradient writes each element once. The gradient of `nn.max_pool` is a
-    select-and-scatter, which is many times slower on CPU. The result is NaN only if the
-    whole square is.
+    select-and-scatter, which is many times slower on CPU.
     """
-    squares = _squares(images, window)
-    places = np.arange(window**2, dtype=np.min_scalar_type(-(window**2)))
-    known = lax.stop_gradient(squares)
-    largest = known.max(axis=(2, 4))
+    # Without gradients, XLA's own pooling is fastest on all platforms.
+    pooled: Array = nn.max_pool(images, window, strides=window)
+    return pooled
+
+
+@max_pool.defjvp
+def _max_pool_jvp(window: Window, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (images,), (moves,) = primals, tangents
+    windows = _windows(images, window)
+    places = np.arange(math.prod(window))
+    places = places.astype(np.min_scalar_type(-places.size))
+    largest = windows.max(axis=(-4, -2))
     first = jnp.full(largest.shape, places[-1])
     for place in places[-2::-1]:
-        row, column = divmod(int(place), window)
-        first = jnp.where(known[:, :, row, :, column] == largest, place, first)
-    places = places.reshape(1, 1, window, 1, window, 1)
-    return jnp.where(first[:, :, None, :, None] == places, squares, 0).sum(axis=(2, 4))
+        row, column = divmod(int(place), window[1])
+        first = jnp.where(windows[..., row, :, column, :] == largest, place, first)
+    shape = (1,) * (windows.ndim - 4) + (window[0], 1, window[1], 1)
+    chosen = first[..., None, :, None, :] == places.reshape(shape)
+    moved = jnp.where(chosen, _windows(moves, window), 0).sum(axis=(-4, -2))
+    return largest, moved
 
 
 def average_pool(
-    images: Float[Array, "batch height width channels"], window: int = 2
-) -> Float[Array, "batch out_height out_width channels"]:
-    """Takes the mean of each `window` × `window` square; a remainder is dropped."""
-    means: Array = _squares(images, window).mean(axis=(2, 4))
+    images: Float[Array, "*batch height width channels"], window: Window
+) -> Float[Array, "*batch out_height out_width channels"]:
+    """Takes the mean of each window; a remainder is dropped."""
+    means: Array = _windows(images, window).mean(axis=(-4, -2))
     return means

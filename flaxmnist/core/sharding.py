@@ -7,7 +7,6 @@ its state.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from flaxmnist import options
 from flaxmnist.core import mnist
 from flaxmnist.core.batch import ImageShape
+from flaxmnist.core.nn import called_modules
 from flaxmnist.errors import UserError, dtype_and_shape
 
 __all__ = [
@@ -130,20 +130,10 @@ def dense_rules(model: nn.Module, image_shape: ImageShape = mnist.IMAGE_SHAPE) -
         logits.
       image_shape: height, width and channels of an image.
     """
-    paths: dict[str, None] = {}
-
-    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-            paths["/".join(context.module.path)] = None
-        return call(*args, **kwargs)
-
-    images = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
-    with nn.intercept_methods(record):
-        jax.eval_shape(
-            functools.partial(model.init, train=False), jax.random.key(0), images
-        )
+    modules = called_modules(model, image_shape)
+    dense = [path for path, module in modules.items() if isinstance(module, nn.Dense)]
     rules: list[tuple[str, int]] = []
-    for index, path in enumerate(paths):
+    for index, path in enumerate(dense):
         if index % 2 == 0:
             rules += [(f"{path}/kernel", -1), (f"{path}/bias", -1)]
         else:

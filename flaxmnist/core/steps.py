@@ -22,6 +22,7 @@ from flaxmnist.core.batch import (
 )
 from flaxmnist.core.by_value import warn_if_rebuilt
 from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.nn import warn_of_slow_conv
 from flaxmnist.core.objective import batch_loss, gradient, loss_fn
 from flaxmnist.core.sharding import constrain, gather
 from flaxmnist.core.state import TrainState
@@ -147,6 +148,7 @@ def train_steps(
 
     def body(_: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = carry
+        warn_of_slow_conv(state.model, state.image_shape)
         state, new = train_step(state, batches.at(state.step))
         return state, metrics.merge(new)
 

@@ -150,20 +150,3 @@ def test_dilated_and_grouped_convolutions_are_xlas():
             ops.conv(*args, dimension_numbers=LAYOUT, **options),
             lax.conv_general_dilated(*args, dimension_numbers=LAYOUT, **options),
         )
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2)])
-def test_max_pool_and_its_gradient_equal_those_of_linen(shape):
-    # Rounded, so that some are equal.
-    images = jnp.round(np.random.default_rng(0).normal(size=shape).astype(np.float32))
-
-    def theirs(images):
-        return nn.max_pool(images, (2, 2), strides=(2, 2))
-
-    for pool in (
-        lambda f: f(images),
-        lambda f: jax.grad(lambda x: (f(x) ** 2).sum())(images),
-    ):
-        np.testing.assert_allclose(pool(ops.max_pool), pool(theirs), rtol=1e-6)
-    images = images.at[0, 2:4, 4:6, 0].set(jnp.nan)
-    np.testing.assert_array_equal(ops.max_pool(images), theirs(images))
