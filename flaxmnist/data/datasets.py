@@ -172,6 +172,11 @@ def load_auto(request: Request) -> Dataset:
             return load_idx(request)
         if (found := forms.reader(path)) or path.is_file():
             return load_files(request, None, found)
+        if others := [other for other in NAMES if _find_idx(other, path)]:
+            raise UserError(
+                f"{shown(str(path))} contains {', '.join(others)}, not {name}; set "
+                f"data.name={others[0]!r}"
+            )
         if name in NAMES:
             raise UserError(
                 f"no train-images-idx3-ubyte (or .gz) in {shown(str(path))}, and no "
@@ -217,7 +222,7 @@ OPTIONS = {
 
 def load(
     name: str = "mnist",
-    source: str = "auto",
+    source: str | Callable[..., Dataset] = "auto",
     dir: str | Path | None = None,
     *,
     validation_share: float | None = None,

@@ -91,6 +91,10 @@ def test_qmnist_has_its_class_in_the_first_of_eight_numbers(tmp_path, suffix, pa
         save(
             stem.with_name(f"{stem.name}-labels-idx2-int{suffix}"), labels, ">i4", pack
         )
+    with pytest.raises(
+        UserError, match=r"contains qmnist, not mnist; set data.name='q"
+    ):
+        data.load(dir=tmp_path)
     dataset = data.load("qmnist", dir=tmp_path)
     assert (dataset.name, dataset.num_classes) == ("qmnist", 10)
     np.testing.assert_array_equal(dataset.test.images, SIDEWAYS)
