@@ -127,11 +127,10 @@ def load_files(
     """
     option, path = request.existing(source or "auto")
     if (found := found or forms.reader(path, source)) is None:
-        what = forms.explain(path)
-        raise UserError(
-            f"{option}={shown(str(path))} "
-            + (f"is {what}" if what else f"contains no data of the form {source}")
-        )
+        what = f"contains no data of the form {source}"
+        if source is None:
+            what = f"is {forms.explain(path)}"
+        raise UserError(f"{option}={shown(str(path))} {what}")
     # "mnist" is the default of the option, and says nothing about these files.
     name = _stem(path) if request.name == "mnist" else request.name
     return build(request, name, found[1](), path)

@@ -111,7 +111,7 @@ def _opened(example: Example) -> Iterator[Image.Image]:
         raise
     # Pillow raises many kinds of errors for damaged files.
     except Exception as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = str(error) if type(error) is OSError else type(error).__name__
         raise UserError(
             f"{example.name} cannot be read as an image ({reason}); expected one of "
             f"{', '.join(FORMATS)}"

@@ -19,6 +19,7 @@ _OTHER = {
     b"\0\0": "an IDX file; name the directory of the four files instead",
     b"Rar!": "an archive; unpack it",
     b"7z\xbc\xaf": "an archive; unpack it",
+    b"\x1f\x8b": "a compressed file; unpack it",
     b"\x89HDF": "an HDF5 file; save its arrays with numpy.savez_compressed",
     b"\x89PNG": "an image; name the directory of the images instead",
     b"\xff\xd8": "an image; name the directory of the images instead",
@@ -42,14 +43,14 @@ def reader(path: Path, source: str | None = None) -> tuple[str, Reader] | None:
 
 
 def explain(path: Path) -> str:
-    """Returns what a file is that has none of the forms; "" if that is unknown."""
+    """Returns what a file is that has none of the forms, and what to do."""
     start = _start(path)
-    known = next(
-        (what for magic, what in _OTHER.items() if start.startswith(magic)), ""
-    )
-    if zipfile.is_zipfile(path) or (start[257:262] == b"ustar"):
-        known = "an archive; unpack it"
-    return known
+    if zipfile.is_zipfile(path) or start[257:262] == b"ustar":
+        return "an archive; unpack it"
+    for magic, what in _OTHER.items():
+        if start.startswith(magic):
+            return what
+    return "of an unknown form; expected a CSV, .npz or Parquet file, or a directory"
 
 
 def _start(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flaxmnist.core.batch import MAX_CHANNELS, MAX_CLASSES, MAX_SIDE
-from flaxmnist.errors import UserError, dtype_and_shape, shown
+from flaxmnist.errors import UserError, dtype_and_shape, printable, shown
 
 # Images and labels of consecutive examples.
 Chunk = tuple[np.ndarray, np.ndarray]
@@ -200,7 +200,8 @@ def to_classes(
     ends = np.cumsum([len(part) for part in labels.values()])
     indices = indices.astype(np.uint8 if len(names) <= 256 else np.int32)
     parts = np.split(indices, ends[:-1])
-    return dict(zip(labels, parts, strict=True)), names
+    # The name of a directory may contain line breaks, or bytes that are not UTF-8.
+    return dict(zip(labels, parts, strict=True)), tuple(map(printable, names))
 
 
 def _is_number(text: str) -> bool:

@@ -1,5 +1,7 @@
 """Image directories: layouts, kinds of images, and what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -169,3 +171,8 @@ def test_a_class_of_the_test_only_is_refused_and_an_unlabelled_test_left_out(tmp
     fill(tmp_path / "test", ("z",))
     with pytest.raises(UserError, match="no images of the class 'z'"):
         data.load(dir=tmp_path)
+
+
+def test_the_names_of_classes_can_be_printed(tmp_path):
+    fill(tmp_path, ("a\nb", os.fsdecode(b"\xff")))
+    assert data.load(dir=tmp_path).class_names == ("a\\nb", "\\udcff")
