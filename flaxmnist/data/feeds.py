@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from flaxmnist.core import sharding
 from flaxmnist.core.batch import ImageShape
 from flaxmnist.core.types import Batch
-from flaxmnist.data.order import PADDING, Order
+from flaxmnist.data.order import PADDING, Order, Origin
 from flaxmnist.data.rows import Read, gather, in_memory, reader
 from flaxmnist.data.splits import Split
 from flaxmnist.errors import UserError
@@ -103,6 +103,9 @@ class Feed(Protocol):
     def in_order(self, batch_size: int) -> "Feed":
         """Returns a feed for evaluation, which yields each example once, in order."""
 
+    def continuing(self, origin: Origin) -> "Feed":
+        """Returns a feed with this batch size from `origin` on."""
+
 
 def _count(split: object) -> int:
     if not isinstance(split, Split):
@@ -168,9 +171,9 @@ class DeviceFeed:
         self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> DeviceBatches:
-        order = sharding.put(
-            self._order.epoch(epoch), sharding.split_over_data(self._mesh, axis=1)
-        )
+        # `DeviceBatches.at` takes row `step % steps_per_epoch`.
+        rows = np.roll(self._order.epoch(epoch), self._order.epochs.start, axis=0)
+        order = sharding.put(rows, sharding.split_over_data(self._mesh, axis=1))
         return DeviceBatches(self._images, self._labels, order, self._image_shape)
 
     def in_order(self, batch_size: int) -> "DeviceFeed":
@@ -179,10 +182,16 @@ class DeviceFeed:
         feed._start(Order(self._order.count, batch_size, self._mesh, None))
         return feed
 
+    def continuing(self, origin: Origin) -> "DeviceFeed":
+        """See :class:`Feed`."""
+        feed = copy.copy(self)
+        feed._start(self._order.continuing(origin))
+        return feed
+
     def chunks(self, start: int, stop: int) -> Iterator[tuple[DeviceBatches, int]]:
         """See :class:`Feed`."""
         while start < stop:
-            epoch, offset = divmod(start, self.steps_per_epoch)
+            epoch, offset = self._order.epochs.locate(start)
             end = min(stop, start - offset + self.steps_per_epoch)
             yield self._epoch(epoch), end - start
             start = end
@@ -199,22 +208,32 @@ class HostFeed:
     def __init__(
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
-        self._order = Order(_count(split), batch_size, mesh, seed)
+        order = Order(_count(split), batch_size, mesh, seed)
         self._split, self._mesh = split, mesh
         self._images, self._labels = (
             (array, reader(array, shuffled=seed is not None))
             for array in (split.images.reshape(len(split), -1), split.labels)
         )
-        self.steps_per_epoch = self._order.steps_per_epoch
-        batch_bytes = math.prod(split.image_shape) * self._order.batch_size
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, "flaxmnist-prefetch")
+        self._start(order)
+
+    def _start(self, order: Order) -> None:
+        self._order = order
+        self.steps_per_epoch = order.steps_per_epoch
+        batch_bytes = math.prod(self._split.image_shape) * order.batch_size
         self._slab_steps = max(1, min(SLAB_BYTES // batch_bytes, self.steps_per_epoch))
         self._rows = functools.lru_cache(maxsize=2)(self._order.epoch)
-        self._executor = concurrent.futures.ThreadPoolExecutor(1, "flaxmnist-prefetch")
         self._slabs: dict[tuple[int, int], concurrent.futures.Future[HostBatches]] = {}
 
     def in_order(self, batch_size: int) -> "HostFeed":
         """See :class:`Feed`."""
         return HostFeed(self._split, batch_size, self._mesh)
+
+    def continuing(self, origin: Origin) -> "HostFeed":
+        """See :class:`Feed`."""
+        feed = copy.copy(self)
+        feed._start(self._order.continuing(origin))
+        return feed
 
     def _load(self, epoch: int, index: int) -> HostBatches:
         begin = index * self._slab_steps
@@ -233,12 +252,14 @@ class HostFeed:
                 ),
             )
 
-        first = np.int32(epoch * self.steps_per_epoch + begin)
+        first = self._order.epochs.start + epoch * self.steps_per_epoch + begin
         return HostBatches(
             images=send(*self._images, np.uint8),
             labels=send(*self._labels, np.int32),
             mask=sharding.put(rows != PADDING, over_data),
-            first=sharding.put(first, sharding.replicated(self._mesh)),
+            first=sharding.put(
+                np.int32(start + begin), sharding.replicated(self._mesh)
+            ),
             image_shape=self._split.image_shape,
         )
 
@@ -257,7 +278,7 @@ class HostFeed:
     def chunks(self, start: int, stop: int) -> Iterator[tuple[HostBatches, int]]:
         """See :class:`Feed`."""
         while start < stop:
-            epoch, offset = divmod(start, self.steps_per_epoch)
+            epoch, offset = self._order.epochs.locate(start)
             index, within = divmod(offset, self._slab_steps)
             steps = min(
                 stop - start, self._slab_steps - within, self.steps_per_epoch - offset
