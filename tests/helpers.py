@@ -109,12 +109,12 @@ def timeless(records):
     return [{k: v for k, v in record.items() if k not in drop} for record in records]
 
 
-def saved(config, workdir, step=None):
+def saved(config, workdir, step=None, data=None):
     """The arrays and the manifest of a checkpoint."""
     checkpoints = Checkpoints(Path(workdir) / "checkpoints", read_only=True)
     step = checkpoints.steps[-1] if step is None else step
     tree, manifest = checkpoints.restore(
-        step, lambda manifest: resume.abstract_tree(Experiment.build(config))
+        step, lambda manifest: resume.abstract_tree(Experiment.build(config, data))
     )
     tree["state"] = tree["state"].replace(key=jax.random.key_data(tree["state"].key))
     return jax.device_get(tree), manifest

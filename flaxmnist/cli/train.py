@@ -49,6 +49,12 @@ def _parser() -> command.Parser:
         "--init_from", metavar="RUN", help="start with the parameters of another run"
     )
     parser.add_argument(
+        "--allow_change",
+        action="store_true",
+        help="let a run that resumes change batch_size, grad_accumulation and the "
+        "options of optimizer, loss and augment",
+    )
+    parser.add_argument(
         "--log_device_placement",
         action="store_true",
         help="print the devices of each parameter and each array of a batch",
@@ -124,7 +130,13 @@ def run(argv: Sequence[str]) -> int:
     with _workdir(args) as workdir:
         console.line(f"workdir: {workdir}")
         started = time.perf_counter() - process_age()
-        loop.train_and_evaluate(config, workdir, console=console, started=started)
+        loop.train_and_evaluate(
+            config,
+            workdir,
+            allow_change=args.allow_change,
+            console=console,
+            started=started,
+        )
     return 0
 
 

@@ -1,6 +1,7 @@
 """Configurations: every option with its type and default, and files that set them."""
 
 from flaxmnist.config.conversion import as_dict as as_dict
+from flaxmnist.config.conversion import changed_options as changed_options
 from flaxmnist.config.conversion import differences as differences
 from flaxmnist.config.conversion import fixed_options as fixed_options
 from flaxmnist.config.conversion import flat as flat

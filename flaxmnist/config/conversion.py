@@ -18,6 +18,8 @@ from flaxmnist.user_code import Loaded
 
 # Characters of an override that are parsed; no value is longer.
 _MAX_PARSED = 1_000
+# The options, and the groups of options, that a run may change when its user allows it.
+CHANGEABLE = ("batch_size", "grad_accumulation", "optimizer", "loss", "augment")
 
 
 def make_config(**changes: Any) -> ConfigDict:
@@ -228,14 +230,30 @@ def fixed_options(config: Config) -> dict[str, Any]:
     )
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Returns a text for each fixed option with different values.
+def changed_options(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns the fixed options with different values: both values by full name.
 
-    Such as ``"batch_size: 100 in the saved run, 50 in this run"``.
+    The value is None where an option does not exist.
     """
     before, after = fixed_options(old), fixed_options(new)
-    return [
-        f"{name}: {before.get(name)} in the saved run, {after.get(name)} in this run"
+    return {
+        name: (before.get(name), after.get(name))
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
-    ]
+    }
+
+
+def differences(old: Config, new: Config, allow_change: bool = False) -> list[str]:
+    """Returns a text for each fixed option with different values.
+
+    Such as ``"seed: 1 in the saved run, 0 in this run"``. With `allow_change`, the
+    options in `CHANGEABLE` may differ.
+    """
+    texts = []
+    for name, (before, after) in changed_options(old, new).items():
+        text = f"{name}: {before} in the saved run, {after} in this run"
+        if name.partition(".")[0] not in CHANGEABLE:
+            texts.append(text)
+        elif not allow_change:
+            texts.append(f"{text} (--allow_change permits it)")
+    return texts

@@ -257,9 +257,7 @@ class HostFeed:
             images=send(*self._images, np.uint8),
             labels=send(*self._labels, np.int32),
             mask=sharding.put(rows != PADDING, over_data),
-            first=sharding.put(
-                np.int32(start + begin), sharding.replicated(self._mesh)
-            ),
+            first=sharding.put(np.int32(first), sharding.replicated(self._mesh)),
             image_shape=self._split.image_shape,
         )
 

@@ -45,6 +45,9 @@ class Origin:
     offset: int = 0
 
 
+START = Origin()
+
+
 class Epochs:
     """Which examples of which epoch each step takes, by their number.
 
@@ -61,7 +64,7 @@ class Epochs:
       start: the step at which epoch 0 would have begun if all epochs had as many steps.
     """
 
-    def __init__(self, count: int, batch_size: int, origin: Origin = Origin()):
+    def __init__(self, count: int, batch_size: int, origin: Origin = START):
         self._count, self._batch_size, self._origin = count, batch_size, origin
         self.steps_per_epoch = count // batch_size
         end = origin.step + (count - origin.offset) // batch_size
@@ -117,7 +120,7 @@ class Order:
         batch_size: int,
         mesh: Mesh,
         seed: int | None,
-        origin: Origin = Origin(),
+        origin: Origin = START,
     ):
         given = {"batch_size": batch_size, "seed": seed}
         batch_size, seed = options.check("", given, _OPTIONS).values()

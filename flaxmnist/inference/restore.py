@@ -48,7 +48,8 @@ def restore(
     names += ["ema"] if config.ema is not None else []
 
     def expect(manifest: Manifest) -> dict[str, Any]:
-        workdirs.check_same(configs.from_dict(manifest.config), config)
+        before = configs.from_dict(manifest.config)
+        workdirs.check_same(before, config, allow_change=True)
         state = _abstract(config, manifest, where)
         size = 4 * models.num_parameters(state.params)
         if size > (free := available_memory()):

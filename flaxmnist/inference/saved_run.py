@@ -237,6 +237,8 @@ class SavedRun:
             },
             replicated=sharding.replicated(self.mesh),
             total_steps=self.manifest.total_steps,
+            origin=self.manifest.origin,
+            changes=self.manifest.changes,
         )
 
     def _summarize(self, run: Evaluation, console: Console) -> Summary:
@@ -283,7 +285,7 @@ def open_run(
         )
     given = saved if config is None else config
     given = configs.override(given, overrides)
-    workdirs.check_same(saved, given)
+    workdirs.check_same(saved, given, allow_change=True)
     layout = make_layout(given) if use_mesh else None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         chosen = checkpoints.best_step if step is None else step

@@ -223,7 +223,8 @@ def _draw(
     ]
     figures = {
         "curves": plots.curves(
-            {name: [one.records for one in runs] for name, runs in groups.items()}
+            {name: [one.records for one in runs] for name, runs in groups.items()},
+            [change.step for change in results.summary.changes],
         ),
         "confusion": plots.confusion(_confusion(test), names),
         "calibration": plots.reliability(

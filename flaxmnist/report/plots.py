@@ -1,7 +1,8 @@
 """The figures of a report, drawn without a display."""
 
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,20 @@ def _tidy(axis: Any, title: str, x: str, y: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
+def curves(
+    groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]], marks: Iterable[int] = ()
+) -> Figure:
     """Draws loss and accuracy over the steps.
 
     Args:
       groups: the records of runs that differ only in their seeds, by name. Several runs
         are drawn as their mean and one standard deviation.
+      marks: steps to mark with a vertical line.
     """
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
+    for axis, step in itertools.product((loss, accuracy), marks):
+        axis.axvline(step, color="0.6", linewidth=0.9, linestyle=":")
     for index, (name, runs) in enumerate(groups.items()):
         for split, style in (("train", "-"), ("validation", "o--")):
             for axis, figure_name in ((loss, "loss"), (accuracy, "accuracy")):
@@ -81,7 +87,7 @@ def curves(groups: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
     loss.set_yscale("log")
     _tidy(loss, "Loss", "step", "cross-entropy, nats")
     _tidy(accuracy, "Accuracy", "step", "share of correct predictions")
-    if accuracy.lines:
+    if accuracy.get_legend_handles_labels()[1]:
         legend = accuracy.legend(fontsize=7, frameon=False, loc="lower right")
         for text in legend.get_texts():
             text.set_parse_math(False)  # A name may hold dollar signs.

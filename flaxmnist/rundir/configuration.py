@@ -11,6 +11,7 @@ from pathlib import Path
 from flaxmnist import config as configs
 from flaxmnist import options, user_code
 from flaxmnist.errors import UserError
+from flaxmnist.rundir import integrity
 from flaxmnist.rundir.schemas import Schema, conform
 from flaxmnist.runtime import files
 
@@ -126,3 +127,47 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         f"{path} cannot be read ({error}). Remove it and give --config, or use "
         "another --workdir"
     )
+
+
+def check(workdir: Path, config: configs.Config, allow_change: bool = False) -> bool:
+    """Compares the run in the directory with a configuration; writes nothing.
+
+    Args:
+      workdir: the run directory.
+      config: to compare.
+      allow_change: whether the options in `configs.CHANGEABLE`, and the source of the
+        callables of the user, may differ.
+
+    Returns:
+      whether these may differ in its checkpoints: also if an earlier process, which
+      wrote ``config.json``, was allowed to change them.
+
+    Raises:
+      UserError: the directory contains a run with other fixed options.
+    """
+    # Read it in any case: a config.json of another program must not be replaced.
+    before = saved_config(workdir)
+    # A run without a checkpoint may change its configuration.
+    if before is None or not integrity.saved_steps(workdir / "checkpoints"):
+        return allow_change
+    check_same(before, config, allow_change)
+    if not allow_change and (changes := changed_code(workdir)):
+        raise UserError(
+            f"{'; '.join(changes)}. Restore the former source, use another --workdir, "
+            "or add --allow_change"
+        )
+    return True
+
+
+def check_same(
+    before: configs.Config, config: configs.Config, allow_change: bool = False
+) -> None:
+    """Raises UserError if the fixed options of two configurations differ.
+
+    With `allow_change`, those in `configs.CHANGEABLE` may differ.
+    """
+    if changed := configs.differences(before, config, allow_change):
+        raise UserError(
+            "--workdir contains a run with a different configuration; use another "
+            f"directory, or its options\n{'; '.join(changed)}"
+        )

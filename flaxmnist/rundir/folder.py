@@ -16,6 +16,8 @@ import jax
 from flaxmnist import config as configs
 from flaxmnist.errors import UserError
 from flaxmnist.rundir import configuration, integrity
+from flaxmnist.rundir.configuration import check as check
+from flaxmnist.rundir.configuration import check_same as check_same
 from flaxmnist.rundir.configuration import saved_config as saved_config
 from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import durable, files, processes
@@ -33,32 +35,6 @@ def saved_summary(workdir: Path, step: int | None = None) -> Summary | None:
 def saved_steps(workdir: Path) -> list[int]:
     """Returns the steps of the checkpoints, in order."""
     return integrity.saved_steps(workdir / "checkpoints")
-
-
-def check(workdir: Path, config: configs.Config) -> None:
-    """Compares the run in the directory with a configuration; writes nothing.
-
-    Raises:
-      UserError: the directory contains a run with other fixed options.
-    """
-    # Read it in any case: a config.json of another program must not be replaced.
-    # A run without a checkpoint may change its configuration.
-    if (before := saved_config(workdir)) and saved_steps(workdir):
-        check_same(before, config)
-        if changes := configuration.changed_code(workdir):
-            raise UserError(
-                f"{'; '.join(changes)}. Restore the former source, or use another "
-                "--workdir"
-            )
-
-
-def check_same(before: configs.Config, config: configs.Config) -> None:
-    """Raises UserError if the fixed options of two configurations differ."""
-    if changed := configs.differences(before, config):
-        raise UserError(
-            "--workdir contains a run with a different configuration; use another "
-            f"directory, or its options\n{'; '.join(changed)}"
-        )
 
 
 class Lock:

@@ -65,6 +65,7 @@ class History:
                 # Older versions recorded the fingerprint of the training split only.
                 dataset.fingerprints or dataset.fingerprint,
                 self.summary.total_steps,
+                self.summary.changes,
                 configs.fixed_options(config),
             ]
         )

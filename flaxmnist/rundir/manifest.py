@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxmnist import options
+from flaxmnist.data.order import START, Origin
 from flaxmnist.errors import UserError
 from flaxmnist.rundir.results import (
     COUNT,
@@ -69,6 +70,9 @@ _MANIFEST: Schema = {
     },
     "rollbacks": options.optional(STEP),
     "metrics": options.optional(object_of({"lines": COUNT, "checksum": COUNT})),
+    "origin": options.optional(
+        object_of({"step": STEP, "epoch": COUNT, "offset": COUNT})
+    ),
 }
 
 
@@ -80,11 +84,13 @@ class Manifest(Description):
       best: the best evaluation up to this step.
       rollbacks: number of times a non-finite loss caused a return to a checkpoint.
       metrics: length of ``metrics.jsonl`` at this step, if known.
+      origin: where the run began to use its batch size.
     """
 
     best: Best
     rollbacks: int = 0
     metrics: LogPosition | None = None
+    origin: Origin = START
 
     @classmethod
     def from_json(cls, value: Any) -> "Manifest":
@@ -95,6 +101,7 @@ class Manifest(Description):
         """
         found = conform(value, _MANIFEST)
         best, metrics = found["best"], found.get("metrics")
+        origin = found.get("origin")
         validation = best.get("validation")
         found |= {
             **build_description(found),
@@ -105,6 +112,7 @@ class Manifest(Description):
             ),
             "rollbacks": found.get("rollbacks") or 0,
             "metrics": metrics and build(LogPosition, metrics),
+            "origin": origin and build(Origin, origin),
         }
         return build(cls, found)
 

@@ -15,6 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from flaxmnist import options
 from flaxmnist.data import SPLITS
 from flaxmnist.rundir import integrity
+from flaxmnist.rundir.changes import CHANGE, Change
 from flaxmnist.rundir.manifest import LogPosition
 from flaxmnist.rundir.schemas import Schema, conform
 from flaxmnist.rundir.tensorboard import EventFile, _summary
@@ -84,6 +85,7 @@ class MetricsWriter:
         they will be written again.
       eval_splits: splits that are evaluated during training.
       written: what `sync` returned at `step`, if known.
+      changes: changes of options, in order; a line is written for one at `step`.
       warn: called with a warning if ``metrics.jsonl`` differs from `written`.
       check: called before each write; raises if nothing may be written any more.
     """
@@ -94,6 +96,7 @@ class MetricsWriter:
         step: int,
         eval_splits: Iterable[str],
         written: LogPosition | None = None,
+        changes: Iterable[Change] = (),
         warn: Callable[[str], None] = print,
         check: Callable[[], None] = lambda: None,
     ):
@@ -102,8 +105,13 @@ class MetricsWriter:
             return
         check()
         self._path = workdir / "metrics.jsonl"
-        there = records(self._path) if self._path.exists() else ()
-        kept = [_line(record) for record in there if record["step"] <= step]
+        there = _lines(self._path) if self._path.exists() else ()
+        kept = [
+            _line(record)
+            for record in there
+            # A change at a step follows the checkpoint of the step.
+            if record["step"] < step + ("split" in record)
+        ]
         self._written = LogPosition()
         for line in kept:
             self._count(line)
@@ -117,6 +125,15 @@ class MetricsWriter:
         for split in {"train", *map(eval_name, eval_splits), *before}:
             events = EventFile(workdir / "tensorboard" / split, step)
             self._events[split] = self._stack.enter_context(contextlib.closing(events))
+        for change in changes:
+            if change.step == step:
+                self._append(dataclasses.asdict(change))
+
+    def _append(self, record: dict[str, Any]) -> None:
+        line = _line(record)
+        self._file.write(line)
+        self._file.flush()
+        self._count(line)
 
     def _count(self, line: str) -> None:
         lines, checksum = self._written.lines, self._written.checksum
@@ -130,10 +147,7 @@ class MetricsWriter:
         # Writing to a file that was removed raises no error.
         if not os.path.samefile(self._file.fileno(), self._path):
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self._path))
-        line = _line(values := record.to_json())
-        self._file.write(line)
-        self._file.flush()
-        self._count(line)
+        self._append(values := record.to_json())
         self._events[record.split].write(
             record.step,
             *(
@@ -192,20 +206,23 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the records of a ``metrics.jsonl``; warns of lines that are damaged.
+    """Yields the figures of a ``metrics.jsonl``; warns of lines that are damaged.
 
     Raises:
       OSError: the file cannot be opened.
       UserError: it is not a regular file, or too large.
     """
+    return (record for record in _lines(path) if "split" in record)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a ``metrics.jsonl``: figures, and changes of options."""
     damaged = 0
     with files.open_regular(path, integrity.MAX_METRICS) as file:
         while line := file.readline(_MAX_LINE):
             try:
                 record = files.parse_json(line)
-                conform(record, _RECORD)
-                for name in record.keys() - {"split"}:
-                    conform(record[name], _FIGURE)
+                _check(record)
             except ValueError:
                 # A killed process may have written a part of its last line.
                 damaged += line.endswith(b"\n") or len(line) == _MAX_LINE
@@ -213,3 +230,13 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
     if damaged:
         Console().warn(f"{path}: damaged lines, which are skipped: {damaged:,}")
+
+
+def _check(record: Any) -> None:
+    """Raises ValueError unless `record` is a line of figures or a change."""
+    if isinstance(record, dict) and "options" in record:
+        conform(record, CHANGE)
+        return
+    conform(record, _RECORD)
+    for name in record.keys() - {"split"}:
+        conform(record[name], _FIGURE)

@@ -8,6 +8,7 @@ from flaxmnist import options
 from flaxmnist.core import mnist
 from flaxmnist.core.batch import MAX_SIDE, ImageShape
 from flaxmnist.data import SPLITS
+from flaxmnist.rundir.changes import CHANGES, Change
 from flaxmnist.rundir.schemas import Schema, by_name, conform, number, share
 
 _T = TypeVar("_T")
@@ -127,6 +128,7 @@ DESCRIPTION: dict[str, Schema] = {
         "class_names": options.optional(options.OptionType("names", _names)),
     },
     "total_steps": STEP,
+    "changes": options.optional(CHANGES),
     "versions": options.optional(by_name(options.text)),
     "machine": options.optional(
         object_of(
@@ -150,6 +152,7 @@ class Description:
       versions: version by package.
       machine: `device` and, on CPU, number of `threads`; empty in runs of older
         versions.
+      changes: changes of options up to this step, in order.
     """
 
     config: dict[str, Any]
@@ -157,6 +160,7 @@ class Description:
     total_steps: int
     versions: dict[str, str]
     machine: dict[str, Any]
+    changes: tuple[Change, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns an object that `json.dumps` accepts."""
@@ -247,6 +251,7 @@ def build_description(found: dict[str, Any]) -> dict[str, Any]:
         "dataset": build(DatasetInfo, found["dataset"]),
         "versions": found.get("versions") or {},
         "machine": found.get("machine") or {},
+        "changes": found.get("changes") or (),
     }
 
 

@@ -11,18 +11,20 @@ from jax.sharding import Mesh, NamedSharding
 
 from flaxmnist import data
 from flaxmnist.config import Config, as_dict, flat, user_code
-from flaxmnist.core import augment, losses, models, optim, sharding
+from flaxmnist.core import augment, losses, models, sharding
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.steps import train_steps
 from flaxmnist.data.feeds import FEEDS, Feed
+from flaxmnist.data.order import START, Epochs, Origin
 from flaxmnist.errors import UserError
-from flaxmnist.options import MAX_STEPS, to_steps
+from flaxmnist.rundir.changes import Change
 from flaxmnist.rundir.results import Figures
 from flaxmnist.runtime import processes
+from flaxmnist.training.durations import Interval, intervals, make_optimizer, plain_from
 from flaxmnist.training.progress import Progress
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Everything that the evaluation of a state needs.
 
@@ -32,6 +34,8 @@ class Evaluation:
       eval_feeds: the splits to evaluate, in order and padded.
       replicated: sharding of arrays that every device holds completely.
       total_steps: number of steps of a complete run.
+      origin: where the run began to use its batch size.
+      changes: changes of options, in order.
     """
 
     config: Config
@@ -39,9 +43,16 @@ class Evaluation:
     eval_feeds: dict[str, Feed]
     replicated: NamedSharding
     total_steps: int
+    origin: Origin = START
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def epochs(self) -> Epochs:
+        """The epochs of the training, by step."""
+        return Epochs(len(self.dataset.train), self.config.batch_size, self.origin)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment(Evaluation):
     """Everything that a run needs and no step changes; nothing is on disk yet.
 
@@ -50,7 +61,7 @@ class Experiment(Evaluation):
       model: what is trained.
       tx: the optimizer.
       schedule: the learning rate by step.
-      every: number of steps between two events, by event.
+      every: the interval between two events, by event.
       layout: where the arrays of the state are.
       state_options: further arguments of `create_state`.
     """
@@ -59,7 +70,7 @@ class Experiment(Evaluation):
     model: nn.Module
     tx: optax.GradientTransformation
     schedule: optax.Schedule
-    every: dict[str, int]
+    every: dict[str, Interval]
     layout: sharding.Layout
     state_options: dict[str, Any]
 
@@ -77,7 +88,8 @@ class Experiment(Evaluation):
         layout = make_layout(config)
         _check_batch_split(config, layout.mesh.shape["data"])
         dataset = _load_dataset(config, dataset)
-        tx, schedule, total_steps = make_optimizer(config, len(dataset.train))
+        epochs = Epochs(len(dataset.train), config.batch_size)
+        tx, schedule, total_steps = make_optimizer(config, epochs)
         feed, eval_feeds = _make_feeds(config, dataset, layout.mesh)
         return cls(
             config=config,
@@ -93,7 +105,7 @@ class Experiment(Evaluation):
             tx=tx,
             schedule=jax.jit(schedule),
             total_steps=total_steps,
-            every=_events(config, feed.steps_per_epoch),
+            every=intervals(config, epochs),
             replicated=sharding.replicated(layout.mesh),
             layout=layout,
             state_options={
@@ -101,13 +113,34 @@ class Experiment(Evaluation):
                 "grad_accumulation": config.grad_accumulation,
                 "image_shape": dataset.image_shape,
                 "augment": augment.build(**as_dict(config.augment)),
-                "augment_until": _plain_from(config, feed.steps_per_epoch, total_steps),
+                "augment_until": plain_from(config, epochs, total_steps),
                 "loss": losses.build(
                     labels=dataset.train.labels,
                     num_classes=dataset.num_classes,
                     **as_dict(config.loss),
                 ),
             },
+        )
+
+    def continuing(self, origin: Origin, changes: tuple[Change, ...]) -> "Experiment":
+        """Returns the experiment of a run that began to use its batch size at `origin`.
+
+        Raises:
+          UserError: there would be too many steps, or fewer than the warm-up has.
+        """
+        moved = dataclasses.replace(self, origin=origin, changes=changes)
+        if origin == self.origin:
+            return moved
+        tx, schedule, total_steps = make_optimizer(self.config, moved.epochs)
+        return dataclasses.replace(
+            moved,
+            feed=self.feed.continuing(origin),
+            tx=tx,
+            schedule=jax.jit(schedule),
+            total_steps=total_steps,
+            every=intervals(self.config, moved.epochs),
+            state_options=self.state_options
+            | {"augment_until": plain_from(self.config, moved.epochs, total_steps)},
         )
 
     def advance(self, progress: Progress, max_steps: int) -> Progress:
@@ -142,11 +175,13 @@ class Experiment(Evaluation):
     def due(self, event: str, step: int) -> bool:
         """Returns whether `event`, one of `every`, falls on `step`."""
         every = self.every.get(event)
-        return every is not None and (step % every == 0 or step == self.total_steps)
+        return every is not None and (
+            every.following(step - 1) == step or step == self.total_steps
+        )
 
     def next_stop(self, step: int, max_steps: int) -> int:
         """Returns the step of the next event, at most `max_steps` after `step`."""
-        events = [(step // every + 1) * every for every in self.every.values()]
+        events = [every.following(step) for every in self.every.values()]
         return min(step + max_steps, self.total_steps, *events)
 
     def put(self, number: int) -> jax.Array:
@@ -203,34 +238,6 @@ def _make_feeds(
     }
 
 
-def _events(config: Config, steps_per_epoch: int) -> dict[str, int]:
-    """Returns the number of steps between two events, by event."""
-    options = {
-        "log": "log_every",
-        "eval": "eval_every",
-        "checkpoint": "checkpoint_every",
-    }
-    if config.log_tensors:
-        options["tensors"] = "every_n_steps"
-    return {
-        event: to_steps(getattr(config, option), steps_per_epoch)
-        for event, option in options.items()
-    }
-
-
-def _plain_from(config: Config, steps_per_epoch: int, total_steps: int) -> int | None:
-    """Returns the step from which on the training images are not augmented."""
-    if (length := config.augment.stop_before_end) is None:
-        return None
-    step = total_steps - to_steps(length, steps_per_epoch)
-    if step < 1:
-        raise UserError(
-            f"augment.stop_before_end={length!r}: expected less than the run, "
-            f"{total_steps:,} steps"
-        )
-    return step
-
-
 def make_layout(config: Config) -> sharding.Layout:
     """Returns the layout of the state over the mesh of `config`.
 
@@ -271,35 +278,3 @@ def eval_batch_size(config: Config, dataset: data.Dataset, mesh: Mesh) -> int:
     """Returns the size of an evaluation batch, a multiple of the mesh's data axis."""
     largest, parts = max(dataset.counts.values()), mesh.shape["data"]
     return -(-min(config.eval_batch_size, largest) // parts) * parts
-
-
-def make_optimizer(
-    config: Config, count: int
-) -> tuple[optax.GradientTransformation, optax.Schedule, int]:
-    """Returns the optimizer, its schedule, and the number of steps of the training.
-
-    Args:
-      config: of the run.
-      count: number of training examples.
-
-    Raises:
-      UserError: there would be too many steps.
-    """
-    steps_per_epoch = count // config.batch_size
-    total_steps = config.num_steps or to_steps(
-        f"{config.num_epochs} epochs", steps_per_epoch
-    )
-    if total_steps >= MAX_STEPS:
-        raise UserError(
-            f"num_epochs={config.num_epochs} are {total_steps:,} steps: expected fewer "
-            f"than {MAX_STEPS:,}"
-        )
-    optimizer = as_dict(config.optimizer)
-    warmup = optimizer.pop("warmup")
-    tx, schedule = optim.build(
-        **optimizer,
-        warmup_steps=to_steps(warmup, steps_per_epoch) if warmup else 0,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-    )
-    return tx, schedule, total_steps

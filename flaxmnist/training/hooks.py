@@ -169,6 +169,7 @@ class SaveCheckpoint:
                 best=progress.best,
                 rollbacks=progress.rollbacks,
                 metrics=self.writer.sync(),
+                origin=experiment.origin,
             )
             self.outputs.checkpoints.save(
                 step, progress.arrays, manifest, progress.validation
@@ -209,7 +210,7 @@ def make_record(
     experiment: Experiment, step: int, split: str, figures: Figures
 ) -> Record:
     """Returns the record of figures that were measured at `step`."""
-    epoch = step / experiment.feed.steps_per_epoch
+    epoch = experiment.epochs.at(step)
     return Record(step, epoch, split, figures.loss, figures.accuracy)
 
 

@@ -11,7 +11,6 @@ import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist.core import sharding
 from flaxmnist.core.steps import all_finite, eval_steps, train_steps
 from flaxmnist.data import Dataset
 from flaxmnist.errors import NotFiniteError, StoppedError, UserError, shown
@@ -36,7 +35,7 @@ from flaxmnist.training.hooks import (
     UserHook,
     call_user_hooks,
 )
-from flaxmnist.training.observe import observed_norms
+from flaxmnist.training.observe import observed_norms, placement
 from flaxmnist.training.progress import Progress
 from flaxmnist.training.resume import begin, resume, roll_back
 
@@ -50,6 +49,8 @@ def train_and_evaluate(
     workdir: str | Path,
     hooks: Sequence[UserHook] = (),
     data: Dataset | None = None,
+    *,
+    allow_change: bool = False,
     console: Console | None = None,
     started: float | None = None,
 ) -> Summary:
@@ -68,6 +69,9 @@ def train_and_evaluate(
         exception in a hook ends the run, which can then be resumed.
       data: trained on instead of those that the configuration names. To resume the run,
         give them again.
+      allow_change: whether a run that resumes may change `batch_size`,
+        `grad_accumulation` and the options of `optimizer`, `loss` and `augment`. It
+        keeps its step and the state of the optimizer, and records the change.
       console: where to print; the standard output if None.
       started: `time.perf_counter()` at the start of the measured time; now if None.
 
@@ -95,7 +99,7 @@ def train_and_evaluate(
         console.warn(experiment.dataset.warning)
     # Lock the directory before reading it: another process may still change it.
     with workdirs.locked(workdir) as rundir:
-        workdirs.check(rundir.workdir, experiment.config)
+        allow_change = workdirs.check(rundir.workdir, experiment.config, allow_change)
         is_new = processes.broadcast(not workdirs.saved_steps(rundir.workdir))
         fresh = begin(experiment) if is_new else None
         rundir.prepare()
@@ -106,7 +110,12 @@ def train_and_evaluate(
             check=rundir.check,
         ) as checkpoints:
             outputs = Outputs(rundir, checkpoints, console, clock)
-            progress = fresh or resume(experiment, checkpoints, console)
+            if fresh is None:
+                experiment, progress = resume(
+                    experiment, checkpoints, console, allow_change
+                )
+            else:
+                progress = fresh
             summary = _train_and_finish(experiment, progress, outputs, hooks)
     call_user_hooks(hooks, summary)
     return summary
@@ -130,16 +139,20 @@ def _train_and_finish(
     if finished and (summary := _saved_summary(workdir, first_step)):
         finish_again(experiment, progress, summary, outputs)
         return summary
+    for change in experiment.changes:
+        if change.step == first_step:
+            console.line(f"changed at step {first_step}: {change}")
     outputs.rundir.write_config(experiment.config)
     if experiment.config.log_device_placement:
-        _log_placement(experiment, progress, console)
+        for line in placement(experiment, progress.state, first_step):
+            console.line(line)
     outputs.clock.started_up()
     while True:
         try:
             progress = _train(experiment, progress, outputs, hooks)
             break
         except NotFiniteError as error:
-            progress = roll_back(
+            experiment, progress = roll_back(
                 experiment, progress, outputs.checkpoints, console, error
             )
     return finish(experiment, progress, first_step, outputs)
@@ -220,6 +233,7 @@ def _open_log(
         progress.step,
         experiment.config.eval_splits,
         written=progress.log_position,
+        changes=experiment.changes,
         warn=outputs.console.warn,
         check=outputs.rundir.check,
     )
@@ -250,7 +264,7 @@ def _pace(experiment: Experiment, steps: int, seconds: float) -> int:
     """Returns the number of steps of the next dispatch."""
     # The clocks of processes differ, but all must dispatch the same steps.
     if jax.process_count() > 1:
-        return experiment.every["log"]
+        return experiment.every["log"].steps
     return max(1, math.ceil(steps * DISPATCH_SECONDS / seconds))
 
 
@@ -272,17 +286,3 @@ def _compile_reports(experiment: Experiment, progress: Progress) -> None:
         eval_steps(progress.state, experiment.no_metrics(), batches, zero, zero)
     all_finite(progress.state)
     experiment.schedule(zero)
-
-
-def _log_placement(
-    experiment: Experiment, progress: Progress, console: Console
-) -> None:
-    """Prints the devices of each parameter and of each array of a batch."""
-    batches, _ = next(experiment.feed.chunks(progress.step, progress.step + 1))
-    batch = jax.jit(lambda batches, step: batches.at(step))(
-        batches, progress.state.step
-    )
-    console.line(f"mesh: {dict(experiment.replicated.mesh.shape)}")
-    tree = {"params": progress.state.params, "batch": batch}
-    for line in sharding.placement(tree):
-        console.line(line)

@@ -1,4 +1,4 @@
-"""What `log_tensors` and `summaries` show of a run beside its figures."""
+"""What a run shows beside its figures: tensors, summaries, and devices."""
 
 import jax
 import numpy as np
@@ -93,3 +93,12 @@ def show_summaries(
             image("mistakes", tile(drawable(images))),
             text_pb("mistakes", "\n\n".join(captions) or "none"),
         )
+
+
+def placement(experiment: Experiment, state: TrainState, step: int) -> list[str]:
+    """Returns a line per parameter and array of a batch, with its devices."""
+    batches, _ = next(experiment.feed.chunks(step, step + 1))
+    batch = jax.jit(lambda batches, step: batches.at(step))(batches, state.step)
+    tree = {"params": state.params, "batch": batch}
+    mesh = experiment.replicated.mesh.shape
+    return [f"mesh: {dict(mesh)}", *sharding.placement(tree)]

@@ -10,8 +10,9 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.report.html import Costs, Results
 from flaxmnist.rundir.history import History
+from flaxmnist.training.durations import make_optimizer
 from flaxmnist.training.evaluate import predict
-from flaxmnist.training.experiment import Evaluation, make_optimizer
+from flaxmnist.training.experiment import Evaluation
 
 
 def collect(run: Evaluation, state: TrainState, history: History) -> Results:
@@ -51,7 +52,7 @@ def _costs(run: Evaluation, state: TrainState) -> Costs:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 1e6
 
     # A saved run is opened without its optimizer.
-    tx, _, _ = make_optimizer(run.config, len(run.dataset.train))
+    tx, _, _ = make_optimizer(run.config, run.epochs)
     return Costs(
         leaves=leaves,
         flop=costs.get("flops"),

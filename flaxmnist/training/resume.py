@@ -12,8 +12,10 @@ from flaxmnist import config as configs
 from flaxmnist.core import optim, schedules, sharding
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import Dataset
+from flaxmnist.data.order import Epochs
 from flaxmnist.errors import NotFiniteError, UserError
 from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir.changes import changes_at
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.runtime import machine
@@ -37,14 +39,17 @@ def abstract_tree(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def expected(experiment: Experiment, manifest: Manifest) -> dict[str, Any]:
+def expected(
+    experiment: Experiment, allow_change: bool, manifest: Manifest
+) -> dict[str, Any]:
     """Returns the shapes and shardings of a checkpoint of this run.
 
     Raises:
       UserError: the manifest is of another run.
     """
     check_same_data(manifest, experiment.dataset)
-    workdirs.check_same(configs.from_dict(manifest.config), experiment.config)
+    before = configs.from_dict(manifest.config)
+    workdirs.check_same(before, experiment.config, allow_change)
     return abstract_tree(experiment)
 
 
@@ -136,24 +141,55 @@ def with_parameters(
 
 
 def resume(
-    experiment: Experiment, checkpoints: Checkpoints, console: Console
-) -> Progress:
-    """Returns the progress of the newest checkpoint, or the beginning without one.
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    console: Console,
+    allow_change: bool = True,
+) -> tuple[Experiment, Progress]:
+    """Returns the newest checkpoint, or the beginning without one.
+
+    Args:
+      experiment: of the configuration of the run.
+      checkpoints: of the run.
+      console: where to print.
+      allow_change: whether the checkpoint may be of a configuration with other values
+        of `configs.CHANGEABLE`; they change at its step.
+
+    Returns:
+      the experiment as it continues there, and the progress.
 
     Raises:
       UserError: all checkpoints are damaged, or of another configuration or data.
     """
-    restored = checkpoints.restore_newest(functools.partial(expected, experiment))
+    restored = checkpoints.restore_newest(
+        functools.partial(expected, experiment, allow_change)
+    )
     if restored is None:
-        return begin(experiment)
+        return experiment, begin(experiment)
     step, tree, manifest = restored
+    experiment = _continued(experiment, step, manifest)
     if step < experiment.total_steps:
         _warn_of_changes(experiment, step, manifest, console)
     metrics = dataclasses.replace(experiment.no_metrics(), **tree["window"])
-    progress = Progress(
-        step, tree["state"], metrics, manifest.best, log_position=manifest.metrics
+    state = dataclasses.replace(
+        tree["state"],
+        tx=experiment.tx,
+        augment_until=experiment.state_options["augment_until"],
     )
-    return _with_rollbacks(experiment, progress, manifest.rollbacks)
+    progress = Progress(
+        step, state, metrics, manifest.best, log_position=manifest.metrics
+    )
+    return experiment, _with_rollbacks(experiment, progress, manifest.rollbacks)
+
+
+def _continued(experiment: Experiment, step: int, manifest: Manifest) -> Experiment:
+    """Returns the experiment as it continues from a checkpoint."""
+    before, origin = configs.from_dict(manifest.config), manifest.origin
+    if before.batch_size != experiment.config.batch_size:
+        count = manifest.dataset.counts["train"]
+        origin = Epochs(count, before.batch_size, origin).position(step)
+    changes = changes_at(step, before, experiment.config)
+    return experiment.continuing(origin, (*manifest.changes, *changes))
 
 
 def _warn_of_changes(
@@ -190,7 +226,7 @@ def roll_back(
     checkpoints: Checkpoints,
     console: Console,
     error: NotFiniteError,
-) -> Progress:
+) -> tuple[Experiment, Progress]:
     """Returns the newest checkpoint, with half the learning rate of `progress`.
 
     Every checkpoint is finite. Before the first one, the run starts again.
@@ -203,13 +239,13 @@ def roll_back(
     option, rate = "optimizer.learning_rate", config.optimizer.learning_rate
     most = config.max_rollbacks
     if config.on_nan == "rollback" and progress.rollbacks < most:
-        back = resume(experiment, checkpoints, console)
+        experiment, back = resume(experiment, checkpoints, console)
         back = _with_rollbacks(experiment, back, progress.rollbacks + 1)
         console.warn(
             f"{error}: back to step {back.step}, with {option}="
             f"{rate * back.rate_scale:g} (rollback {back.rollbacks} of {most})"
         )
-        return back
+        return experiment, back
     kept = "no checkpoint exists yet"
     if steps := checkpoints.steps:
         kept = (

@@ -39,6 +39,7 @@ def describe(run: Evaluation) -> Description:
         total_steps=run.total_steps,
         versions=machine.versions(machine.PACKAGES),
         machine=machine.describe(),
+        changes=run.changes,
     )
 
 

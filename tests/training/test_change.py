@@ -1,10 +1,25 @@
 """Runs that continue with another batch size, optimizer, loss or augmentation."""
 
+import functools
+import json
+import shutil
+
+import jax
 import numpy as np
 import pytest
+from helpers import assert_identical, lines, saved, timeless, tiny_config
 
-from flaxmnist.data import DeviceFeed, HostFeed, Split, epoch_order
-from flaxmnist.data.order import Epochs, Order, Origin
+from flaxmnist import config as configs
+from flaxmnist.config import override
+from flaxmnist.core.steps import train_step
+from flaxmnist.data import Dataset, DeviceFeed, HostFeed, Split, epoch_order
+from flaxmnist.data.order import START, Epochs, Order, Origin
+from flaxmnist.errors import UserError
+from flaxmnist.inference.saved_run import open_run
+from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir.checkpoints import Checkpoints
+from flaxmnist.training import loop, resume
+from flaxmnist.training.experiment import Experiment
 
 
 def reference(count, seed, parts):
@@ -30,7 +45,7 @@ def test_each_step_takes_the_next_examples_of_the_epoch(mesh):
     rng = np.random.default_rng(0)
     for _ in range(50):
         parts = rng.integers(1, (count, 12), (4, 2)).tolist()
-        found, origin = [], Origin()
+        found, origin = [], START
         for size, steps in parts:
             order = Order(count, size, mesh, seed, origin)
             for _ in range(steps):
@@ -45,7 +60,7 @@ def test_feeds_continue_with_another_batch_size(make_feed, mesh, monkeypatch):
     monkeypatch.setattr("flaxmnist.data.feeds.SLAB_BYTES", 8)
     count, seed = 23, 4
     split = Split(np.zeros((count, 1, 1), np.uint8), np.arange(count, dtype=np.uint8))
-    parts, found, origin = [(4, 7), (6, 3), (3, 12), (4, 9)], [], Origin()
+    parts, found, origin = [(4, 7), (6, 3), (3, 12), (4, 9)], [], START
     for size, steps in parts:
         feed = make_feed(split, size, mesh, seed).continuing(origin)
         for batches, number in feed.chunks(origin.step, origin.step + steps):
@@ -55,3 +70,152 @@ def test_feeds_continue_with_another_batch_size(make_feed, mesh, monkeypatch):
                 found.append(batch["label"].tolist())
         origin = Epochs(count, size, origin).position(len(found))
     assert found == reference(count, seed, parts)
+
+
+COUNT = 230
+CONFIG = tiny_config(
+    batch_size=40,
+    num_steps=13,
+    log_every=4,
+    eval_every="1 epochs",
+    checkpoint_every=3,
+    keep_checkpoints=10,
+    model={"name": "softmax"},
+    optimizer={"learning_rate": 0.1, "name": "adam"},
+)
+# At step 13, 110 of the 230 examples of the third epoch are left.
+CHANGES = {"batch_size": 30, "optimizer.learning_rate": 0.03, "num_epochs": 5}
+CHANGED = override(CONFIG, CHANGES)
+
+
+def examples(count, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, 4, 4), dtype=np.uint8)
+    return images, rng.integers(0, 3, count, dtype=np.uint8)
+
+
+DATA = Dataset.from_arrays(
+    examples(COUNT, 0), examples(50, 1), validation=examples(50, 2)
+)
+
+
+def run(config, workdir, hooks=(), **options):
+    return loop.train_and_evaluate(config, workdir, hooks, DATA, **options)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """A run of 13 steps. Copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("before") / "run"
+    run(CONFIG, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def changed(before, tmp_path_factory):
+    """The same run, continued with other options. Copy it before changing it."""
+    workdir = shutil.copytree(before, tmp_path_factory.mktemp("changed") / "run")
+    return workdir, run(override(CHANGED, {"report": True}), workdir, allow_change=True)
+
+
+def test_a_change_is_recorded(changed):
+    workdir, summary = changed
+    options = {"batch_size": [40, 30], "optimizer.learning_rate": [0.1, 0.03]}
+    change = {"step": 13, "options": options}
+    # Three steps end the third epoch, and seven are an epoch.
+    assert summary.step == summary.total_steps == 13 + 3 + 2 * 7
+    assert json.loads((workdir / "summary.json").read_text())["changes"] == [change]
+    assert [line for line in lines(workdir) if "options" in line] == [change]
+    epochs = {line["step"]: line["epoch"] for line in lines(workdir) if "loss" in line}
+    assert (epochs[12], epochs[16], epochs[30]) == (12 / 5, 3, 5)
+    steps = [one["step"] for one in lines(workdir) if one.get("split") == "validation"]
+    assert steps == [5, 10, 13, 16, 23, 30]
+    page = (workdir / "report.html").read_text()
+    assert "Changed at step 13: batch_size 40 → 30, optimizer.learning_rate" in page
+    assert configs.differences(workdirs.saved_config(workdir), CHANGED) == []
+    assert workdirs.saved_summary(workdir) == summary
+    assert open_run(workdir, 12, data=DATA).manifest.changes == ()
+    assert open_run(workdir, data=DATA).evaluate("test") == summary.test
+
+
+def test_a_changed_run_keeps_its_state_and_takes_the_next_examples(before, changed):
+    experiment = Experiment.build(CHANGED, DATA)
+    with Checkpoints(before / "checkpoints", read_only=True) as checkpoints:
+        tree, _ = checkpoints.restore(13, lambda _: resume.abstract_tree(experiment))
+    state = tree["state"]
+    for rows in reference(COUNT, 0, [(40, 13), (30, 17)])[13:]:
+        images, labels = DATA.train.images[rows], DATA.train.labels[rows]
+        batch = {"image": images[..., None], "label": labels.astype(np.int32)}
+        state, _ = train_step(state, batch)
+    found, manifest = saved(CHANGED, changed[0], data=DATA)
+    assert manifest.origin == Origin(13, 2, 120)
+    assert found["state"].step == state.step == 30
+    for name in ("params", "opt_state"):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+            getattr(found["state"], name),
+            jax.device_get(getattr(state, name)),
+        )
+
+
+def test_a_run_killed_after_a_change_resumes_to_the_bit(
+    before, changed, tmp_path, monkeypatch, capsys
+):
+    workdir = shutil.copytree(before, tmp_path / "run")
+    advance = Experiment.advance
+    # Before the first checkpoint after the change, of step 15, and later.
+    for step, allow_change in ((14, True), (14, False), (18, False)):
+
+        def die(experiment, progress, steps, step=step):
+            if progress.step == step:
+                raise ZeroDivisionError
+            return advance(experiment, progress, 1)
+
+        monkeypatch.setattr(Experiment, "advance", die)
+        with pytest.raises(ZeroDivisionError):
+            run(CHANGED, workdir, allow_change=allow_change)
+        assert len([line for line in lines(workdir) if "options" in line]) == 1
+    monkeypatch.undo()
+    summary = run(CHANGED, workdir)
+    assert summary.changes == changed[1].changes
+    assert timeless(lines(workdir)) == timeless(lines(changed[0]))
+    assert_identical(
+        *(saved(CHANGED, one, data=DATA)[0] for one in (workdir, changed[0]))
+    )
+    assert "was changed since" not in capsys.readouterr().err
+
+
+def test_a_change_applies_from_an_older_checkpoint_if_newer_are_damaged(
+    changed, tmp_path
+):
+    workdir = shutil.copytree(changed[0], tmp_path / "run")
+    for folder in (workdir / "checkpoints").iterdir():
+        if int(folder.name) > 12:
+            (folder / "record/metadata").write_text("{}")
+    summary = run(CHANGED, workdir)
+    assert [change.step for change in summary.changes] == [12]
+    # Four steps end the third epoch.
+    assert summary.step == 12 + 5 + 2 * 7
+    assert [one["step"] for one in lines(workdir) if "options" in one] == [12]
+
+
+def test_other_changes_are_refused_and_the_message_says_which_are_permitted(
+    before, tmp_path
+):
+    workdir = shutil.copytree(before, tmp_path / "run")
+    config = (workdir / "config.json").read_bytes()
+    permitted = (
+        r"learning_rate: 0.1 in the saved run, 0.03 in this run \(--allow_change"
+    )
+    with pytest.raises(UserError, match=permitted):
+        run(CHANGED, workdir)
+    seed = override(CHANGED, {"seed": 1})
+    with pytest.raises(UserError, match=r"seed: 0 in the saved run, 1 in this run$"):
+        run(seed, workdir, allow_change=True)
+    momentum = {"optimizer.name": "sgd", "optimizer.momentum": 0.9}
+    with pytest.raises(UserError, match=r"does not keep its state: .* --init_from"):
+        run(override(CONFIG, momentum), workdir, allow_change=True)
+    assert (workdir / "config.json").read_bytes() == config
+    (workdir / "config.json").unlink()
+    with pytest.raises(UserError, match=permitted):
+        run(CHANGED, workdir)
