@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.runtime import machine
 from flaxmnist.runtime.console import Console
+from flaxmnist.training.durations import make_optimizer
 from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.progress import Progress
 
@@ -182,12 +184,17 @@ def resume(
     return experiment, _with_rollbacks(experiment, progress, manifest.rollbacks)
 
 
+def _epochs(manifest: Manifest) -> Epochs:
+    """Returns the epochs of the training that saved a checkpoint."""
+    count, size = manifest.dataset.counts["train"], manifest.config["batch_size"]
+    return Epochs(count, size, manifest.origin)
+
+
 def _continued(experiment: Experiment, step: int, manifest: Manifest) -> Experiment:
     """Returns the experiment as it continues from a checkpoint."""
     before, origin = configs.from_dict(manifest.config), manifest.origin
     if before.batch_size != experiment.config.batch_size:
-        count = manifest.dataset.counts["train"]
-        origin = Epochs(count, before.batch_size, origin).position(step)
+        origin = _epochs(manifest).position(step)
     changes = changes_at(step, before, experiment.config)
     return experiment.continuing(origin, (*manifest.changes, *changes))
 
@@ -195,15 +202,23 @@ def _continued(experiment: Experiment, step: int, manifest: Manifest) -> Experim
 def _warn_of_changes(
     experiment: Experiment, step: int, manifest: Manifest, console: Console
 ) -> None:
-    optimizer = experiment.config.optimizer
-    schedule = optimizer.schedule
+    before, now = configs.from_dict(manifest.config), experiment.config
+    schedule = now.optimizer.schedule
     longer = manifest.total_steps != experiment.total_steps
-    if longer and schedules.is_stretched(schedule, vars(optimizer)):
+    if longer and schedules.is_stretched(schedule, vars(now.optimizer)):
         console.warn(
             f"the run is now {experiment.total_steps} steps long, no longer "
             f"{manifest.total_steps}: its {schedule} schedule is stretched to that, "
             "and the learning rate jumps"
         )
+    elif before.batch_size != now.batch_size and before.optimizer == now.optimizer:
+        _, former, _ = make_optimizer(before, _epochs(manifest))
+        rates = [float(one(step)) for one in (former, experiment.schedule)]
+        if not math.isclose(*rates, rel_tol=1e-3):
+            console.warn(
+                f"an epoch now has another number of steps: in the {schedule} "
+                "schedule, the learning rate jumps from {:.2e} to {:.2e}".format(*rates)
+            )
     if changes := machine.changes(manifest.versions, manifest.machine):
         console.warn(f"the checkpoint of step {step} {changes}")
 

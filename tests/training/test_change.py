@@ -81,7 +81,7 @@ CONFIG = tiny_config(
     checkpoint_every=3,
     keep_checkpoints=10,
     model={"name": "softmax"},
-    optimizer={"learning_rate": 0.1, "name": "adam"},
+    optimizer={"learning_rate": 0.1, "schedule": "exponential"},
 )
 # At step 13, 110 of the 230 examples of the third epoch are left.
 CHANGES = {"batch_size": 30, "optimizer.learning_rate": 0.03, "num_epochs": 5}
@@ -219,3 +219,11 @@ def test_other_changes_are_refused_and_the_message_says_which_are_permitted(
     (workdir / "config.json").unlink()
     with pytest.raises(UserError, match=permitted):
         run(CHANGED, workdir)
+
+
+def test_a_jump_of_the_learning_rate_is_warned_of(before, tmp_path, capsys):
+    """The schedule of `CONFIG` is multiplied by 0.95 per epoch of 5 or 7 steps."""
+    workdir = shutil.copytree(before, tmp_path / "run")
+    config = override(CONFIG, {"batch_size": 30, "num_steps": 14})
+    run(config, workdir, allow_change=True)
+    assert "the learning rate jumps from" in capsys.readouterr().err
