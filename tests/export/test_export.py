@@ -9,10 +9,12 @@ import sys
 import jax
 import jax.export
 import numpy as np
+import optax
 import pytest
 
 from flaxmnist.cli import export
 from flaxmnist.core import models
+from flaxmnist.core.state import create_state
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import ParityError
 from flaxmnist.export import card as cards
@@ -93,6 +95,15 @@ def test_every_layer_is_known_to_numpy(model, make_state, images, tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
 
 
+def test_numpy_predicts_images_of_another_shape(tmp_path):
+    model = models.CNN(features=(3, 2), hidden=(6,), num_classes=4)
+    state = create_state(model, optax.identity(), image_shape=(9, 14, 2))
+    images = np.random.default_rng(0).integers(0, 256, (5, 9, 14, 2)).astype(np.uint8)
+    found = write.FORMATS["numpy"](state, tmp_path)(images)
+    wanted = predict_step(state, images)["logits"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+
+
 def test_onnx_predicts_the_same(workdir, images, capsys):
     pytest.importorskip("jax2onnx", reason="needs 'flaxmnist[onnx]'")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -117,6 +128,7 @@ def test_the_card_says_what_the_model_is(workdir):
     assert f"{summary.model.parameters:,} parameters" in card
     for part in ("28×28", "centre of mass", "licence", "fingerprint", "flaxmnist 0."):
         assert part in card
+    assert "10 classes, in this order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in card
     assert "The licence of the images is that of flaxmnist" in card
 
 

@@ -1,5 +1,6 @@
 """The report of a run, what it is computed by, and how a browser shows it."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,8 +16,12 @@ from flaxmnist.cli import report
 from flaxmnist.core import models
 from flaxmnist.errors import UserError
 from flaxmnist.inference.saved_run import open_run
-from flaxmnist.report import html, statistics
+from flaxmnist.report import html, plots, statistics
+from flaxmnist.rundir.history import History
 from flaxmnist.training import loop
+
+# Label and prediction of each cell of a confusion matrix of 100 classes.
+PLACES = np.divmod(np.arange(100 * 100), 100)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +142,71 @@ def test_a_report_shows_the_test_split(reported, monkeypatch):
     row = f"<td>3</td><td>{matrix[3].sum()}</td><td>{precision:.2%}</td>\n"
     assert f"{row}<td>{recall:.2%}</td>" in page
     assert "million floating-point operations" in page
+
+
+@pytest.fixture
+def many():
+    """A confusion matrix of 100 classes, of which one is never seen."""
+    confusion = np.diag(np.full(100, 50))
+    confusion[7, 12], confusion[7, 7] = 40, 10
+    confusion[30, 31] = 5
+    confusion[99] = 0
+    return confusion, [f"class {label}" for label in range(100)]
+
+
+def test_of_many_classes_the_worst_are_shown(many):
+    rows = html._classes(*many)
+    assert len(rows) == 40
+    assert [row["label"] for row in rows[:2]] == ["class 7", "class 12"]
+    assert rows[0]["recall"] == 0.2
+    assert rows[1]["precision"] == 50 / 90
+    assert "class 99" not in {row["label"] for row in rows}
+    assert html._confused(*many) == [
+        ("class 7", "class 12", 40),
+        ("class 30", "class 31", 5),
+    ]
+    ten = html._classes(many[0][:10, :10], many[1][:10])
+    assert [row["label"] for row in ten] == many[1][:10]
+
+
+def test_a_page_of_many_classes_says_what_it_leaves_out(reported, many, tmp_path):
+    """The page is rendered of figures of 100 classes, which no run has to learn."""
+    confusion, names = many
+    labels, classes = (np.repeat(places, confusion.ravel()) for places in PLACES)
+    history = History.read(reported / "seed0")
+    dataset = dataclasses.replace(
+        history.summary.dataset, class_names=tuple(names), image_shape=(9, 7, 3)
+    )
+    summary = dataclasses.replace(history.summary, dataset=dataset)
+    logits = np.eye(100, dtype=np.float32)[classes]
+    outputs = {
+        "labels": labels,
+        "classes": classes,
+        "logits": logits,
+        "probabilities": logits,
+    }
+    results = html.Results(
+        history=dataclasses.replace(history, summary=summary),
+        outputs={"validation": outputs, "test": outputs},
+        test_images=np.zeros((len(labels), 9, 7, 3), np.uint8),
+        params={},
+        costs=html.Costs([], None, 0.0, 0.0, 0.0),
+    )
+    page = html.write_report(results, tmp_path).read_text()
+    assert "The 40 classes with the lowest F1, of 100." in page
+    assert "<td>class 7</td><td>class 12</td><td>40</td>" in page
+    assert "images of 9×7×3 in\n100 classes" in page
+
+
+def test_a_confusion_matrix_has_names_while_they_fit(many):
+    confusion, names = many
+    named = plots.confusion(confusion[:20, :20], ["$long$ " * 3, *names[1:20]])
+    (axis,) = named.axes
+    texts = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert texts[:2] == ["$long$ $long$ $…", "class 1"]
+    assert [text.get_text() for text in axis.texts].count("40") == 1
+    axis, _bar = plots.confusion(confusion, names).axes
+    assert not axis.texts
 
 
 def test_a_run_of_devices_that_are_not_here_is_reported(reported, tmp_path):
