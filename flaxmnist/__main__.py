@@ -15,7 +15,7 @@ COMMANDS = {
     "predict": "predict pictures, or a split of the data",
     "report": "write the report of a run, or compare runs",
     "export": "write a model for other programs",
-    "demo": "draw digits on a page in the browser",
+    "demo": "draw on a page in the browser",
     "doctor": "check this machine, its devices and the data",
 }
 _LIST = "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
