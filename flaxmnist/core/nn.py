@@ -47,7 +47,9 @@ def max_pool(
     small = math.prod(window_shape) <= ops.MAX_TAPS
     if small and _tiles(inputs, window_shape, strides, padding):
         return ops.max_pool(inputs, tuple(window_shape))
-    pooled: Array = nn.max_pool(inputs, window_shape, strides, padding)
+    pooled: Array = nn.max_pool(
+        inputs, window_shape=window_shape, strides=strides, padding=padding
+    )
     return pooled
 
 

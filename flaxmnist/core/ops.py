@@ -187,8 +187,9 @@ def max_pool(
     byte, and the gradient writes each element once. The gradient of `nn.max_pool` is a
     select-and-scatter, which is many times slower on CPU.
     """
-    # Without gradients, XLA's own pooling is fastest on all platforms.
-    pooled: Array = nn.max_pool(images, window, strides=window)
+    # Without gradients, XLA's own pooling is fastest on all platforms. The exporter to
+    # ONNX replaces it by a function that takes only keywords.
+    pooled: Array = nn.max_pool(images, window_shape=window, strides=window)
     return pooled
 
 
