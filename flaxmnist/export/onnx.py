@@ -11,7 +11,11 @@ from flaxmnist.export.parity import Logits
 
 
 def write(state: TrainState, folder: Path) -> Logits:
-    """Writes an ONNX graph and runs it with onnxruntime."""
+    """Writes an ONNX graph and runs it with onnxruntime.
+
+    Raises:
+      UserError: a package is not installed, or cannot convert the model.
+    """
     try:
         import onnxruntime
         from jax2onnx import to_onnx
@@ -26,12 +30,22 @@ def write(state: TrainState, folder: Path) -> Logits:
     def logits(images):
         return state.model.apply(variables, images, train=False)
 
-    to_onnx(
-        logits,
-        inputs=[jax.ShapeDtypeStruct(("batch", *state.image_shape), np.float32)],
-        return_mode="file",
-        output_path=str(path),
-    )
+    try:
+        to_onnx(
+            logits,
+            inputs=[jax.ShapeDtypeStruct(("batch", *state.image_shape), np.float32)],
+            return_mode="file",
+            output_path=str(path),
+        )
+    except OSError:
+        raise
+    # The converter raises many kinds of errors for operations that it does not know.
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(
+            f"jax2onnx cannot convert {type(state.model).__name__} "
+            f"({type(error).__name__}: {reason}); use --format stablehlo"
+        ) from error
     for file in folder.iterdir():
         file.chmod(0o644)  # The converter makes one readable by its owner only.
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

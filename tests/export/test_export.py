@@ -5,6 +5,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.export
@@ -248,6 +249,14 @@ def test_a_mistake_is_told(workdir, tmp_path, monkeypatch, capsys):
     ):
         assert export.main(flags) == 2
         assert message in capsys.readouterr().err
+    converter = types.SimpleNamespace(to_onnx=lambda *given, **options: [][0])
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
+    monkeypatch.setitem(sys.modules, "jax2onnx", converter)
+    assert export.main([f"--workdir={workdir}", "--format=onnx"]) == 2
+    error = capsys.readouterr().err
+    assert "jax2onnx cannot convert CNN (IndexError: list index out of range)" in error
+    assert "use --format stablehlo" in error
+    assert not (workdir / "export" / "onnx").exists()
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     assert export.main([f"--workdir={workdir}", "--format=onnx"]) == 2
     assert "pip install 'flaxmnist[onnx]'" in capsys.readouterr().err
