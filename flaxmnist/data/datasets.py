@@ -56,6 +56,9 @@ def load_idx(request: Request) -> Dataset:
     option, folder = request.existing("idx")
     if not folder.is_dir():
         raise UserError(f"{option}={shown(str(folder))} is not a directory")
+    if name == "mnist":  # The default: a directory of torchvision says more.
+        named = [other for other in _TORCHVISION if _TORCHVISION[other] in folder.parts]
+        name = named[0] if named else name
     paths = _find_idx(name, folder) or idx.find(folder)
     # IDX files do not name their data set, but published files have known checksums.
     for other in download.FAMILY:
@@ -255,16 +258,16 @@ def load(
         "split_seed": split_seed,
     }
     checked = options.check("data", arguments, OPTIONS)
-    source = checked.pop("source")
-    for key in given.keys() - (known := POINT.options(source)).keys():
+    spec: str = checked.pop("source")
+    for key in given.keys() - (known := POINT.options(spec)).keys():
         raise UserError(f"unknown option 'data.{key}'{did_you_mean(key, known)}")
-    if source not in SOURCES:
-        dataset = POINT.build(source, given, **checked)
+    if spec not in SOURCES:
+        dataset = POINT.build(spec, given, **checked)
         if not isinstance(dataset, Dataset):
             raise UserError(
-                f"data.source={source!r} returned {shown(dataset)}; expected a "
+                f"data.source={spec!r} returned {shown(dataset)}; expected a "
                 "Dataset, such as Dataset.from_arrays(…)"
             )
-        return dataclasses.replace(dataset, source=source)
+        return dataclasses.replace(dataset, source=spec)
     draw = Draw(checked["validation_share"], checked["split_seed"])
-    return SOURCES[source](Request(checked["name"], checked["dir"], draw))
+    return SOURCES[spec](Request(checked["name"], checked["dir"], draw))

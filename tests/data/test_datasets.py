@@ -57,6 +57,15 @@ def test_idx_files_in_every_spelling(tmp_path, compress, dotted, inside):
     np.testing.assert_array_equal(dataset.test.images, arrays[2])
 
 
+def test_a_directory_of_torchvision_names_the_data(tmp_path):
+    for name in ("FashionMNIST", "KMNIST"):
+        write_idx(tmp_path / name / "raw")
+    assert data.load(dir=tmp_path / "KMNIST").name == "kmnist"
+    assert data.load(dir=tmp_path / "FashionMNIST" / "raw").name == "fashion_mnist"
+    with pytest.raises(UserError, match="contains fashion_mnist, kmnist, not mnist"):
+        data.load(dir=tmp_path)
+
+
 @pytest.mark.parametrize("labels", [np.arange(240) // 24, np.arange(240) // 120])
 def test_sorted_data_is_split_by_class(tmp_path, labels):
     labels = labels.astype(np.uint8)

@@ -142,7 +142,7 @@ def names_no_encoding(call):
     if name in ("read_text", "write_text"):
         return True
     owner = getattr(getattr(call.func, "value", None), "id", None)
-    if name != "open" or owner in ("os", "Image"):
+    if name != "open" or owner in ("os", "Image", "archive"):
         return False
     values = [getattr(arg, "value", "") for arg in call.args]
     return not any("b" in value for value in values[-1:] if isinstance(value, str))
