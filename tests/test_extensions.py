@@ -131,6 +131,16 @@ def test_callables_are_built_or_bound_with_their_own_options():
     assert POINT.users("gamma") == ["loss", "class"]
 
 
+def test_an_option_may_name_several_callables():
+    several, spec = extensions.Several(POINT), f"{__name__}:example"
+    assert several.convert(f"loss, {spec},loss") == ("loss", spec)
+    assert several.convert(Example) == ("class",)
+    assert several.convert(None) == ()
+    (found,) = extensions.user_callables(several, ("loss", spec))
+    assert (found.callable, found.file) == (example, __file__)
+    assert extensions.user_callables(POINT, "loss") == []
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
