@@ -14,7 +14,7 @@ from flaxmnist.config.groups import (
     ModelConfig,
     OptimizerConfig,
 )
-from flaxmnist.core import state
+from flaxmnist.core import metrics, state
 from flaxmnist.data.splits import SPLITS
 from flaxmnist.errors import UserError, shown
 from flaxmnist.options import Option, declared, one_of, option, optional, whole
@@ -95,6 +95,12 @@ class Config(Group):
         options.count,
         "Examples per evaluation step, summed over all devices.",
         mutable=True,
+    )
+    metrics: tuple[str, ...] = option(
+        (),
+        metrics.NAMES,
+        "Further metrics: top5, macro_f1, or functions of logits and labels, a value "
+        "per example.",
     )
     patience: int | None = option(
         None,

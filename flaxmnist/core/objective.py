@@ -72,7 +72,7 @@ def loss_fn(
     losses = per_example(loss, logits, labels)
     if labels.ndim > 1:
         labels = jnp.argmax(labels, axis=-1)
-    metrics = Metrics.of(losses, logits, labels, mask, valid)
+    metrics = Metrics.of(losses, logits, labels, mask, valid, state.metrics)
     if "weight" in batch and train:
         weights = jnp.where(mask & valid, batch["weight"], 0)
         total = (weights * jnp.where(mask & valid, losses, 0)).sum()

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from flaxmnist.core.batch import MAX_CHANNELS, MAX_SIDE, ImageShape, as_logits
 from flaxmnist.core.by_value import by_value
 from flaxmnist.core.layers import scale
 from flaxmnist.core.losses import CROSS_ENTROPY, Loss
+from flaxmnist.core.metrics import Metric
 from flaxmnist.core.sharding import Layout, abstract
 from flaxmnist.core.types import Collections, Params
 from flaxmnist.errors import UserError, shown
@@ -81,6 +83,7 @@ class TrainState:
       image_shape: height, width and channels of an image (static).
       num_classes: number of logits of the model (static).
       loss: what training minimizes (static); see :mod:`flaxmnist.core.losses`.
+      metrics: further metrics by name (static); see :mod:`flaxmnist.core.metrics`.
     """
 
     step: jax.Array
@@ -99,6 +102,9 @@ class TrainState:
     image_shape: ImageShape = struct.field(pytree_node=False, default=mnist.IMAGE_SHAPE)
     num_classes: int = struct.field(pytree_node=False, default=mnist.NUM_CLASSES)
     loss: Loss = struct.field(pytree_node=False, default=CROSS_ENTROPY)
+    metrics: tuple[tuple[str, Metric], ...] = struct.field(
+        pytree_node=False, default=()
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tx", by_value(self.tx))
@@ -143,6 +149,7 @@ def _init(
     augment: Augmentation | None = None,
     augment_until: int | None = None,
     loss: Loss = CROSS_ENTROPY,
+    metrics: tuple[tuple[str, Metric], ...] = (),
 ) -> TrainState:
     init_key, key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *image_shape), jnp.uint8)
@@ -174,6 +181,7 @@ def _init(
         augment=augment,
         augment_until=augment_until,
         loss=loss,
+        metrics=metrics,
     )
 
 
@@ -206,6 +214,7 @@ def create_state(
     augment: Augmentation | None = None,
     augment_until: int | None = None,
     loss: Loss = CROSS_ENTROPY,
+    metrics: Mapping[str, Metric] | Sequence[tuple[str, Metric]] = (),
 ) -> TrainState:
     """Returns the state before the first step, initialized straight into `sharding`.
 
@@ -226,6 +235,8 @@ def create_state(
       augment_until: step from which on the images are not distorted; None: all are.
       loss: from logits `[batch, classes]` and labels, integers `[batch]` or
         distributions `[batch, classes]`, to losses `[batch]`.
+      metrics: further metrics by name: functions of logits `[batch, classes]` and
+        integer labels `[batch]` that return a value per example.
 
     Raises:
       UserError: an argument has an invalid value or type.
@@ -243,6 +254,7 @@ def create_state(
     if isinstance(sharding, Layout):
         sharding = sharding.for_model(model, checked["image_shape"])
     init = functools.partial(_init, model, tx, sharding=sharding, loss=loss, **checked)
+    init = functools.partial(init, metrics=tuple(dict(metrics).items()))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
     state: TrainState = jax.jit(init, out_shardings=shardings)()
     return state

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from flaxmnist import config as configs
-from flaxmnist.core import models, sharding
+from flaxmnist.core import metrics, models, sharding
 from flaxmnist.core.state import TrainState, abstract_state
 from flaxmnist.errors import DamagedError, UserError
 from flaxmnist.rundir import folder as workdirs
@@ -80,6 +80,7 @@ def _abstract(
         where,
         ema_decay=config.ema,
         image_shape=dataset.image_shape,
+        metrics=metrics.build(config.metrics),
     )
 
 

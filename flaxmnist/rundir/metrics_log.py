@@ -47,6 +47,7 @@ class Record:
       learning_rate: of the last update; None for evaluations.
       gradient_norm: of the next update, if `summaries` contains "norms".
       parameter_norm: of the parameters, if `summaries` contains "norms".
+      metrics: further metrics by name, those of the option `metrics`.
     """
 
     step: int
@@ -58,11 +59,13 @@ class Record:
     learning_rate: float | None = None
     gradient_norm: float | None = None
     parameter_norm: float | None = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the values that are not None."""
-        values = vars(self).items()
-        return {name: value for name, value in values if value is not None}
+        """Returns the values that are not None, and each of `metrics` by its name."""
+        values = vars(self) | self.metrics
+        del values["metrics"]
+        return {name: value for name, value in values.items() if value is not None}
 
     def scalars(self) -> dict[str, float]:
         """Returns the figures by split, such as ``{"validation/loss": 0.026, …}``."""

@@ -1,6 +1,7 @@
 """Typed results of a run, with the schema that each is read with."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from flaxmnist import config as configs
@@ -27,11 +28,13 @@ FIGURES: Schema = {
     "loss": number,
     "accuracy": share,
     "count": COUNT,
+    "metrics": options.optional(by_name(number)),
 }
 _FINITE_FIGURES: Schema = {
     "loss": options.real(0, below=3.5e38),
     "accuracy": share,
     "count": options.whole(1, below=2**63),
+    "metrics": options.optional(by_name(number)),
 }
 
 
@@ -43,11 +46,25 @@ class Figures:
       loss: mean cross-entropy in nats.
       accuracy: share of correct predictions, from 0 to 1.
       count: number of examples.
+      metrics: further metrics by name, those of the option `metrics`.
     """
 
     loss: float
     accuracy: float
     count: int
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, computed: Mapping[str, Any]) -> "Figures":
+        """Returns the figures that `Metrics.compute` returned."""
+        figures = {name: computed[name] for name in ("loss", "accuracy", "count")}
+        rest = {name: computed[name] for name in computed if name not in figures}
+        return cls(**figures, metrics=rest)
+
+    def scalars(self) -> dict[str, float]:
+        """Returns all figures by name."""
+        first = {"loss": self.loss, "accuracy": self.accuracy, "count": self.count}
+        return first | self.metrics
 
     @classmethod
     def from_json(cls, value: Any) -> "Figures":
@@ -223,7 +240,7 @@ class Summary(Description):
         return {
             f"final/{split}/{name}": value
             for split in SPLITS
-            for name, value in vars(getattr(self, split)).items()
+            for name, value in getattr(self, split).scalars().items()
         }
 
     @classmethod
@@ -260,7 +277,7 @@ def build(cls: type[_T], values: dict[str, Any]) -> _T:
     fields = dataclasses.fields(cast(Any, cls))
     given = {field.name: values.get(field.name) for field in fields}
     optional = {
-        field.name for field in fields if field.default is not dataclasses.MISSING
+        field.name for field in fields if field.default is not field.default_factory
     }
     return cls(
         **{

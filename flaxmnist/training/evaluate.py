@@ -32,7 +32,9 @@ def evaluate(
       replicated: sharding of arrays that every device holds completely.
       advance: called with the number of batches since its last call.
     """
-    metrics = sharding.zeros(lambda: Metrics.empty(state.num_classes), replicated)
+    metrics = sharding.zeros(
+        lambda: Metrics.empty(state.num_classes, state.metrics), replicated
+    )
     total = feed.steps_per_epoch
     for begin in range(0, total, DISPATCH):
         first = begin

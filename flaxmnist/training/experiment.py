@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from flaxmnist import data
 from flaxmnist.config import Config, as_dict, flat, user_code
-from flaxmnist.core import augment, losses, models, sharding
+from flaxmnist.core import augment, losses, metrics, models, sharding
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.steps import train_steps
 from flaxmnist.data.feeds import FEEDS, Feed
@@ -114,6 +114,7 @@ class Experiment(Evaluation):
                 "image_shape": dataset.image_shape,
                 "augment": augment.build(**as_dict(config.augment)),
                 "augment_until": plain_from(config, epochs, total_steps),
+                "metrics": metrics.build(config.metrics),
                 "loss": losses.build(
                     labels=dataset.train.labels,
                     num_classes=dataset.num_classes,
@@ -155,7 +156,7 @@ class Experiment(Evaluation):
         with jax.transfer_guard("allow" if eager else "disallow"):
             for batches, count in self.feed.chunks(progress.step, stop):
                 state, metrics = train_steps(state, metrics, batches, self.put(count))
-            figures = Figures(**jax.device_get(metrics).compute())
+            figures = Figures.of(jax.device_get(metrics).compute())
         return dataclasses.replace(
             progress,
             step=stop,
@@ -191,7 +192,10 @@ class Experiment(Evaluation):
     def no_metrics(self) -> Metrics:
         """Returns the metrics of no example, on every device."""
         return sharding.zeros(
-            lambda: Metrics.empty(self.dataset.num_classes), self.replicated
+            lambda: Metrics.empty(
+                self.dataset.num_classes, self.state_options["metrics"]
+            ),
+            self.replicated,
         )
 
 

@@ -211,11 +211,14 @@ def make_record(
 ) -> Record:
     """Returns the record of figures that were measured at `step`."""
     epoch = experiment.epochs.at(step)
-    return Record(step, epoch, split, figures.loss, figures.accuracy)
+    return Record(
+        step, epoch, split, figures.loss, figures.accuracy, metrics=figures.metrics
+    )
 
 
 def _text(experiment: Experiment, record: Record) -> str:
     return (
         f"step {record.step}/{experiment.total_steps}  epoch {record.epoch:.2f}  "
         f"{record.split:<10}  loss {record.loss:.4f}  accuracy {record.accuracy:.4f}"
+        + "".join(f"  {name} {value:.4f}" for name, value in record.metrics.items())
     )

@@ -52,7 +52,7 @@ def evaluate_splits(
         feed = run.eval_feeds[split]
         with console.evaluating(split, feed.steps_per_epoch) as advance:
             metrics = evaluate(state, feed, run.replicated, advance)
-        figures[split] = Figures(**metrics.compute())
+        figures[split] = Figures.of(metrics.compute())
     return figures
 
 
@@ -64,12 +64,17 @@ def print_table(console: Console, summary: Summary) -> None:
         f"{summary.model.name} ({summary.model.parameters:,} parameters), "
         f"step {summary.evaluated_step}, on {dataset.name} ({dataset.source})"
     )
-    console.line(f"{'':<12}{'loss':>8}  {'accuracy':>8}  {'count':>7}")
+    names = summary.test.metrics
+    extra = "".join(f"  {name:>8}" for name in names)
+    console.line(f"{'':<12}{'loss':>8}  {'accuracy':>8}  {'count':>7}{extra}")
     for split in SPLITS:
         figures: Figures = getattr(summary, split)
+        values = "".join(
+            f"  {figures.metrics[name]:>{max(len(name), 8)}.4f}" for name in names
+        )
         console.line(
             f"{split:<12}{figures.loss:>8.4f}  {figures.accuracy:>8.2%}  "
-            f"{figures.count:>7,}"
+            f"{figures.count:>7,}{values}"
         )
 
 

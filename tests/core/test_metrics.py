@@ -1,7 +1,14 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from helpers import batch_of
 
-from flaxmnist.core.metrics import Metrics
+from flaxmnist.core import models, steps
+from flaxmnist.core.metrics import NAMES, Metrics, macro_f1, top5
+from flaxmnist.core.state import create_state
+from flaxmnist.errors import UserError
 
 
 @pytest.fixture
@@ -46,3 +53,58 @@ def test_figures_against_definitions_and_padding_counts_nothing(examples):
 def test_losses_of_padding_may_be_anything(examples):
     examples["losses"][~examples["mask"]] = np.nan
     assert np.isfinite(Metrics.of(**examples).compute()["loss"])
+
+
+def test_further_metrics_are_means_over_the_examples(synthetic):
+    def confidence(logits, labels):
+        return jnp.where(labels == 3, jnp.nan, jax.nn.softmax(logits).max(axis=1))
+
+    chosen = {"top5": top5, "confidence": confidence, "macro_f1": macro_f1}
+    state = create_state(models.SoftmaxRegression(), optax.sgd(0.1), metrics=chosen)
+    batch = batch_of(synthetic.train, 60) | {"mask": synthetic.train.labels[:60] != 3}
+    total = Metrics.empty(10, state.metrics)
+    for rows in (slice(40), slice(40, 60)):
+        part = {key: value[rows] for key, value in batch.items()}
+        total = total.merge(steps.eval_step(state, part))
+    found = total.compute()
+    outputs = steps.predict_step(state, batch["image"])
+    keep, labels = batch["mask"], batch["label"]
+    order = np.argsort(-np.array(outputs["logits"]), axis=1, kind="stable")
+    top = (order[:, :5] == labels[:, None]).any(axis=1)
+    assert found["top5"] == pytest.approx(top[keep].mean())
+    wanted = np.array(outputs["probabilities"]).max(axis=1)[keep].mean()
+    assert found["confidence"] == pytest.approx(wanted)
+    # Class 3 occurs neither as a label nor as a prediction.
+    assert found["macro_f1"] == pytest.approx(total.per_class()["f1"].sum() / 9)
+    assert found["count"] == keep.sum()
+    with pytest.raises(UserError, match=r"metrics \[\] and \['confidence', .*merged"):
+        Metrics.empty().merge(total)
+    state = state.replace(metrics=(("mean", lambda logits, labels: logits.mean()),))
+    with pytest.raises(UserError, match=r"mean returned float32 \[\]; expected values"):
+        steps.eval_step(state, batch)
+
+
+def test_stacked_metrics_are_computed_run_by_run():
+    rng = np.random.default_rng(0)
+    runs = [
+        Metrics(
+            1.0 * n, rng.integers(1, 9, (3, 3)), 0, {"top5": 2.0 * n}, ("macro_f1",)
+        )
+        for n in range(1, 5)
+    ]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *runs)
+    found = stacked.compute()
+    for index, run in enumerate(runs):
+        one = {name: value[index] for name, value in found.items()}
+        assert one == pytest.approx(run.compute())
+        assert type(run.compute()["count"]) is int
+    assert found["accuracy"].shape == (4,)
+    assert stacked.per_class()["recall"].shape == (4, 3)
+
+
+def test_names_of_metrics():
+    assert NAMES.convert("top5, macro_f1") == ("top5", "macro_f1")
+    assert NAMES.convert(top5) == NAMES.convert(["top5", "top5"]) == ("top5",)
+    for wrong in ("top6", "some.module:loss", 5):
+        with pytest.raises((UserError, TypeError)):
+            NAMES.convert(wrong)
