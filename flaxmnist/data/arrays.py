@@ -55,7 +55,7 @@ def read(path: Path) -> Raw:
     Raises:
       UserError: the file is not an .npz file of such arrays.
     """
-    with _opened(path) as archive:
+    with opened(path) as archive:
         members = {
             name.removesuffix(".npy").lower(): name
             for name in archive.namelist()
@@ -90,7 +90,7 @@ def read(path: Path) -> Raw:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """Opens an .npz file; every error within becomes a UserError about it."""
     try:
         with (
@@ -148,7 +148,7 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
 
 
 def _chunks(path: Path, images: str, labels: str) -> Iterator[Chunk]:
-    with _opened(path) as archive:
+    with opened(path) as archive:
         classes = _array(archive, labels, path)
         member = archive.getinfo(images)
         with archive.open(member) as file:

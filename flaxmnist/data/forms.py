@@ -78,10 +78,7 @@ def _npz(path: Path) -> Reader | None:
         return _npz(found[0]) if found else None
     is_npz = _start(path)[:2] == b"PK" and zipfile.is_zipfile(path)
     if is_npz:
-        with (
-            open_regular(path, _MAX_FILE_BYTES) as file,
-            zipfile.ZipFile(file) as archive,
-        ):
+        with arrays.opened(path) as archive:
             is_npz = any(name.endswith(".npy") for name in archive.namelist())
     return functools.partial(arrays.read, path) if is_npz else None
 

@@ -57,7 +57,9 @@ def _opened(path: Path) -> Any:
     try:
         with open_regular(path, idx.MAX_BYTES):
             return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors.
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds of errors.
         raise _damaged(path, error) from None
 
 
@@ -96,7 +98,9 @@ def _examples(paths: list[Path], images: str, labels: str) -> Iterator[Example]:
                 for batch in file.iter_batches(_ROWS, columns=[images, labels]):
                     yield from _rows(batch, path, row)
                     row += len(batch)
-            except (OSError, ValueError) as error:
+            except UserError:
+                raise
+            except Exception as error:
                 raise _damaged(path, error) from None
 
 
