@@ -295,3 +295,24 @@ def test_a_scaled_optimizer_goes_on_with_the_same_state_at_another_rate():
         wanted, _ = half.update(params, state, params)
         found, state = ours.update(params, state, params)
         np.testing.assert_allclose(found["w"], wanted["w"], rtol=1e-6)
+
+
+def my_optimizer(learning_rate, decay: float = 0.5):
+    return optax.chain(optax.trace(decay), optax.scale_by_learning_rate(learning_rate))
+
+
+def my_schedule(learning_rate, total_steps, power: float = 1.0):
+    return lambda step: learning_rate * (1 - step / total_steps) ** power
+
+
+def test_optimizers_and_schedules_of_the_user():
+    options = {**LENGTHS, "schedule": my_schedule, "schedule_power": 2.0}
+    tx, rate = optim.build(my_optimizer, 0.1, **options, decay=0.9)
+    assert float(rate(50)) == pytest.approx(0.1 * 0.25)
+    updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+    np.testing.assert_allclose(updates, [-0.1, -0.1])
+    assert optim.build(my_optimizer, 0.1, **options, decay=0.9)[0] is tx
+    with pytest.raises(UserError, match=r"unknown option 'optimizer.power'"):
+        optim.build("sgd", 0.1, **options, power=2)
+    with pytest.raises(UserError, match=r"returned .*; expected an optax"):
+        optim.build(my_schedule, 0.1, **LENGTHS)
