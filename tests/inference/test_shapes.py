@@ -140,7 +140,8 @@ def test_the_command_line_prints_the_names_of_classes(
     assert "12×10×3; demo expects images of MNIST's shape" in capsys.readouterr().err
 
 
-def test_a_split_is_predicted(run):
+def test_a_split_is_evaluated_and_predicted(run):
+    assert run.evaluate("test").accuracy == 29 / 30
     rows = [json.loads(line) for line in run.predict_split("test").open()]
     assert all(len(row["probabilities"]) == 3 for row in rows)
     assert [row["index"] for row in rows if row["label"] != row["classes"]] == [29]
