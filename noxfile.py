@@ -47,6 +47,13 @@ def newest(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def trackers(session: nox.Session) -> None:
+    """Runs the examples of hooks with the newest trackers, offline."""
+    session.install("-e", ".[test,trackers]")
+    session.run("pytest", "-q", "-m", "slow", "tests/test_trackers.py")
+
+
+@nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
     """Checks style, format and types."""
     session.install("-e", ".[dev]")

@@ -32,6 +32,7 @@ from .errors import UserError as UserError
 from .inference.predict import predict_images as predict_images
 from .inference.saved_run import SavedRun as SavedRun
 from .inference.saved_run import open_run as open_run
+from .inference.train import train as train
 from .rundir.metrics_log import Record as Record
 from .rundir.results import Summary as Summary
 from .rundir.state_file import load_state as load_state

@@ -1,20 +1,15 @@
 """`flaxmnist train`: trains a model, or resumes a run."""
 
 import argparse
-import contextlib
 import functools
 import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-
-import jax
+from collections.abc import Sequence
 
 from flaxmnist import config as configs
 from flaxmnist.cli import command
 from flaxmnist.errors import UserError
 from flaxmnist.paths import path_of
-from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir import new_folder
 from flaxmnist.runtime.console import Console, process_age
 from flaxmnist.training import loop, sanity
 
@@ -94,23 +89,6 @@ def _parse(
     return args, overrides
 
 
-@contextlib.contextmanager
-def _workdir(args: argparse.Namespace) -> Iterator[Path]:
-    """Yields the run directory; a new one is removed if it stays empty."""
-    if args.workdir is not None:
-        yield args.workdir
-        return
-    if jax.process_count() > 1:
-        raise UserError(
-            "training with several processes requires --workdir DIR, a directory that "
-            "all of them can reach"
-        )
-    name = Path(args.config.partition(":")[0]).stem
-    name = f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    with workdirs.created(Path("runs"), name) as workdir:
-        yield workdir
-
-
 def run(argv: Sequence[str]) -> int:
     """Trains as the flags say; returns 1 if --overfit does not succeed.
 
@@ -127,7 +105,7 @@ def run(argv: Sequence[str]) -> int:
     if args.overfit is not None:
         return 0 if sanity.overfit(config, args.overfit) else 1
     console = Console()
-    with _workdir(args) as workdir:
+    with new_folder.chosen(args.workdir, args.config or "") as workdir:
         console.line(f"workdir: {workdir}")
         started = time.perf_counter() - process_age()
         loop.train_and_evaluate(

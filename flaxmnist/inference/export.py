@@ -30,7 +30,7 @@ def export_run(run: "SavedRun", format: str) -> Path:
     """Writes a run for other programs; see :meth:`SavedRun.export`."""
     options.check("", {"format": format}, {"format": options.one_of(FORMATS)})
     integrity.check_links(run.workdir)
-    dataset, summary = run.local_dataset(), run.saved_summary()
+    dataset, summary = run.local_dataset(), run.summary
     test = None if summary is None else summary.test
     if test is None and dataset is not None:
         test = run.evaluate("test")

@@ -17,6 +17,7 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.data import SPLITS, Dataset
 from flaxmnist.data.feeds import FEEDS
 from flaxmnist.errors import UserError
+from flaxmnist.inference.notebook import as_html
 from flaxmnist.inference.pictures import Picture
 from flaxmnist.inference.places import DataPlaces
 from flaxmnist.inference.predict import Prediction, predict_pictures
@@ -43,7 +44,7 @@ from flaxmnist.training.summary import evaluate_splits, print_table, summarize
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class SavedRun:
-    """A run opened by :func:`open_run`, at one of its checkpoints.
+    """A run opened by `open_run` or returned by `train`, at one of its checkpoints.
 
     The data are loaded at the first call that needs them, and must be those that the
     run was trained on: :meth:`evaluate`, :meth:`summarize`, :meth:`predict_split` and
@@ -78,10 +79,12 @@ class SavedRun:
             f"{count:,} parameters, step {self.step:,})"
         )
 
+    _repr_html_ = as_html
+
     def predict(self, pictures: Iterable[Picture] | Picture) -> list[Prediction]:
         """Returns predictions of pictures; see :func:`flaxmnist.predict_images`."""
-        class_names = self.manifest.dataset.class_names
-        return predict_pictures(pictures, self.state, class_names)
+        names = self.manifest.dataset.class_names
+        return predict_pictures(pictures, self.state, names)
 
     def evaluate(self, split: str = "test") -> Figures:
         """Returns the figures of the split "train", "validation" or "test".
@@ -101,8 +104,8 @@ class SavedRun:
         Raises:
           UserError: the data cannot be found.
         """
-        console = Console()
-        summary = self._summarize(self._evaluation(), console)
+        run, console = self._evaluation(), Console()
+        summary = summarize(run, self.state, self.last_step, self.step, console)
         print_table(console, summary)
         return summary
 
@@ -154,16 +157,15 @@ class SavedRun:
         integrity.check_links(self.workdir)
         histories = [History.read(path) for path in others.values()]
         run, console = self._evaluation(), Console()
-        summary = self.saved_summary()
+        summary = self.summary
         if summary is None or summary.step != self.last_step:
-            summary = self._summarize(run, console)
+            summary = summarize(run, self.state, self.last_step, self.step, console)
         results = collect(run, self.state, History.read(self.workdir, summary))
         try:
             path = write_report(results, self.workdir, histories)
         except OSError as error:
-            raise UserError(
-                f"{self.workdir} cannot be written ({error.strerror})"
-            ) from None
+            why = f"{self.workdir} cannot be written ({error.strerror})"
+            raise UserError(why) from None
         console.line(str(path))
         return path
 
@@ -241,15 +243,11 @@ class SavedRun:
             changes=self.manifest.changes,
         )
 
-    def _summarize(self, run: Evaluation, console: Console) -> Summary:
-        return summarize(run, self.state, self.last_step, self.step, console)
-
-    def saved_summary(self) -> Summary | None:
-        """Returns the saved summary if it is of this checkpoint."""
-        summary = workdirs.saved_summary(self.workdir)
-        if summary is None or summary.evaluated_step != self.step:
-            return None
-        return summary
+    @property
+    def summary(self) -> Summary | None:
+        """The content of ``summary.json``; None if it is not of this checkpoint."""
+        found = workdirs.saved_summary(self.workdir)
+        return found if found and found.evaluated_step == self.step else None
 
 
 def open_run(
@@ -261,9 +259,7 @@ def open_run(
     config: ConfigDict | configs.Config | None = None,
     use_mesh: bool = False,
 ) -> SavedRun:
-    """Opens a run to evaluate it, to predict by it or to export it.
-
-    Only the parameters are read. Nothing is written.
+    """Opens a run to evaluate it, predict by it or export it; reads parameters only.
 
     Args:
       workdir: the run directory, which may have been moved or copied.

@@ -1,7 +1,6 @@
 """The directory of a run: its lock, its configuration and its summary."""
 
 import contextlib
-import itertools
 import os
 import socket
 import time
@@ -241,32 +240,3 @@ def _claim(workdir: Path, lock: BinaryIO) -> None:
     holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
     lock.write(holder.encode())
     os.fsync(lock.fileno())  # Other hosts see it from now on.
-
-
-@contextlib.contextmanager
-def created(parent: Path, name: str) -> Iterator[Path]:
-    """Creates a directory that did not exist: `name`, or with a suffix -2, -3, ….
-
-    It is removed after the block if it is still empty.
-
-    Raises:
-      UserError: it cannot be created.
-    """
-    try:
-        made = durable.make_directory(parent)
-        for number in itertools.count(1):
-            path = parent / (name if number == 1 else f"{name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
-                durable.sync(parent)
-                break
-    except OSError as error:
-        raise UserError(
-            f"{parent} cannot be written ({error.strerror}); expected --workdir DIR"
-        ) from None
-    try:
-        yield path
-    finally:
-        for folder in (path, *reversed(made)):
-            with contextlib.suppress(OSError):  # It is not empty.
-                folder.rmdir()

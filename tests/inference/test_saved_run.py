@@ -49,7 +49,7 @@ def test_a_run_may_be_evaluated_from_any_directory(home, tmp_path, monkeypatch):
     config = json.loads((home / "run" / "config.json").read_text())
     assert config["data"]["dir"] == str(home / "mnist")
     assert saved.manifest.config["data"]["dir"] == str(home / "mnist")
-    assert saved.evaluate() == saved.saved_summary().test
+    assert saved.evaluate() == saved.summary.test
     assert repr(saved) == (
         f"SavedRun('{home}/run', softmax, 7,850 parameters, step {saved.step})"
     )
@@ -63,7 +63,7 @@ def test_a_moved_run_predicts_and_exports_without_data(moved, capsys):
     assert "dataset" not in vars(saved)  # Nothing was loaded.
     card = (saved.export("numpy") / "README.md").read_text()
     assert "on 1,000 generated images" in card
-    assert f"{saved.saved_summary().test.accuracy:.2%}" in card
+    assert f"{saved.summary.test.accuracy:.2%}" in card
     said = capsys.readouterr().out
     assert "over 1,000 generated images" in said
     assert "--config.data.dir=DIR" in said
@@ -76,7 +76,7 @@ def test_a_moved_run_predicts_and_exports_without_data(moved, capsys):
 def test_the_data_of_a_moved_run_are_found(moved, monkeypatch, capsys):
     changes = {"data.dir": str(moved / "mnist")}
     told = open_run(moved / "run", overrides=changes)
-    test = told.saved_summary().test
+    test = told.summary.test
     assert told.evaluate() == test
     monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(moved / "mnist"))
     saved = open_run(moved / "run")
@@ -95,7 +95,7 @@ def test_other_data_are_refused_and_the_recorded_place_is_tried(
     write_idx(tmp_path / "other", counts=(36, 12))
     monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(tmp_path / "other"))
     saved = open_run(home / "run")
-    assert saved.evaluate() == saved.saved_summary().test
+    assert saved.evaluate() == saved.summary.test
     changes = [("data.dir", str(tmp_path / "other"))]
     with pytest.raises(UserError, match="with other examples in train, validation"):
         open_run(home / "run", overrides=changes).evaluate()

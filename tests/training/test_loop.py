@@ -33,7 +33,7 @@ from flaxmnist.data import idx
 from flaxmnist.errors import StoppedError, UserError
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.report import html
-from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir import new_folder
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.runtime import machine, processes
 from flaxmnist.runtime.console import Console
@@ -812,18 +812,18 @@ def test_a_signal_after_training_says_how_to_finish(
 def test_runs_without_a_name_of_their_own_get_one_each(tmp_path):
     with contextlib.ExitStack() as stack:
         used, *others = (
-            stack.enter_context(workdirs.created(tmp_path / "runs", "cnn"))
+            stack.enter_context(new_folder.created(tmp_path / "runs", "cnn"))
             for _ in range(3)
         )
         assert [path.name for path in (used, *others)] == ["cnn", "cnn-2", "cnn-3"]
         (used / "config.json").touch()
     assert list((tmp_path / "runs").iterdir()) == [used]
-    with pytest.raises(ZeroDivisionError), workdirs.created(tmp_path / "new", "cnn"):
+    with pytest.raises(ZeroDivisionError), new_folder.created(tmp_path / "new", "cnn"):
         raise ZeroDivisionError
     assert not (tmp_path / "new").exists()
     with (
         pytest.raises(UserError, match="cannot be written"),
-        workdirs.created(used / "config.json", "cnn"),
+        new_folder.created(used / "config.json", "cnn"),
     ):
         pass
 

@@ -1,0 +1,111 @@
+"""The door of Python: trains a model and opens the finished run."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from flaxmnist import config as configs
+from flaxmnist.data import SOURCES, Dataset
+from flaxmnist.data.datasets import NAMES
+from flaxmnist.errors import UserError, shown
+from flaxmnist.inference.saved_run import SavedRun, open_run
+from flaxmnist.paths import path_of
+from flaxmnist.rundir import new_folder
+from flaxmnist.rundir.metrics_log import Record
+from flaxmnist.rundir.results import Summary
+from flaxmnist.training.loop import train_and_evaluate
+
+Arrays = tuple[Any, Any]
+
+
+def train(
+    config: ConfigDict | configs.Config | str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    data: Dataset | tuple[Arrays, Arrays] | str | os.PathLike[str] | None = None,
+    hooks: Sequence[Callable[[Record | Summary], object]] = (),
+    **options: Any,
+) -> SavedRun:
+    """Trains a model, or resumes a run, and opens the result.
+
+    Args:
+      config: as :func:`flaxmnist.train_and_evaluate` takes it, such as ``"cnn"``.
+      workdir: the run directory; ``runs/<config>-<UTC time>`` if None.
+      data: a `Dataset`; arrays, ``((train_images, train_labels), (test_images,
+        test_labels))``, as `Dataset.from_arrays` takes them; the name of a data set or
+        of a source, such as ``"fashion_mnist"`` or ``"synthetic"``; or else a directory
+        or a file. If None, the data that the configuration names.
+      hooks: as `train_and_evaluate` calls them.
+      **options: of the configuration, such as ``num_epochs=1``. An option of a group
+        has its full name, as in ``**{"optimizer.name": "adam"}``; its last part, as in
+        ``learning_rate=3e-4``, if no other option ends so; or is in a dict, as in
+        ``optimizer={"name": "adam"}``.
+
+    Returns:
+      the run at its best checkpoint on validation.
+
+    Raises:
+      UserError: as `train_and_evaluate`, or an option is unknown or ambiguous.
+      StoppedError: as `train_and_evaluate`.
+      HookError: as `train_and_evaluate`.
+    """
+    spec = None
+    if isinstance(config, str | os.PathLike):
+        spec = os.fspath(config)
+        config = configs.load(spec)
+    config = configs.resolve(config)
+    dataset, place = _data(data)
+    changes = place | _full_names(config, options)
+    config = configs.override(config, changes)
+    spec = spec or config.model.name.rpartition(":")[2]
+    path = None if workdir is None else path_of(workdir, "workdir")
+    with new_folder.chosen(path, spec) as path:
+        train_and_evaluate(config, path, hooks, dataset)
+    several = jax.process_count() > 1
+    return open_run(path, data=dataset, use_mesh=several)
+
+
+def _data(data: Any) -> tuple[Dataset | None, dict[str, Any]]:
+    """Returns data in memory, if any, and else the options that name the data."""
+    match data:
+        case None:
+            return None, {}
+        case Dataset():
+            return data, {}
+        case str() if data in SOURCES:
+            return None, {"data.source": data}
+        case str() if data in NAMES:
+            return None, {"data.source": "auto", "data.name": data}
+        case str() | os.PathLike():
+            return None, {"data.source": "auto", "data.dir": os.fspath(data)}
+        case ((_, _) as train, (_, _) as test):
+            return Dataset.from_arrays(tuple(train), tuple(test)), {}
+    raise UserError(
+        f"data={shown(data)}: expected a Dataset, a name, a path, or arrays as "
+        "((train_images, train_labels), (test_images, test_labels))"
+    )
+
+
+def _full_names(config: configs.Config, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options by their full names.
+
+    Raises:
+      UserError: a name is that of several options.
+    """
+    known = configs.flat(config)
+    changes: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            changes |= {f"{name}.{key}": one for key, one in value.items()}
+            continue
+        ends = [path for path in known if path.endswith(f".{name}")]
+        if name not in known and len(ends) > 1:
+            raise UserError(
+                f"option {name!r} is ambiguous; expected one of {', '.join(ends)}, as "
+                f"in train(…, **{{{ends[0]!r}: {shown(value)}}})"
+            )
+        changes[ends[0] if name not in known and ends else name] = value
+    return changes
