@@ -84,7 +84,7 @@ def _classes(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str
         order = np.lexsort((figures["f1"], counts == 0))
         shown = order[:_SHOWN_CLASSES]
     rows = []
-    for label in shown:
+    for label in shown.tolist():
         found = {name: values[label] for name, values in figures.items()}
         count, right = int(counts[label]), int(confusion[label, label])
         interval = statistics.interval(right, count) if count else (0.0, 1.0)
