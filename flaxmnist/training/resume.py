@@ -13,15 +13,13 @@ from flaxmnist import config as configs
 from flaxmnist.core import optim, schedules, sharding
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import Dataset
-from flaxmnist.data.order import Epochs
 from flaxmnist.errors import NotFiniteError, UserError
 from flaxmnist.rundir import folder as workdirs
-from flaxmnist.rundir.changes import changes_at
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.runtime import machine
 from flaxmnist.runtime.console import Console
-from flaxmnist.training.durations import make_optimizer
+from flaxmnist.training.changing import continued, continued_state, former_optimizer
 from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.progress import Progress
 
@@ -52,6 +50,9 @@ def expected(
     check_same_data(manifest, experiment.dataset)
     before = configs.from_dict(manifest.config)
     workdirs.check_same(before, experiment.config, allow_change)
+    if before.optimizer != experiment.config.optimizer:
+        tx, _ = former_optimizer(manifest)
+        experiment = dataclasses.replace(experiment, tx=tx)
     return abstract_tree(experiment)
 
 
@@ -169,34 +170,15 @@ def resume(
     if restored is None:
         return experiment, begin(experiment)
     step, tree, manifest = restored
-    experiment = _continued(experiment, step, manifest)
+    experiment = continued(experiment, step, manifest)
     if step < experiment.total_steps:
         _warn_of_changes(experiment, step, manifest, console)
     metrics = dataclasses.replace(experiment.no_metrics(), **tree["window"])
-    state = dataclasses.replace(
-        tree["state"],
-        tx=experiment.tx,
-        augment_until=experiment.state_options["augment_until"],
-    )
+    state = continued_state(experiment, tree["state"], manifest)
     progress = Progress(
         step, state, metrics, manifest.best, log_position=manifest.metrics
     )
     return experiment, _with_rollbacks(experiment, progress, manifest.rollbacks)
-
-
-def _epochs(manifest: Manifest) -> Epochs:
-    """Returns the epochs of the training that saved a checkpoint."""
-    count, size = manifest.dataset.counts["train"], manifest.config["batch_size"]
-    return Epochs(count, size, manifest.origin)
-
-
-def _continued(experiment: Experiment, step: int, manifest: Manifest) -> Experiment:
-    """Returns the experiment as it continues from a checkpoint."""
-    before, origin = configs.from_dict(manifest.config), manifest.origin
-    if before.batch_size != experiment.config.batch_size:
-        origin = _epochs(manifest).position(step)
-    changes = changes_at(step, before, experiment.config)
-    return experiment.continuing(origin, (*manifest.changes, *changes))
 
 
 def _warn_of_changes(
@@ -212,7 +194,7 @@ def _warn_of_changes(
             "and the learning rate jumps"
         )
     elif before.batch_size != now.batch_size and before.optimizer == now.optimizer:
-        _, former, _ = make_optimizer(before, _epochs(manifest))
+        _, former = former_optimizer(manifest)
         rates = [float(one(step)) for one in (former, experiment.schedule)]
         if not math.isclose(*rates, rel_tol=1e-3):
             console.warn(
@@ -261,8 +243,9 @@ def roll_back(
             f"{rate * back.rate_scale:g} (rollback {back.rollbacks} of {most})"
         )
         return experiment, back
-    kept = "no checkpoint exists yet"
+    kept, how = "no checkpoint exists yet", ""
     if steps := checkpoints.steps:
+        how = "; --allow_change continues from the checkpoint with it"
         kept = (
             f"the last good checkpoint is of step {steps[-1]}, "
             f"in {checkpoints.directory}"
@@ -273,5 +256,5 @@ def roll_back(
     other = ", or on_nan=rollback" if config.on_nan == "stop" else ""
     raise UserError(
         f"{error}{tried}; {kept}\nTry a smaller {option} than "
-        f"{rate * progress.rate_scale:g}, optimizer.clip_norm=1{other}"
+        f"{rate * progress.rate_scale:g}, optimizer.clip_norm=1{other}{how}"
     ) from None

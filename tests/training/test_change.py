@@ -1,5 +1,6 @@
 """Runs that continue with another batch size, optimizer, loss or augmentation."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -11,6 +12,7 @@ from helpers import assert_identical, lines, saved, timeless, tiny_config
 
 from flaxmnist import config as configs
 from flaxmnist.config import override
+from flaxmnist.core import sharding
 from flaxmnist.core.steps import train_step
 from flaxmnist.data import Dataset, DeviceFeed, HostFeed, Split, epoch_order
 from flaxmnist.data.order import START, Epochs, Order, Origin
@@ -213,12 +215,75 @@ def test_other_changes_are_refused_and_the_message_says_which_are_permitted(
     with pytest.raises(UserError, match=r"seed: 0 in the saved run, 1 in this run$"):
         run(seed, workdir, allow_change=True)
     momentum = {"optimizer.name": "sgd", "optimizer.momentum": 0.9}
-    with pytest.raises(UserError, match=r"does not keep its state: .* --init_from"):
+    with pytest.raises(UserError, match=r"name adam → sgd.*: .* --init_from"):
         run(override(CONFIG, momentum), workdir, allow_change=True)
     assert (workdir / "config.json").read_bytes() == config
     (workdir / "config.json").unlink()
     with pytest.raises(UserError, match=permitted):
         run(CHANGED, workdir)
+
+
+def test_gradients_are_clipped_from_a_step_on(before, tmp_path):
+    """The state of the optimizer then has another structure."""
+    workdir = shutil.copytree(before, tmp_path / "run")
+    config = override(CONFIG, {"optimizer.clip_norm": 1e-9, "num_steps": 14})
+    run(config, workdir, allow_change=True)
+    former, _ = saved(CONFIG, workdir, 13, data=DATA)
+    now, _ = saved(config, workdir, data=DATA)
+    former, now = (
+        {name: leaf for name, leaf in sharding.named_leaves(one["state"].opt_state)}
+        for one in (former, now)
+    )
+    for name, leaf in former.items():
+        if "/mu/" in name:
+            np.testing.assert_allclose(now[f"1/{name}"], 0.9 * leaf, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_several_changes_and_a_rollback_resume_to_the_bit(
+    placement, tmp_path, monkeypatch, capsys
+):
+    advance = Experiment.advance
+    place = {"data.placement": placement, "on_nan": "rollback", "num_epochs": 7}
+    changes = [{}, {"batch_size": 30}, {"batch_size": 70, "grad_accumulation": 2}]
+    changes = [change | place for change in changes]
+
+    def train(workdir, stops):
+        """Trains with the changes in turn, in processes that end at these steps."""
+        fail = set()
+
+        def disturbed(experiment, progress, steps):
+            if progress.step in stops:
+                stops.remove(progress.step)
+                raise ZeroDivisionError
+            progress = advance(experiment, progress, 1)
+            if progress.step == 27 and not fail:
+                fail.add(27)
+                figures = dataclasses.replace(progress.figures, loss=np.nan)
+                progress = dataclasses.replace(progress, figures=figures)
+            return progress
+
+        monkeypatch.setattr(Experiment, "advance", disturbed)
+        for number, change in enumerate(changes):
+            config, last = override(CONFIG, change), (9, 22, None)[number]
+            if last:
+                config = override(config, {"num_steps": last})
+            for _ in range(3):
+                try:
+                    run(config, workdir, allow_change=True)
+                    break
+                except ZeroDivisionError:
+                    pass
+        return saved(config, workdir, data=DATA)
+
+    whole = train(tmp_path / "whole", [])
+    tree, manifest = train(tmp_path / "disturbed", [10, 14, 23, 25])
+    assert "back to step 24" in capsys.readouterr().err
+    assert_identical(whole[0], tree)
+    assert (manifest.rollbacks, [one.step for one in manifest.changes]) == (1, [9, 22])
+    logs = [timeless(lines(tmp_path / name)) for name in ("whole", "disturbed")]
+    assert logs[0] == logs[1]
 
 
 def test_a_jump_of_the_learning_rate_is_warned_of(before, tmp_path, capsys):
