@@ -368,6 +368,12 @@ def test_a_changed_source_stops_a_resumption_and_warns_otherwise(
     assert predict.main([f"--workdir={run}", "--split=test"]) == 0
     output = capsys.readouterr()
     assert (output.out + output.err).count(changed) == 1
+    flags = [f"--workdir={run}", "--config.num_steps=4"]
+    assert train.main([*flags, "--allow_change"]) == 0
+    assert f"{changed}anged since the run was trained; the run continues" in (
+        capsys.readouterr().err
+    )
+    assert train.main(flags) == 0
 
 
 def test_a_class_of_a_configuration_file_counts_alone(project, run):

@@ -14,6 +14,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.schemas import Schema, conform
 from flaxmnist.runtime import files
+from flaxmnist.runtime.console import Console
 
 EXTENSIONS = "extensions.json"
 _TEXT = options.OptionType("a text", lambda value: str(value or ""))
@@ -151,11 +152,14 @@ def check(workdir: Path, config: configs.Config, allow_change: bool = False) -> 
     if before is None or not integrity.saved_steps(workdir / "checkpoints"):
         return allow_change
     check_same(before, config, allow_change)
-    if not allow_change and (changes := changed_code(workdir)):
+    changes = changed_code(workdir)
+    if changes and not allow_change:
         raise UserError(
             f"{'; '.join(changes)}. Restore the former source, use another --workdir, "
             "or add --allow_change"
         )
+    for change in changes:
+        Console().warn(f"{change}; the run continues with the new source")
     return True
 
 

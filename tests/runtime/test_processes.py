@@ -17,6 +17,7 @@ from helpers import lines, saved
 
 from flaxmnist import config as configs
 from flaxmnist.cli import train
+from flaxmnist.data.order import Origin
 from flaxmnist.rundir import folder, manifest
 from flaxmnist.runtime import processes
 
@@ -142,6 +143,26 @@ def wait_for(process, text):
         if text in line:
             return
     raise AssertionError(f"{text!r} was not said: {process.stderr.read()}")
+
+
+@pytest.mark.slow
+def test_a_change_in_several_processes_is_that_in_one(tmp_path):
+    changes = ("--config.num_steps=60", "--config.batch_size=32", "--allow_change")
+    for flags in ((), changes):
+        alone(tmp_path / "alone", 2, *flags)
+        for code, _, errors in run(tmp_path / "several", 2, 1, *flags):
+            assert code == 0, errors
+    found = [lines(tmp_path / name) for name in ("alone", "several")]
+    options = [[one for one in each if "options" in one] for each in found]
+    change = {"step": 40, "options": {"batch_size": [64, 32]}}
+    assert options == [[change], [change]]
+    for step in (45, 60):
+        (one, _), (other, record) = (
+            parameters(tmp_path / name, step, 2) for name in ("alone", "several")
+        )
+        assert_close(one, other)
+        # Nine steps after the first epoch of 31.
+        assert record.origin == Origin(40, 1, 9 * 64)
 
 
 LONG = ("--config.num_steps=100000", "--config.log_every=20")
