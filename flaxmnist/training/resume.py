@@ -40,7 +40,7 @@ def abstract_tree(experiment: Experiment) -> dict[str, Any]:
 
 
 def expected(
-    experiment: Experiment, allow_change: bool, manifest: Manifest
+    experiment: Experiment, manifest: Manifest, allow_change: bool = False
 ) -> dict[str, Any]:
     """Returns the shapes and shardings of a checkpoint of this run.
 
@@ -165,7 +165,7 @@ def resume(
       UserError: all checkpoints are damaged, or of another configuration or data.
     """
     restored = checkpoints.restore_newest(
-        functools.partial(expected, experiment, allow_change)
+        functools.partial(expected, experiment, allow_change=allow_change)
     )
     if restored is None:
         return experiment, begin(experiment)
