@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -271,9 +272,12 @@ def _pace(experiment: Experiment, steps: int, seconds: float) -> int:
 def _compile_training(experiment: Experiment, progress: Progress) -> Progress:
     """Compiles the training program by dispatching zero steps."""
     batches, _ = next(experiment.feed.chunks(progress.step, progress.step + 1))
-    state, metrics = train_steps(
-        progress.state, progress.metrics_since_log, batches, experiment.put(0)
-    )
+    with warnings.catch_warnings():
+        # An earlier run in this process built an optimizer of the same code.
+        warnings.filterwarnings("ignore", "train_step compiles again")
+        state, metrics = train_steps(
+            progress.state, progress.metrics_since_log, batches, experiment.put(0)
+        )
     return dataclasses.replace(progress, state=state, metrics_since_log=metrics)
 
 

@@ -559,3 +559,16 @@ def test_optimizers_with_extra_arguments_train(tx, synthetic):
         state, metrics = steps.train_step(state, batch)
         losses.append(metrics.compute()["loss"])
     assert losses[2] < losses[1] < losses[0]
+
+
+def test_runs_stacked_by_vmap_are_the_runs_one_by_one(make_state, synthetic):
+    batch = batch_of(synthetic.train, 20)
+    runs = [make_state(models.SoftmaxRegression(), seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+    stacked, metrics = jax.vmap(steps.train_step, (0, None))(stacked, batch)
+    after = jax.vmap(steps.eval_step, (0, None))(stacked, batch)
+    for index, run in enumerate(runs):
+        run, one = steps.train_step(run, batch)
+        for together, alone in ((metrics, one), (after, steps.eval_step(run, batch))):
+            found = {name: row[index] for name, row in together.compute().items()}
+            assert found == pytest.approx(alone.compute(), rel=1e-5)

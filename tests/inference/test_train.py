@@ -1,6 +1,7 @@
 """The door of Python: a model is trained, and its run is used, in one program."""
 
 import numpy as np
+import optax
 import pytest
 
 import flaxmnist
@@ -19,16 +20,31 @@ def make(count):
     return images, labels
 
 
+def own_optimizer(learning_rate, decay: float = 0.5):
+    return optax.sgd(learning_rate, momentum=decay)
+
+
+def own_schedule(learning_rate, total_steps):
+    return lambda step: learning_rate * (1 - step / total_steps) ** 0.5
+
+
+def own_loss(logits, labels, power: float = 1.0):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels) ** power
+
+
 def test_arrays_are_trained_on_and_the_run_knows_them(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     dataset = Dataset.from_arrays(make(120), make(20), NAMES, name="<i>")
-    options = {"batch_size": 10, "mesh": {"data": 1}, "optimizer": {"name": "sgd"}}
-    options |= {"num_steps": 20, "report": False}
+    options = {"batch_size": 10, "mesh": {"data": 1}, "report": False}
+    optimizer = {"name": own_optimizer, "decay": 0.9, "schedule": own_schedule}
+    options |= {"num_steps": 20, "optimizer": optimizer}
+    options |= {"loss": {"name": own_loss, "power": 2}}
     seen = []
     run = flaxmnist.train("softmax", data=dataset, hooks=[seen.append], **options)
     assert run.workdir.parent.name == "runs"
     assert run.workdir.name.startswith("softmax-2")
-    assert (run.config.num_epochs, run.config.optimizer.name) == (None, "sgd")
+    assert (run.config.num_epochs, run.config.num_steps) == (None, 20)
+    assert (run.config.optimizer.decay, run.config.loss.power) == (0.9, 2.0)
     assert seen[-1] == run.summary
     assert run.evaluate().accuracy == run.summary.test.accuracy == 1
     images, labels = make(4)
