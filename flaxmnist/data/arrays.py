@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 
 from flaxmnist.data import idx
-from flaxmnist.data.raw import Chunk, Raw
+from flaxmnist.data.raw import Chunk, Raw, as_text
 from flaxmnist.errors import UserError, shown
 from flaxmnist.runtime.files import open_regular
 
@@ -76,8 +76,8 @@ def read(path: Path) -> Raw:
         class_names = None
         for name in _CLASS_NAMES:
             if name in members:
-                found = _array(archive, members[name], path)
-                class_names = tuple(map(str, found.ravel().tolist()))
+                found = as_text(_array(archive, members[name], path).ravel())
+                class_names = tuple(map(str, found.tolist()))
     return Raw(
         source="npz",
         files=(path,),

@@ -91,7 +91,8 @@ def entry(folder: Path) -> Iterator[Path]:
 
 def _key(raw: Raw, draw: Draw | None) -> str:
     """Returns the SHA-256 of the files, their names, and the conversion."""
-    digest = hashlib.sha256(f"{_VERSION} {raw.source} {raw.options} {draw}".encode())
+    conversion = _VERSION, raw.source, raw.options, raw.class_names, draw
+    digest = hashlib.sha256(repr(conversion).encode())
     base = os.path.commonpath({os.path.dirname(path) for path in raw.files})
     for path in raw.files:
         try:

@@ -125,6 +125,12 @@ def _shape(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
+def as_text(array: np.ndarray) -> np.ndarray:
+    """Returns an array of bytes as texts, and any other unchanged."""
+    is_bytes = array.dtype.kind == "S"
+    return np.char.decode(array, "utf-8", "replace") if is_bytes else array
+
+
 def one_column(labels: np.ndarray, name: str) -> np.ndarray:
     """Returns labels as `[count]`: integers, or texts.
 
@@ -138,8 +144,7 @@ def one_column(labels: np.ndarray, name: str) -> np.ndarray:
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.dtype.kind == "S":
-        labels = np.char.decode(labels, "utf-8", "replace")
+    labels = as_text(labels)
     if labels.ndim == 2 and labels.dtype.kind in "buif":
         if not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
             raise UserError(

@@ -61,7 +61,8 @@ class Request:
 
 def build(request: Request, name: str, raw: Raw, place: Path) -> Dataset:
     """Returns the data set in files, converted or from the cache."""
-    split = emnist.split_of(name)
+    # Not of `name`, which may be that of a directory.
+    split = emnist.split_of(request.name)
     if split is not None:
         raw = emnist.upright(raw, split)
     share, has_test = request.draw.validation_share, "test" in raw.splits

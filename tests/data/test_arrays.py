@@ -91,6 +91,7 @@ def test_colour_with_channels_first_or_last(tmp_path):
         (LABELS - 9, None, ("-9", "-8", "-7", "-6")),
         (LABELS, ["w", "x", "y", "z"], ("w", "x", "y", "z")),
         (LABELS % 3, ["w", "x", "y", "z"], ("w", "x", "y", "z")),
+        (LABELS, [b"w", b"x", b"y", b"z"], ("w", "x", "y", "z")),
     ],
 )
 def test_labels_become_consecutive_and_keep_their_names(tmp_path, labels, names, kept):
@@ -101,7 +102,7 @@ def test_labels_become_consecutive_and_keep_their_names(tmp_path, labels, names,
     assert dataset.class_names == kept
     for image, label in zip(dataset.train.images, dataset.train.labels, strict=True):
         (row,) = np.flatnonzero((image == IMAGES).all((1, 2)))
-        expected = names[labels[row]] if names else str(labels[row])
+        expected = kept[labels[row]] if names else str(labels[row])
         assert kept[label] == expected
 
 

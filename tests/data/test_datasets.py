@@ -458,6 +458,7 @@ def test_a_prepared_set_of_another_kind_is_refused(tmp_path, options, said):
 def test_a_prepared_set_may_have_any_size_and_number_of_classes(tmp_path):
     train, _ = write_prepared(tmp_path, classes=12, side=20)
     folder = (tmp_path / "mnist").rename(tmp_path / "runes") / "3.0.1"
+    assert data.load("runes", dir=tmp_path).class_names[10:] == ("10", "11")
     names = [f"rune {index}" for index in range(12)]
     (folder / "label.labels.txt").write_text("\n".join(names))
     dataset = data.load("runes", dir=tmp_path)

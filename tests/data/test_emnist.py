@@ -137,6 +137,16 @@ def test_letters_under_mnists_names_are_refused(tmp_path, monkeypatch):
         data.load(dir=tmp_path)
 
 
+def test_the_name_of_a_file_turns_no_images(tmp_path):
+    np.savez(tmp_path / "other.npz", x=SIDEWAYS, y=np.arange(24) % 12)
+    expected = data.load(dir=tmp_path / "other.npz")
+    path = (tmp_path / "other.npz").rename(tmp_path / "emnist.npz")
+    dataset = data.load(dir=path)
+    assert dataset.name == "emnist"
+    assert dataset.class_names == expected.class_names
+    assert dataset.fingerprints == expected.fingerprints
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
