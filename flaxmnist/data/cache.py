@@ -27,7 +27,7 @@ from flaxmnist.runtime.files import (
 
 _RECORD = "record.json"
 # Changes with every change of the conversion, so that older results are not used.
-_VERSION = 1
+_VERSION = 2
 
 
 class Arrays(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 from flaxmnist.core import mnist
 from flaxmnist.data import idx
-from flaxmnist.data.raw import Chunk, Raw, chunked, one_column
+from flaxmnist.data.raw import Chunk, Raw, chunked, numbers, one_column
 from flaxmnist.data.splits import Dataset, Split
 from flaxmnist.errors import UserError, did_you_mean, shown
 
@@ -71,25 +71,37 @@ def split_of(name: str) -> str | None:
 def upright(raw: Raw, split: str) -> Raw:
     """Returns EMNIST's images upright, with labels from 0 and the names of the classes.
 
+    Labels that are texts, and names that the data have themselves, are kept.
+
     Args:
       raw: the data set as it is published, in any form.
       split: one of `SPLITS`.
     """
+    # Without names of their own, the letters have labels from 1.
+    first = int(split == "letters" and raw.class_names is None)
 
     def chunks(read: Callable[[], Iterator[Chunk]]) -> Iterator[Chunk]:
         for images, labels in read():
-            if images.shape[1:] in ((784,), (28, 28), (28, 28, 1)):
-                images = images.reshape(-1, 28, 28).transpose(0, 2, 1)
-            labels = one_column(labels, f"emnist/{split}").astype(np.int64)
-            # The letters have labels from 1.
-            yield images, labels - (split == "letters")
+            if images.shape[1:] in ((784,), (1, 28, 28), (28, 28, 1)):
+                images = images.reshape(-1, 28, 28)
+            if images.shape[1:3] == (28, 28):
+                images = images.swapaxes(1, 2)
+            labels = numbers(one_column(labels, f"emnist/{split}"))
+            if labels.dtype.kind != "U":
+                if (labels < first).any():
+                    raise UserError(
+                        f"emnist/{split} contains the label {labels.min()}; expected "
+                        f"labels from {first}, as in its published files"
+                    )
+                labels = labels - first
+            yield images, labels
 
     return dataclasses.replace(
         raw,
         splits={
             name: functools.partial(chunks, read) for name, read in raw.splits.items()
         },
-        class_names=tuple(SPLITS[split]),
+        class_names=raw.class_names or tuple(SPLITS[split]),
         options=f"{raw.options} upright {split}",
     )
 

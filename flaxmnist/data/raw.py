@@ -181,11 +181,8 @@ def to_classes(
       UserError: a label has no name, or there is one class only, or too many.
     """
     # Where one split has texts, and another integers, all become texts.
-    joined = np.concatenate(list(labels.values()))
+    joined = numbers(np.concatenate(list(labels.values())))
     values, indices = np.unique(joined, return_inverse=True)
-    if joined.dtype.kind == "U" and all(map(_is_number, values)):
-        joined = np.array([_number(text) for text in values.tolist()])[indices]
-        values, indices = np.unique(joined, return_inverse=True)
     if names is None or values.dtype.kind == "U":
         names = tuple(map(str, values.tolist()))
     else:
@@ -207,6 +204,16 @@ def to_classes(
     parts = np.split(indices, ends[:-1])
     # The name of a directory may contain line breaks, or bytes that are not UTF-8.
     return dict(zip(labels, parts, strict=True)), tuple(map(printable, names))
+
+
+def numbers(labels: np.ndarray) -> np.ndarray:
+    """Returns texts that are whole numbers, all of them, as integers `[count]`."""
+    if labels.dtype.kind != "U":
+        return labels
+    values, indices = np.unique(labels, return_inverse=True)
+    if not all(map(_is_number, values)):
+        return labels
+    return np.array([_number(text) for text in values.tolist()])[indices]
 
 
 def _is_number(text: str) -> bool:

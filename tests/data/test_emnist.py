@@ -101,6 +101,28 @@ def test_qmnist_has_its_class_in_the_first_of_eight_numbers(tmp_path, suffix, pa
     np.testing.assert_array_equal(dataset.test.labels, labels[:, 0])
 
 
+@pytest.mark.parametrize("shape", [(784,), (1, 28, 28), (28, 28, 1)])
+def test_emnist_in_arrays_is_upright_in_every_layout(tmp_path, shape):
+    np.savez(
+        tmp_path / "a.npz", x=SIDEWAYS.reshape(-1, *shape), y=np.resize([1, 26], 24)
+    )
+    dataset = data.load("emnist/letters", dir=tmp_path / "a.npz")
+    upright = {image.tobytes() for image in SIDEWAYS.transpose(0, 2, 1)}
+    assert {image.tobytes() for image in dataset.train.images} < upright
+    assert set(dataset.train.labels) == {0, 25}
+
+
+def test_emnist_keeps_labels_that_are_names(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=SIDEWAYS, y=np.resize(["A", "C"], 24))
+    assert data.load("emnist/letters", dir=path).class_names == ("A", "C")
+    np.savez(path, x=SIDEWAYS, y=np.resize([0, 1], 24))
+    with pytest.raises(UserError, match="the label 0; expected labels from 1, as in"):
+        data.load("emnist/letters", dir=path)
+    np.savez(path, x=SIDEWAYS, y=np.resize([0, 1], 24), class_names=["x", "y"])
+    assert data.load("emnist/letters", dir=path).class_names == ("x", "y")
+
+
 def test_transposed_digits_are_refused_or_turned(tmp_path):
     digits = data.load("mnist", "bundled")
     upright = [digits.train.images, digits.train.labels]
