@@ -100,16 +100,15 @@ class ExtensionPoint(OptionType):
         Raises:
           UserError: the user's callable raised an exception.
         """
-        own = self.options(name)
-        chosen = {key: value for key, value in given.items() if key in own}
-        made, taken = self.callable(name), parameters(self.callable(name))
-        chosen |= {key: value for key, value in filled.items() if key in taken}
+        made, chosen = self.callable(name), self._chosen(name, given, filled)
         if name in self.shipped:
             return made(**chosen)
         with explained(f"{name}: "):
             return made(**chosen)
 
-    def bind(self, name: str, given: Mapping[str, Any]) -> Callable[..., Any]:
+    def bind(
+        self, name: str, given: Mapping[str, Any], /, **filled: Any
+    ) -> Callable[..., Any]:
         """Returns a function with its options set: a class is called, others bound.
 
         The arguments are those of :meth:`build`. Equal functions with equal options
@@ -117,11 +116,19 @@ class ExtensionPoint(OptionType):
         """
         found = self.callable(name)
         if isinstance(found, type):
-            made: Callable[..., Any] = self.build(name, given)
+            made: Callable[..., Any] = self.build(name, given, **filled)
             return made
-        own = self.options(name)
-        chosen = {key: value for key, value in given.items() if key in own}
+        chosen = self._chosen(name, given, filled)
         return Bound(found, tuple(sorted(chosen.items()))) if chosen else found
+
+    def _chosen(
+        self, name: str, given: Mapping[str, Any], filled: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the arguments that the callable takes; see :meth:`build`."""
+        own, taken = self.options(name), parameters(self.callable(name))
+        return {key: value for key, value in given.items() if key in own} | {
+            key: value for key, value in filled.items() if key in taken
+        }
 
 
 class Several(OptionType):

@@ -116,6 +116,13 @@ def load(spec: str) -> Loaded:
         found = getattr(found, part)
     if not callable(found):
         raise UserError(f" is {shown(found)}; expected a class or a function")
+    try:
+        hash(found)
+    except TypeError:
+        raise UserError(
+            f" is {shown(found)}, which has no hash; expected a class, a function or "
+            "an instance of a frozen dataclass"
+        ) from None
     # A run directory of somebody else may name "os:system" with an option "command".
     origin = getattr(inspect.unwrap(found), "__module__", None) or ""
     if origin.partition(".")[0] in sys.stdlib_module_names:

@@ -1,5 +1,6 @@
 """The callables that a configuration names: found, checked and imported again."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -38,6 +39,17 @@ def example(
 ):
     """A callable of the user, which returns the values of its options."""
     return {name: value for name, value in locals().items() if name not in ("more",)}
+
+
+@dataclasses.dataclass
+class Unhashable:
+    """A class whose instances compare by value and can change."""
+
+    def __call__(self, logits, labels):
+        return 0
+
+
+UNHASHABLE = Unhashable()
 
 
 class Example:
@@ -126,6 +138,7 @@ def test_callables_are_built_or_bound_with_their_own_options():
     assert bound == POINT.bind("loss", {"gamma": 3.0}) != POINT.bind("loss", {})
     assert hash(bound) == hash(POINT.bind("loss", {"gamma": 3.0}))
     assert POINT.bind("class", {"gamma": 4.0})(1, 2) == 4.0
+    assert POINT.bind(spec, {"count": 1}, data="d", unknown=1)()["data"] == "d"
     with pytest.raises(UserError, match=r"example: TypeError: .*'count'"):
         POINT.build(spec, {}, data=1)
     assert POINT.users("gamma") == ["loss", "class"]
@@ -153,6 +166,7 @@ def test_an_option_may_name_several_callables():
         (":f", r'expected "package.module:name" or "file.py:name"'),
         (f"{__name__}:exampel", r"has no 'exampel'; did you mean 'example'"),
         (f"{__name__}:__name__", r"is 'test_extensions'; expected a class or a fun"),
+        (f"{__name__}:UNHASHABLE", r"has no hash; expected .* a frozen dataclass"),
         ("os:system", r"is part of Python itself"),
         (f"{__name__}:sys.exit", r"is part of Python itself"),
         ("__main__:Net", r"was defined in another program or notebook"),
@@ -187,6 +201,15 @@ def test_what_is_no_model_is_refused():
         configs.make_config(num_steps=1, model={"name": not_a_model})
     with pytest.raises(UserError, match=r"unknown option 'model.off'; did you mean"):
         models.build(not_a_model, off=1)
+
+
+def takes_placement(placement: str):
+    raise NotImplementedError
+
+
+def test_a_parameter_with_the_name_of_an_option_is_refused():
+    with pytest.raises(UserError, match=r"the parameter 'placement', which cannot be"):
+        configs.make_config(num_steps=1, data={"source": takes_placement})
 
 
 def squares(split_seed, side: int, count: int = 20):
@@ -251,11 +274,13 @@ import flax.linen as nn
 class Net(nn.Module):
     width: int
     depth: int = 1
+    image_shape: tuple = ()
     num_classes: int = 10
     dtype: object = None
 
     @nn.compact
     def __call__(self, images, *, train):
+        assert images.shape[1:] == self.image_shape
         x = images.reshape(images.shape[0], -1).astype("float32") / 255
         for _ in range(self.depth):
             x = nn.relu(nn.Dense(self.width, dtype=self.dtype)(x))

@@ -108,19 +108,22 @@ def _with_options(
     """
     found: dict[str, Option] = {}
     for key, name, _ in callables:
-        own = points_of(cls)[key].options(name)
+        point, known = points_of(cls)[key], declared(cls)
+        own = point.options(name)
         if both := found.keys() & own.keys():
             raise UserError(
                 f"{cls.group}.{key}={name!r} and another callable of this group both "
                 f"have the option {min(both)!r}; rename one"
             )
-        if reserved := [one for one in own if one == "group" or hasattr(Group, one)]:
+        # Shipped callables may have another default of an option of the group.
+        taken = {"group", *(() if name in point.shipped else known)}
+        if reserved := [one for one in own if one in taken or hasattr(Group, one)]:
             raise UserError(
                 f"{cls.group}.{key}={name!r} has the parameter {reserved[0]!r}, which "
                 "cannot be an option; rename it"
             )
         # A run that may name another callable may change its options, too.
-        mutable = declared(cls)[key].mutable
+        mutable = known[key].mutable
         found |= {
             each: dataclasses.replace(one, mutable=mutable) for each, one in own.items()
         }

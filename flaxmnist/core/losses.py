@@ -136,7 +136,7 @@ LOSSES: dict[str, type[CrossEntropy] | type[Focal]] = {
 }
 
 
-POINT = ExtensionPoint(LOSSES, filled=("logits", "labels"))
+POINT = ExtensionPoint(LOSSES, filled=("logits", "labels", "num_classes"))
 
 
 def build(
@@ -147,7 +147,7 @@ def build(
     Args:
       name: one of `LOSSES`, or the specification of a function of logits and labels.
       labels: integers `[count]` of the training split, for balanced `class_weights`.
-      num_classes: number of classes.
+      num_classes: number of classes; passed if the callable takes it.
       **given: options of the loss.
 
     Raises:
@@ -155,7 +155,7 @@ def build(
     """
     if given.get("class_weights") == BALANCED:
         given["class_weights"] = balanced_weights(labels, num_classes)
-    return POINT.bind(name, given)
+    return POINT.bind(name, given, num_classes=num_classes)
 
 
 def per_example(

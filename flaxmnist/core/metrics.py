@@ -1,5 +1,6 @@
 """Metrics as sums over examples, which do not depend on the batch size."""
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -16,7 +17,10 @@ from flaxmnist.extensions import ExtensionPoint, Several
 # From logits `[batch, classes]` and labels `[batch]` to a value per example.
 Metric = Callable[[Array, Array], Array]
 # Names of other values in a line of metrics.jsonl.
-_FIGURES = ("loss", "accuracy", "count", "step", "epoch", "split", "learning_rate")
+_FIGURES = (
+    *("loss", "accuracy", "count", "step", "epoch", "split", "learning_rate"),
+    *("images_per_second", "gradient_norm", "parameter_norm", "metrics", "options"),
+)
 
 
 def top5(
@@ -52,6 +56,14 @@ class _Names(Several):
         for name in found:
             if name in _FIGURES or found.count(name) > 1:
                 raise UserError(f": the name {name!r} is taken; rename the function")
+        for item in chosen:
+            try:
+                inspect.signature(POINT.callable(item)).bind(None, None)
+            except TypeError as error:
+                raise UserError(
+                    f": {item} cannot be called with logits and labels ({error}); "
+                    "metrics have no options, so give each other parameter a default"
+                ) from None
         return chosen
 
 

@@ -223,8 +223,8 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-# The data decide the number of classes, and `precision` the dtype.
-POINT = ExtensionPoint(MODELS, filled=("dtype", "num_classes", "parent"))
+# The data decide image shape and number of classes, and `precision` the dtype.
+POINT = ExtensionPoint(MODELS, filled=("dtype", "image_shape", "num_classes", "parent"))
 
 
 def build(
@@ -240,7 +240,8 @@ def build(
     Args:
       name: one of `MODELS`, or the specification of a function or class that returns a
         model, such as ``"my_models:ResNet"``.
-      image_shape: height, width and channels of the images.
+      image_shape: height, width and channels of the images; passed if the callable
+        takes it.
       num_classes: number of logits; passed if the callable takes it.
       dtype: type that layers compute in; passed if the callable takes it.
       **given: further options.
@@ -252,7 +253,9 @@ def build(
     name = check("model", {"name": name}, {"name": POINT})["name"]
     for key in given.keys() - (known := POINT.options(name)).keys():
         raise UserError(f"unknown option 'model.{key}'{did_you_mean(key, known)}")
-    model = POINT.build(name, given, dtype=dtype, num_classes=num_classes)
+    model = POINT.build(
+        name, given, image_shape=image_shape, num_classes=num_classes, dtype=dtype
+    )
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model.name={name!r} returned {shown(model)}; expected a flax.linen module"

@@ -52,7 +52,11 @@ def export_run(run: "SavedRun", format: str) -> Path:
     )
     # Off the mesh, which a program would otherwise demand, and in float32.
     state = jax.device_put(jax.device_get(run.state), jax.devices()[0])
-    model = models.build(num_classes=run.state.num_classes, **as_dict(run.config.model))
+    model = models.build(
+        image_shape=state.image_shape,
+        num_classes=state.num_classes,
+        **as_dict(run.config.model),
+    )
     state = dataclasses.replace(state, model=model, layout=None)
     folder = run.workdir / "export" / format
     difference = write_export(state, folder, images, card)

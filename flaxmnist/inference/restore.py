@@ -70,6 +70,7 @@ def _abstract(
 ) -> TrainState:
     dataset = manifest.dataset
     model = models.build(
+        image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
         dtype=config.precision,
         **configs.as_dict(config.model),

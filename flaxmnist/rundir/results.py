@@ -1,6 +1,7 @@
 """Typed results of a run, with the schema that each is read with."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -9,6 +10,7 @@ from flaxmnist import options
 from flaxmnist.core import mnist
 from flaxmnist.core.batch import MAX_SIDE, ImageShape
 from flaxmnist.data import SPLITS
+from flaxmnist.errors import UserError
 from flaxmnist.rundir.changes import CHANGES, Change
 from flaxmnist.rundir.schemas import Schema, by_name, conform, number, share
 
@@ -56,9 +58,20 @@ class Figures:
 
     @classmethod
     def of(cls, computed: Mapping[str, Any]) -> "Figures":
-        """Returns the figures that `Metrics.compute` returned."""
+        """Returns the figures that `Metrics.compute` returned.
+
+        Raises:
+          UserError: a further metric is not finite, although the loss is.
+        """
         figures = {name: computed[name] for name in ("loss", "accuracy", "count")}
         rest = {name: computed[name] for name in computed if name not in figures}
+        # If the loss is not finite either, the model is the cause, not the metric.
+        for name, value in rest.items():
+            if math.isfinite(figures["loss"]) and not math.isfinite(value):
+                raise UserError(
+                    f"metrics: the mean of {name} is {value}; expected a function that "
+                    "returns a finite value for each example"
+                )
         return cls(**figures, metrics=rest)
 
     def scalars(self) -> dict[str, float]:

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flaxmnist.core import models, steps
 from flaxmnist.core.metrics import NAMES, Metrics, macro_f1, top5
 from flaxmnist.core.state import create_state
 from flaxmnist.errors import UserError
+from flaxmnist.rundir.results import Figures
 
 
 @pytest.fixture
@@ -102,9 +105,28 @@ def test_stacked_metrics_are_computed_run_by_run():
     assert stacked.per_class()["recall"].shape == (4, 3)
 
 
+def top_k(logits, labels, k: int):
+    raise NotImplementedError
+
+
+def gradient_norm(logits, labels):
+    raise NotImplementedError
+
+
+def test_a_mean_that_is_not_finite_is_an_error_of_the_metric():
+    computed = {"loss": 0.5, "accuracy": 0.5, "count": 2, "mine": math.nan}
+    with pytest.raises(UserError, match="the mean of mine is nan; expected a function"):
+        Figures.of(computed)
+    assert not math.isfinite(Figures.of(computed | {"loss": math.nan}).loss)
+
+
 def test_names_of_metrics():
     assert NAMES.convert("top5, macro_f1") == ("top5", "macro_f1")
     assert NAMES.convert(top5) == NAMES.convert(["top5", "top5"]) == ("top5",)
+    with pytest.raises(UserError, match=r"missing a required argument: 'k'"):
+        NAMES.convert(top_k)
+    with pytest.raises(UserError, match="the name 'gradient_norm' is taken; rename"):
+        NAMES.convert(gradient_norm)
     for wrong in ("top6", "some.module:loss", 5):
         with pytest.raises((UserError, TypeError)):
             NAMES.convert(wrong)
