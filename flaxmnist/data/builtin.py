@@ -28,14 +28,15 @@ def load_bundled(request: Request) -> Dataset:
     rows = np.argsort(rng.bit_generator.random_raw(len(table)), kind="stable")
     labels = table[rows, -1]
     parts: list[list[np.ndarray]] = [[], [], []]
-    for label in range(10):
+    for label in range(mnist.NUM_CLASSES):
         members = rows[labels == label]
         for part, chosen in zip(parts, np.split(members, (400, 450)), strict=True):
             part.append(chosen)
     splits = []
     for part in parts:
         chosen = rows[np.isin(rows, np.concatenate(part))]
-        splits.append(Split(table[chosen, :-1].reshape(-1, 28, 28), table[chosen, -1]))
+        images = table[chosen, :-1].reshape(-1, *mnist.IMAGE_SHAPE[:2])
+        splits.append(Split(images, table[chosen, -1]))
     train, validation, test = splits
     return Dataset(
         "mnist", "bundled", train, validation, test, class_names=mnist.CLASS_NAMES
@@ -48,10 +49,12 @@ def load_synthetic(request: Request) -> Dataset:
     A model can learn them, unlike the `fake_data` of the tutorials.
     """
     rng = np.random.default_rng(0)
-    patterns = np.kron(rng.random((10, 7, 7)) > 0.5, np.ones((4, 4))) * 200
+    patterns = (
+        np.kron(rng.random((mnist.NUM_CLASSES, 7, 7)) > 0.5, np.ones((4, 4))) * 200
+    )
 
     def make(count: int) -> Split:
-        labels = rng.integers(0, 10, count).astype(np.uint8)
+        labels = rng.integers(0, mnist.NUM_CLASSES, count).astype(np.uint8)
         shifts = rng.integers(-2, 3, (count, 2))
         images = np.stack(
             [

@@ -9,6 +9,7 @@ from flaxmnist import data
 from flaxmnist.config import Config, as_dict
 from flaxmnist.data import Dataset
 from flaxmnist.data.datasets import locate
+from flaxmnist.data.forms import FORMS
 from flaxmnist.errors import UserError
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.training.resume import check_same_data
@@ -50,7 +51,7 @@ class DataPlaces:
         is_told = (saved.data.source, saved.data.dir) != (source, directory)
         directories: tuple[str | None, ...] = (directory,)
         # Where no directory is given, these sources read FLAXMNIST_DATA_DIR.
-        by_environment = source in ("auto", "idx") and directory is not None
+        by_environment = source in ("auto", "idx", *FORMS) and directory is not None
         if by_environment and not is_told and os.environ.get("FLAXMNIST_DATA_DIR"):
             directories = (None, directory)
         options = as_dict(given.data)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from helpers import tiny_config, write_idx
 
+from flaxmnist import config as configs
 from flaxmnist.errors import UserError
+from flaxmnist.inference.places import DataPlaces
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.training import loop
 
@@ -83,6 +85,10 @@ def test_the_data_of_a_moved_run_are_found(moved, monkeypatch, capsys):
     assert saved.evaluate("test") == test
     saved.export("numpy")
     assert "over 12 test images" in capsys.readouterr().out
+    # As of files of every other form.
+    given = configs.override(saved.config, {"data.source": "csv", "data.dir": "/x"})
+    places = DataPlaces.of(given, given, saved.manifest)
+    assert places.directories == (None, "/x")
     # What is told is used, and nothing else.
     changes = {"data.dir": str(moved / "elsewhere")}
     with pytest.raises(UserError, match=r"elsewhere' does not exist$"):
