@@ -153,6 +153,8 @@ def _table(path: Path, like: _Table | None = None) -> _Table:
     else:
         label = columns[0] if columns else None
     pixels = tuple(column for column in columns if column != label)
+    if names is not None:
+        pixels = _by_number(pixels, names)
     if not _is_square(len(pixels)):
         raise UserError(
             f"{shown(str(path))} has {len(fields)} columns, of which {len(pixels)} are "
@@ -161,6 +163,21 @@ def _table(path: Path, like: _Table | None = None) -> _Table:
             "image directory"
         )
     return dataclasses.replace(found, label=label, pixels=pixels)
+
+
+def _by_number(pixels: tuple[int, ...], names: list[str]) -> tuple[int, ...]:
+    """Returns columns such as ``pixel0``, ``pixel1``, … in the order of their numbers.
+
+    A program that sorts by name writes ``pixel10`` before ``pixel2``.
+    """
+    found = [re.fullmatch(r"(\D*)(\d{1,9})", names[column]) for column in pixels]
+    matches = [match for match in found if match]
+    if len(matches) < len(pixels) or len({match[1] for match in matches}) > 1:
+        return pixels
+    number = {
+        column: int(match[2]) for column, match in zip(pixels, matches, strict=True)
+    }
+    return tuple(sorted(pixels, key=number.__getitem__))
 
 
 def _split(line: str, delimiter: str) -> list[str]:

@@ -13,6 +13,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (60, 5, 5)).astype(np.uint8)
 IMAGES[:, 0, 0] = IMAGES[:, -1, -1] = 0  # As in MNIST: nothing in the corners.
 IMAGES[7, 0, 0] = IMAGES[9, -1, -1] = 3
 PIXELS = [f"pixel{index}" for index in range(25)]
+BY_NAME = sorted(range(25), key=PIXELS.__getitem__)
 
 
 def rows(labels=LABELS, images=IMAGES, at=0, delimiter=",", quote=""):
@@ -45,6 +46,9 @@ NUMBERED = ",".join(["", *map(str, range(26))]) + "\n"
         rows(at=-1),
         OPENML + rows(at=-1).replace("\n", "\r\n"),
         "\ufeff" + KAGGLE + rows().replace(",", " , ") + "\n\n",
+        ",".join(["label", *sorted(PIXELS)])
+        + "\n"
+        + rows(images=IMAGES.reshape(60, 25)[:, BY_NAME]),
         rows(quote='"'),
         rows(delimiter=";"),
         rows(delimiter="\t", at=-1),
@@ -57,7 +61,7 @@ NUMBERED = ",".join(["", *map(str, range(26))]) + "\n"
         + KAGGLE
         + "".join(f"{i},{line}\n" for i, line in enumerate(rows().split())),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_tables_of_every_form_hold_the_same(tmp_path, expected, text):
     path = tmp_path / "digits.csv"
