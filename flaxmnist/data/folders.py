@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from flaxmnist.runtime.files import read_bytes
 # Names of the directories, or the ends of the names of the files, of each split.
 ALIASES = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val"),
+    "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
 _SUFFIXES = (
@@ -44,7 +45,8 @@ def read(folder: Path) -> Raw:
       UserError: there are no class directories with training images, or a class exists
         in the test or validation split only.
     """
-    paths = _split_folders(_root(folder))
+    root = _root(folder)
+    paths = _split_folders(root)
     found = {split: _classes(path) for split, path in paths.items()}
     warnings = [
         f"{shown(str(path))} has no images in directories named after classes: the "
@@ -57,7 +59,18 @@ def read(folder: Path) -> Raw:
         for path in _listed(paths["train"])
         if path.is_dir() and path.name not in found["train"]
     ]
+    if paths["train"] != root:
+        warnings += [
+            f"{shown(str(path))} is not one of the splits and is left out."
+            for path in _folders(root)
+            if path not in paths.values() and next(_images(path), None)
+        ]
     names = sorted(set().union(*found.values()), key=natural)
+    if {name.lower() for name in names} <= {*sum(ALIASES.values(), ())}:
+        raise UserError(
+            f"{shown(str(root))} contains the splits {', '.join(map(shown, names))}; "
+            "expected a directory 'train', too"
+        )
     if unseen := [name for name in names if name not in found["train"]]:
         raise UserError(
             f"{shown(str(paths['train']))} contains no images of the class "
@@ -93,24 +106,40 @@ def _root(folder: Path) -> Path:
 
     Unpacked archives often have such a directory. A directory of images is a class.
     """
-    inside = _listed(folder)
-    if len(inside) == 1 and inside[0].is_dir():
-        within = _listed(inside[0])
-        if within and all(path.is_dir() for path in within):
-            return _root(inside[0])
+    inside = _folders(folder)
+    if len(inside) == 1 and _folders(inside[0]) and not _has_images(inside[0]):
+        return _root(inside[0])
     return folder
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """Returns the directory of each split; `folder` itself if it has no such ones."""
-    inside = {path.name.lower(): path for path in _listed(folder) if path.is_dir()}
-    splits = {
-        split: inside[name]
-        for split, names in ALIASES.items()
-        for name in reversed(names)
-        if name in inside
-    }
-    return splits if "train" in splits else {"train": folder}
+    """Returns the directory of each split; `folder` itself if it has no such ones.
+
+    If it contains directories, a name such as ``seg_train`` or ``test_set`` names a
+    split, too. A directory ``train`` of images may be a class, such as the vehicle.
+    """
+    inside = {path.name.lower(): path for path in _folders(folder)}
+    splits: dict[str, Path] = {}
+    for split, names in ALIASES.items():
+        pattern = re.compile(rf"(.*[-_. ])?({'|'.join(names)})([-_. ].*)?")
+        exact = [inside[name] for name in names if name in inside]
+        similar = [
+            path
+            for name, path in inside.items()
+            if pattern.fullmatch(name) and _folders(path)
+        ]
+        if exact or len(similar) == 1:
+            splits[split] = (exact or similar)[0]
+    is_class = list(splits) == ["train"] and not _folders(splits["train"])
+    return splits if "train" in splits and not is_class else {"train": folder}
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _listed(folder) if path.is_dir()]
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.name.lower().endswith(_SUFFIXES) for path in _listed(folder))
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
