@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from flaxmnist.core.batch import MAX_SIDE
 from flaxmnist.data.raw import Chunk
@@ -106,6 +106,11 @@ def _opened(example: Example) -> Iterator[Image.Image]:
     """Opens an encoded image; every error within becomes a UserError about it."""
     try:
         with Image.open(io.BytesIO(example.content), formats=FORMATS) as image:
+            if image.format in (
+                "JPEG",
+                "MPO",
+            ):  # A camera may note how to turn it upright.
+                ImageOps.exif_transpose(image, in_place=True)
             yield image
     except UserError:
         raise

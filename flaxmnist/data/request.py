@@ -9,7 +9,7 @@ import numpy as np
 from flaxmnist.data import cache, emnist
 from flaxmnist.data.draw import Draw
 from flaxmnist.data.raw import Raw
-from flaxmnist.data.splits import Dataset, Split, divide
+from flaxmnist.data.splits import Dataset, Split, check_brightness, divide
 from flaxmnist.errors import UserError, shown
 from flaxmnist.paths import path_of
 
@@ -88,6 +88,8 @@ def build(request: Request, name: str, raw: Raw, place: Path) -> Dataset:
         arrays = [*splits["train"], *splits["test"]]
         dataset = divide(name, raw.source, arrays, (), names)
         warnings += [dataset.warning] if dataset.warning else []
+    if dim := check_brightness(name, dataset.train.images):
+        warnings.append(dim)
     if split is None:
         emnist.check_upright(dataset)
     return dataclasses.replace(dataset, warning="\n".join(warnings) or None)

@@ -17,6 +17,8 @@ from flaxmnist.errors import UserError, dtype_and_shape
 from flaxmnist.runtime.memory import available_memory
 
 SPLITS = ("train", "validation", "test")
+# Images without a brighter pixel are nearly black: 4 bits of depth in 8, or 12 in 16.
+_DIM = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Dataset:
         names, pixels = tuple(class_names), Pixels(name)
 
         def converted(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-            if isinstance(images, np.ndarray) and images.dtype != np.uint8:
+            if isinstance(images, np.ndarray) and not _is_stored(images):
                 images = pixels(images)
             if isinstance(labels, np.ndarray) and labels.ndim == 2:
                 labels = one_column(labels, name)
@@ -211,12 +213,29 @@ class Dataset:
         return self.fingerprints["train"]
 
 
+def _is_stored(images: np.ndarray) -> bool:
+    """Returns whether images have the dtype and the layout of a :class:`Split`."""
+    is_last = images.ndim == 4 and images.shape[-1] <= MAX_CHANNELS
+    return images.dtype == np.uint8 and (images.ndim == 3 or is_last)
+
+
 def _fingerprint(split: Split) -> str:
     crc = 0
     for array in (split.images, split.labels):
         for part in slabs(array) if is_mapped(array) else (array,):
             crc = zlib.crc32(np.ascontiguousarray(part).data, crc)
     return f"{crc:08x}"
+
+
+def check_brightness(name: str, images: np.ndarray) -> str | None:
+    """Returns a warning if the first images are nearly black, as without rescaling."""
+    most = images[:1_000].max(initial=0)
+    if not 0 < most <= _DIM:
+        return None
+    return (
+        f"The brightest pixel of the first training images of {name} is {most} of 255, "
+        f"so that they are nearly black. If {most} stands for white, rescale them."
+    )
 
 
 def divide(

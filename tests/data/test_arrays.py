@@ -214,6 +214,9 @@ def test_arrays_in_memory_are_converted_too():
     plain = data.Dataset.from_arrays((SQUARES, LABELS), (SQUARES, LABELS))
     np.testing.assert_array_equal(dataset.train.images, plain.train.images)
     np.testing.assert_array_equal(dataset.train.labels, plain.train.labels)
+    for images in (SQUARES.reshape(len(SQUARES), -1), SQUARES[:, None]):
+        dataset = data.Dataset.from_arrays((images, LABELS), (images, LABELS))
+        np.testing.assert_array_equal(dataset.train.images, plain.train.images)
 
 
 def test_images_in_two_splits_are_counted():

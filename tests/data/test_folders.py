@@ -176,3 +176,58 @@ def test_a_class_of_the_test_only_is_refused_and_an_unlabelled_test_left_out(tmp
 def test_the_names_of_classes_can_be_printed(tmp_path):
     fill(tmp_path, ("a\nb", os.fsdecode(b"\xff")))
     assert data.load(dir=tmp_path).class_names == ("a\\nb", "\\udcff")
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "split"),
+    [
+        ("seg_train", "seg_test", "test"),
+        ("training_set", "test_set", "test"),
+        ("train", "dev", "validation"),
+    ],
+)
+def test_other_spellings_of_splits_are_no_classes(tmp_path, train, other, split):
+    fill(tmp_path / train)
+    written = fill(tmp_path / other, count=2)
+    dataset = data.load(dir=tmp_path)
+    assert dataset.class_names == ("a", "b")
+    np.testing.assert_array_equal(
+        dataset.split(split).images, np.concatenate(list(written.values()))
+    )
+
+
+def test_a_class_may_be_named_train(tmp_path):
+    fill(tmp_path, ("bus", "car", "train"))
+    assert data.load(dir=tmp_path).class_names == ("bus", "car", "train")
+
+
+def test_splits_that_cannot_be_used_are_named(tmp_path):
+    fill(tmp_path / "test")
+    fill(tmp_path / "val")
+    with pytest.raises(UserError, match="the splits 'test', 'val'; expected a dir"):
+        data.load(dir=tmp_path)
+    fill(tmp_path / "train")
+    fill(tmp_path / "holdout")
+    assert "holdout' is not one of the splits" in data.load(dir=tmp_path).warning
+
+
+def test_photographs_are_turned_upright_as_in_predictions(tmp_path):
+    for name, level in (("a", 0), ("b", 255)):
+        (tmp_path / name).mkdir()
+        photograph = Image.fromarray(np.full((4, 8), level, np.uint8))
+        photograph.paste(128, (0, 0, 4, 4))
+        photograph.getexif()[0x0112] = 6  # Turn it clockwise.
+        for index in range(3):
+            photograph.save(
+                tmp_path / name / f"{index}.jpg", quality=100, exif=photograph.getexif()
+            )
+    dataset = data.load(dir=tmp_path)
+    assert dataset.image_shape == (8, 4, 1)
+    assert abs(dataset.train.images[:, :4].astype(int) - 128).max() < 9
+
+
+def test_images_that_are_nearly_black_are_noticed(tmp_path):
+    fill(tmp_path, make=lambda: RNG.integers(0, 256, (8, 8)).astype(np.uint16))
+    assert (
+        "is 1 of 255, so that they are nearly black" in data.load(dir=tmp_path).warning
+    )
