@@ -1,6 +1,7 @@
 """Loads a data set by its name, or from a user's files, from one of several sources."""
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -175,9 +176,10 @@ def load_auto(request: Request) -> Dataset:
         if (found := forms.reader(path)) or path.is_file():
             return load_files(request, None, found)
         if others := [other for other in NAMES if _find_idx(other, path)]:
+            closest = (difflib.get_close_matches(name, others, 1) or others)[0]
             raise UserError(
                 f"{shown(str(path))} contains {', '.join(others)}, not {name}; set "
-                f"data.name={others[0]!r}"
+                f"data.name={closest!r}"
             )
         if name in NAMES:
             raise UserError(

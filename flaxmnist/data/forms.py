@@ -16,6 +16,7 @@ _MAX_FILE_BYTES = 1 << 40
 # What a file of another form starts with, and what to do.
 _OTHER = {
     b"\x93NUMPY": "a single array; save images and labels with numpy.savez_compressed",
+    b"PK": "a damaged .npz file or archive; write or download it again",
     b"\0\0": "an IDX file; name the directory of the four files instead",
     b"Rar!": "an archive; unpack it",
     b"7z\xbc\xaf": "an archive; unpack it",

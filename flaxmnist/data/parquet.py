@@ -94,6 +94,11 @@ def _examples(paths: list[Path], images: str, labels: str) -> Iterator[Example]:
     for path in paths:
         row = 0
         with _opened(path) as file:
+            if missing := {images, labels}.difference(file.schema_arrow.names):
+                raise UserError(
+                    f"{shown(str(path))} has no column {shown(min(missing))}, which "
+                    "the training data have; expected the same columns in all files"
+                )
             try:
                 for batch in file.iter_batches(_ROWS, columns=[images, labels]):
                     yield from _rows(batch, path, row)

@@ -34,6 +34,10 @@ FILES = {
         "is an IDX file; name the directory of the four files instead",
     ),
     "tar": (archive, "is an archive; unpack it"),
+    "half a zip": (
+        lambda path: path.write_bytes(b"PK\3\4"),
+        "is a damaged .npz file or archive; write or download it again",
+    ),
     "gzip": (
         lambda path: path.write_bytes(b"\x1f\x8bx"),
         "is a compressed file; unpack",

@@ -81,6 +81,10 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
         UserError, match=r"row 0 of .* has an image that is None; expected"
     ):
         data.load(dir=path)
+    write(tmp_path / "several" / "train.parquet")
+    write(tmp_path / "several" / "test.parquet", column="img")
+    with pytest.raises(UserError, match=r"test.parquet' has no column 'image', which"):
+        data.load(dir=tmp_path / "several")
     parquet.write_table(pa.table({"image": [b"x"], "label": [1.5]}), path)
     with pytest.raises(
         UserError, match=r"row 0 of .* has the label 1.5; expected an inte"
