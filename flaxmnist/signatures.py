@@ -128,7 +128,9 @@ def _option(made: Callable[..., Any], one: inspect.Parameter) -> Option | None:
         type = _PLAIN
     if type is None:
         return None
-    if default is None:  # Also where the annotation is not that exact.
+    if (
+        default is None and "None" not in type.expected
+    ):  # Also where the annotation is not that exact.
         type = options.optional(type)
     if default is not REQUIRED:
         try:

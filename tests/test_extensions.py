@@ -107,7 +107,7 @@ def test_options_are_read_from_a_signature():
         ("rate", float("nan"), "a number"),
         ("sizes", (1, "x"), "a tuple of any number of values, each a whole number"),
         ("pair", (1,), "a tuple of 2 values, each a whole number, a text"),
-        ("limit", "x", "a whole number, or a number, or None"),
+        ("limit", "x", "a whole number, or a number, or None$"),
         ("anything", {"a": 1}, "None, a number, a text, True, False, or a tuple"),
     ],
 )
