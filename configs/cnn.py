@@ -39,6 +39,33 @@ VARIANTS = {
         "model": {"name": "cnn", "kernel_init": "glorot_uniform"},
         "optimizer": {"name": "sgd", "learning_rate": 1e-3},
     },
+    "accurate": {
+        "num_epochs": 16,
+        "batch_size": 100,
+        "eval_every": "16 epochs",
+        "checkpoint_every": "1 epochs",
+        "model": {
+            "name": "convnet",
+            "layers": "40C5-MP2-R-BN-80C3-MP2-R-BN-160C3-MP2-R-BN-AP",
+        },
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": 2e-3,
+            "schedule": "cosine",
+            "warmup": "1 epochs",
+            "b2": 0.99,
+            "weight_decay": 0.02,
+        },
+        "loss": {"label_smoothing": 0.1},
+        "augment": {
+            "rotate": 10.0,
+            "scale": 0.1,
+            "shear": 0.1,
+            "translate": 2.0,
+            "elastic": 1.0,
+            "stop_before_end": "1 epochs",
+        },
+    },
     "deep": {
         "num_epochs": None,
         "num_steps": 20_000,

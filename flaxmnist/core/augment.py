@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from flaxmnist import options
 from flaxmnist.errors import UserError, dtype_and_shape, shown
 from flaxmnist.extensions import ExtensionPoint
-from flaxmnist.options import declared, option, real, whole
+from flaxmnist.options import boolean, declared, option, real, whole
 
 # Control points of the elastic distortion along each axis.
 _KNOTS = 4
@@ -62,6 +62,9 @@ class Augment:
         real(0),
         "Largest shift, in pixels, of each of 4×4 points of an elastic distortion.",
     )
+    flip: bool = option(
+        False, boolean, "Whether half of the images are mirrored, left to right."
+    )
     cutout: int = option(
         0,
         whole(0),
@@ -98,7 +101,7 @@ class Augment:
     def _distort(self, key: Any, image: Array) -> Array:
         """Distorts one image `[height, width, channels]`."""
         moves, center, shifts = jnp.split(
-            jax.random.uniform(key, (8 + 2 * _KNOTS**2,), minval=-1), (6, 8)
+            jax.random.uniform(key, (9 + 2 * _KNOTS**2,), minval=-1), (7, 9)
         )
         resample = functools.partial(
             map_coordinates,
@@ -118,17 +121,18 @@ class Augment:
     ) -> tuple[Array, Array]:
         """Returns the row and the column that each pixel is taken from.
 
-        This is the inverse of: scale, shear, rotate about the center, translate.
+        This is the inverse of: mirror, elastic distortion, scale, shear, rotation about
+        the center, translation.
 
         Args:
-          moves: `[6]` in [-1, 1): rotation, scale (2), shear, translation (2).
+          moves: `[7]` in [-1, 1): rotation, scale (2), shear, translation (2), mirror.
           shifts: `[2 · 4 · 4]` in [-1, 1), of the control points.
           height: number of rows.
           width: number of columns.
         """
         angle = jnp.deg2rad(self.rotate) * moves[0]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
-        down, right = self.translate * moves[4:]
+        down, right = self.translate * moves[4:6]
         y = jnp.arange(height)[:, None] - (height - 1) / 2 - down
         x = jnp.arange(width)[None] - (width - 1) / 2 - right
         y, x = cos * y + sin * x, cos * x - sin * y
@@ -143,6 +147,8 @@ class Augment:
             precision="highest",
         )
         y, x = y + field[0], x + field[1]
+        if self.flip:
+            x = jnp.where(moves[6] < 0, -x, x)
         return y + (height - 1) / 2, x + (width - 1) / 2
 
 

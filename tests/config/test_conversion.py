@@ -72,9 +72,10 @@ def test_lists_of_names_are_taken_in_every_form():
 
 
 def test_every_shipped_configuration_and_its_smoke_variant_load():
-    assert set(configs.shipped()) == {"cnn", "mlp", "softmax"}
-    for name in configs.shipped():
-        assert configs.load(name).model.name == name
+    models = {"cifar10": "convnet", "cnn": "cnn", "mlp": "mlp", "softmax": "softmax"}
+    assert set(configs.shipped()) == set(models)
+    for name, model in models.items():
+        assert configs.load(name).model.name == model
         assert configs.load(f"{name}:smoke").data.source == "synthetic"
 
 

@@ -16,7 +16,9 @@ from flaxmnist.errors import UserError
 from flaxmnist.training.experiment import Experiment
 
 SHAPE = (9, 12, 2)
-FULL = Augment(rotate=30, scale=0.2, shear=0.3, translate=2, elastic=1.5, cutout=3)
+FULL = Augment(
+    rotate=30, scale=0.2, shear=0.3, translate=2, elastic=1.5, flip=True, cutout=3
+)
 
 
 def keys(count=6, seed=0):
@@ -34,12 +36,12 @@ def distort(augment, keys, images):
 def reference(augment, key, image):
     """Distorts one image by matrices, splines and SciPy, pixel by pixel."""
     height, width, channels = image.shape
-    u = np.asarray(jax.random.uniform(key, (40,), minval=-1), np.float64)
+    u = np.asarray(jax.random.uniform(key, (41,), minval=-1), np.float64)
     angle = np.deg2rad(augment.rotate * u[0])
     rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shear = np.array([[1, 0], [augment.shear * u[3], 1]])
     matrix = rotate @ shear @ np.diag(1 + augment.scale * u[1:3])
-    shifts = augment.elastic * u[8:].reshape(2, 4, 4)
+    shifts = augment.elastic * u[9:].reshape(2, 4, 4)
     middle = (np.array([height, width]) - 1) / 2
     places = np.zeros((2, height, width))
     for row in range(height):
@@ -47,8 +49,10 @@ def reference(augment, key, image):
             pixel = np.array([row, column]) - middle - augment.translate * u[4:6]
             along = CubicSpline(np.linspace(0, height - 1, 4), shifts, axis=1)(row)
             shift = CubicSpline(np.linspace(0, width - 1, 4), along, axis=1)(column)
-            source = np.linalg.inv(matrix) @ pixel + middle
-            places[:, row, column] = source + shift
+            source = np.linalg.inv(matrix) @ pixel + middle + shift
+            if augment.flip and u[6] < 0:
+                source[1] = width - 1 - source[1]
+            places[:, row, column] = source
     distorted = np.stack(
         [
             ndimage.map_coordinates(
@@ -59,7 +63,7 @@ def reference(augment, key, image):
         axis=-1,
     )
     if side := augment.cutout:
-        top, left = np.floor((u[6:8] + 1) / 2 * [height, width]).astype(int) - side // 2
+        top, left = np.floor((u[7:9] + 1) / 2 * [height, width]).astype(int) - side // 2
         distorted[max(top, 0) : top + side, max(left, 0) : left + side] = 0
     return distorted
 
@@ -73,6 +77,7 @@ def reference(augment, key, image):
         Augment(translate=2),
         Augment(elastic=1.5),
         Augment(cutout=3),
+        Augment(flip=True),
         FULL,
     ],
 )
