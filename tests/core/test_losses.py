@@ -157,7 +157,7 @@ def from_a_table(logits, labels):
 @pytest.mark.parametrize(
     "loss",
     [CrossEntropy(), CrossEntropy(label_smoothing=0.1), Focal(), from_a_table],
-    ids=str,
+    ids=("plain", "smoothed", "focal", "own"),
 )
 def test_invalid_labels_and_weights_are_counted_and_change_nothing(loss, synthetic):
     batch = batch_of(synthetic.train, 8) | {"weight": np.ones(8, np.float32)}
