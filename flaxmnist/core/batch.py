@@ -126,7 +126,7 @@ def split_micro_batches(batch: dict[str, Array], parts: int) -> dict[str, Array]
     Raises:
       UserError: `parts` does not divide the batch.
     """
-    if (count := len(batch["mask"])) % parts:
+    if (count := len(batch["image"])) % parts:
         raise UserError(
             f"grad_accumulation={parts}: batch of {count} cannot be split into {parts} "
             f"parts; expected a multiple, such as {-(-count // parts) * parts}"

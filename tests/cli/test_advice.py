@@ -82,7 +82,7 @@ CASES = [
     ),
     (
         [f"{OPTIMIZER}.name=adam", f"{OPTIMIZER}.momentum=0.9"],
-        r"expected '(\w+)'",
+        r"expected optimizer.name to be '(\w+)'",
         [f"{OPTIMIZER}.name={{0}}", f"{OPTIMIZER}.momentum=0.9"],
     ),
     (
