@@ -27,7 +27,7 @@ from flaxmnist.runtime.files import (
 
 _RECORD = "record.json"
 # Changes with every change of the conversion, so that older results are not used.
-_VERSION = 2
+_VERSION = 3
 
 
 class Arrays(NamedTuple):

@@ -103,13 +103,15 @@ def _size(size: tuple[int, int]) -> str:
 
 @contextlib.contextmanager
 def _opened(example: Example) -> Iterator[Image.Image]:
-    """Opens an encoded image; every error within becomes a UserError about it."""
+    """Opens an encoded image, turned upright as EXIF says.
+
+    Every error within becomes a UserError about the image.
+    """
     try:
         with Image.open(io.BytesIO(example.content), formats=FORMATS) as image:
-            if image.format in (
-                "JPEG",
-                "MPO",
-            ):  # A camera may note how to turn it upright.
+            # Predictions turn pictures, too. This decodes the image; a larger one is
+            # refused.
+            if "exif" in image.info and max(image.size) <= MAX_SIDE:
                 ImageOps.exif_transpose(image, in_place=True)
             yield image
     except UserError:
