@@ -143,6 +143,7 @@ def _init(
     tx: optax.GradientTransformation,
     seed: int,
     sharding: Sharding | Layout | None,
+    *,
     ema_decay: float | None = None,
     grad_accumulation: int = 1,
     image_shape: ImageShape = mnist.IMAGE_SHAPE,

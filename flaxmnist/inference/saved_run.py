@@ -83,8 +83,7 @@ class SavedRun:
 
     def predict(self, pictures: Iterable[Picture] | Picture) -> list[Prediction]:
         """Returns predictions of pictures; see :func:`flaxmnist.predict_images`."""
-        names = self.manifest.dataset.class_names
-        return predict_pictures(pictures, self.state, names)
+        return predict_pictures(pictures, self.state, self.manifest.dataset.class_names)
 
     def evaluate(self, split: str = "test") -> Figures:
         """Returns the figures of the split "train", "validation" or "test".

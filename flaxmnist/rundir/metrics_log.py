@@ -98,6 +98,7 @@ class MetricsWriter:
         workdir: Path,
         step: int,
         eval_splits: Iterable[str],
+        *,
         written: LogPosition | None = None,
         changes: Iterable[Change] = (),
         warn: Callable[[str], None] = print,
