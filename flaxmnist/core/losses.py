@@ -185,7 +185,15 @@ def balanced_weights(labels: Any, num_classes: int) -> tuple[float, ...]:
     Args:
       labels: integers `[count]`, from 0 to `num_classes` - 1.
       num_classes: number of classes.
+
+    Raises:
+      UserError: a label is out of this range.
     """
+    wrong = [label for label in np.unique(labels) if not 0 <= label < num_classes]
+    if wrong:
+        raise UserError(
+            f"label {wrong[0]}; expected labels from 0 to {num_classes - 1}"
+        )
     counts = np.bincount(np.asarray(labels), minlength=num_classes)
     weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return tuple(weights.tolist())

@@ -40,6 +40,10 @@ class Prediction:
     probabilities: Float[np.ndarray, " classes"]
     class_names: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        likely = ", ".join(f"{name} {share:.1%}" for name, share in self.top(3))
+        return f"Prediction({likely or 'nothing drawn'})"
+
     @property
     def label(self) -> str | None:
         """The name of the most probable class; None if nothing is drawn."""

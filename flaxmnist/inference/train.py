@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from flaxmnist import config as configs
 from flaxmnist.data import SOURCES, Dataset
 from flaxmnist.data.datasets import NAMES
-from flaxmnist.errors import UserError, shown
+from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import new_folder
@@ -79,6 +79,10 @@ def _data(data: Any) -> tuple[Dataset | None, dict[str, Any]]:
             return None, {"data.source": data}
         case str() if data in NAMES:
             return None, {"data.source": "auto", "data.name": data}
+        case str() if not os.path.exists(data) and (
+            hint := did_you_mean(data, {*NAMES, *SOURCES})
+        ).startswith(";"):
+            raise UserError(f"data={shown(data)} does not exist{hint}")
         case str() | os.PathLike():
             return None, {"data.source": "auto", "data.dir": os.fspath(data)}
         case ((_, _) as train, (_, _) as test):

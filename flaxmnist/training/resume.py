@@ -13,6 +13,7 @@ from flaxmnist import config as configs
 from flaxmnist.core import optim, schedules, sharding
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import Dataset
+from flaxmnist.data.forms import FORMS
 from flaxmnist.errors import NotFiniteError, UserError
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
@@ -62,14 +63,16 @@ def check_same_data(manifest: Manifest, now: Dataset) -> None:
     # Older versions recorded the fingerprint of the training split only.
     known = before.fingerprints or {"train": before.fingerprint}
     if other := [split for split in known if known[split] != now.fingerprints[split]]:
-        source = f"--config.data.source={before.source}"
-        if before.source in ("idx", "tfds"):
-            source += " and --config.data.dir=DIR"
+        former = f"data with --config.data.source={before.source}"
+        if before.source in ("idx", "tfds", *FORMS):
+            former += " and --config.data.dir=DIR"
+        elif before.source == "arrays":
+            former = "arrays"
         raise UserError(
             f"this run was trained on {before.name} ({before.source}, "
             f"{before.counts['train']:,} examples), but the data is now {now.name} "
             f"({now.source}, {len(now.train):,}), with other examples in "
-            f"{', '.join(other)}; give the former data with {source}, or use another "
+            f"{', '.join(other)}; give the former {former}, or use another "
             "--workdir"
         )
 

@@ -92,6 +92,11 @@ def test_balanced_weights_have_the_mean_one_over_the_examples():
     weights = balanced_weights(labels, 4)
     np.testing.assert_allclose(weights, [5 / 9, 5 / 3, 5 / 3, 5 / 3])
     assert np.mean(np.array(weights)[labels]) == pytest.approx(1)
+    for wrong in (-1, 3):
+        with pytest.raises(
+            UserError, match=rf"label {wrong}; expected labels from 0 to"
+        ):
+            balanced_weights([0, wrong], 3)
 
 
 def mean_loss(loss, logits, batch):

@@ -95,6 +95,7 @@ MISTAKES = [
     ({"data": make(4)}, r"expected a Dataset, a name, a path, or arrays as \(\(train"),
     ({"data": 3}, r"data=3: expected a Dataset"),
     ({"data": "nowhere"}, r"data.dir='.*nowhere' does not exist"),
+    ({"data": "fashion_mnst"}, r"does not exist; did you mean 'fashion_mnist'"),
     ({"hooks": 3}, "hooks=3: expected a list of functions"),
 ]
 
