@@ -1,5 +1,6 @@
 """Models that map images to logits."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -199,7 +200,14 @@ class CNN(MLP):
 
     @nn.nowrap
     def check_fits(self, sides: tuple[int, ...]) -> None:
-        """Raises UserError if a convolution has no output for images of that size."""
+        """Raises UserError if a convolution does not fit images of that size."""
+        height, width = sides
+        for name in ("kernel_size", "strides"):
+            if any(map(operator.gt, getattr(self, name), sides)):
+                raise UserError(
+                    f"model.{name}={getattr(self, name)}: expected at most {sides}, "
+                    f"for images of {height}×{width} pixels"
+                )
         for kernel, stride, size in zip(
             self.kernel_size, self.strides, sides, strict=True
         ):
@@ -207,7 +215,6 @@ class CNN(MLP):
                 places = size if self.padding == "SAME" else size - kernel + 1
                 size = -(-places // stride) // (2 if self.pool else 1)
                 if size < 1:
-                    height, width = sides
                     raise UserError(
                         f"model.features={self.features}: convolution {layer} has no "
                         f"output for {height}×{width} pixels; expected fewer "

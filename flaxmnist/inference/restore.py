@@ -48,8 +48,6 @@ def restore(
     names += ["ema"] if config.ema is not None else []
 
     def expect(manifest: Manifest) -> dict[str, Any]:
-        before = configs.from_dict(manifest.config)
-        workdirs.check_same(before, config, allow_change=True)
         state = _abstract(config, manifest, where)
         size = 4 * models.num_parameters(state.params)
         if size > (free := available_memory()):
@@ -57,6 +55,8 @@ def restore(
                 f"the model of {checkpoints.directory.parent} needs {size / 1e9:,.1f} "
                 f"GB of memory; {free / 1e9:,.1f} GB are available"
             )
+        before = configs.from_dict(manifest.config)
+        workdirs.check_same(before, config, allow_change=True)
         return {"state": {name: getattr(state, name) for name in names}}
 
     with _another_advised(checkpoints):

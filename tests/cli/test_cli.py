@@ -146,7 +146,7 @@ BAD_FLAGS = [
     ),
     (
         ["--config=cnn:smoke", "--config.model.kernel_size=99"],
-        r"from 1 to 256, such as",
+        r"at most \(28, 28\), for images of 28×28",
     ),
     ([*TINY, "--init_from=2024.10"], r"no checkpoint in /.*/2024.10/checkpoints"),
     ([*TINY, "--config.modell=1"], r"option 'modell'; did you mean 'model'"),
