@@ -3,6 +3,11 @@
 python -m flaxmnist.main --config configs/cnn.py
 python -m flaxmnist.main --config configs/cnn.py:smoke     # seconds, made-up data
 
+`accurate` has residual blocks, distorted images and label smoothing: 99.67 ± 0.03 % on
+test (mean and standard deviation of seeds 0 to 9), in 16 epochs; see docs/results.md.
+
+python -m flaxmnist.main --config configs/cnn.py:accurate
+
 `layers` is the CNN of TensorFlow's "A Guide to TF Layers" (cnn_mnist.py, an Estimator):
 Glorot's uniform initialization, dropout 0.4, gradient descent at 0.001, 20,000 steps of
 100 images, the probabilities logged every 50. Published: 97.3 %; measured on seed 0:

@@ -207,7 +207,7 @@ BAD_FLAGS = [
     ),
     (
         [*TINY, "--config.optimizer.momentum=0.9"],
-        r"has no effect with .*or 'sgd'",
+        r"has no effect with .*expected optimizer.name to be 'sgd'",
     ),
     ([*TINY, "--config.optimizer.warmup=9"], r"warmup is 9 steps; expected fewer"),
     ([*TINY, "--config.model.dropout_rate=1.5"], r"0 or more and less than 1"),
@@ -438,6 +438,7 @@ def test_a_run_without_a_workdir_from_any_folder(capsys, tmp_path, monkeypatch):
     assert str(workdir) in out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_piped_output_is_plain_lines_and_a_terminal_gets_a_bar(tmp_path):
     pty = pytest.importorskip("pty")
     command = [sys.executable, "-m", "flaxmnist.main", "--config=mlp:smoke"]
@@ -503,6 +504,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_chosen_devices_alone_are_used_and_jax_is_told_in_time(tmp_path):
     # A package of that name: to import it ends the run.
     (tmp_path / "tensorflow").mkdir()

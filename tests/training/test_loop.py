@@ -713,8 +713,8 @@ def test_other_data_to_evaluate_by_is_refused(
 ):
     workdir, load = shutil.copytree(finished_run[0], tmp_path / "run"), data.load
 
-    def other(*args):
-        dataset = load(*args)
+    def other(*args, **options):
+        dataset = load(*args, **options)
         found = dataset.split(split)
         changed = data.Split(found.images, (found.labels + 1) % 10)
         return dataclasses.replace(dataset, **{split: changed})
