@@ -256,3 +256,19 @@ def check(
                 f"{prefix}{name}={shown(value)}: expected {types[name].expected}"
             ) from None
     return checked
+
+
+def canonicalize(group: str, instance: Any) -> None:
+    """Checks the declared options of a frozen object; sets them in canonical form.
+
+    Args:
+      group: prefix of the names in errors, as for :func:`check`.
+      instance: of a class that declares options; see :func:`option`.
+
+    Raises:
+      UserError: a value is not of its option's type.
+    """
+    types = {name: one.type for name, one in declared(type(instance)).items()}
+    given = {name: getattr(instance, name) for name in types}
+    for name, value in check(group, given, types).items():
+        object.__setattr__(instance, name, value)

@@ -63,10 +63,7 @@ class Group:
                     f"{self.group}.{name} is missing; expected {one.type.expected}. "
                     f"Set --config.{self.group}.{name}=VALUE"
                 )
-        types = {name: one.type for name, one in declared(cls).items()}
-        given = {name: getattr(self, name) for name in types}
-        for name, value in options.check(self.group, given, types).items():
-            object.__setattr__(self, name, value)
+        options.canonicalize(self.group, self)
         base = next(one for one in cls.__mro__ if "group" in vars(one))
         if cast(type[Group], base).class_for(vars(self)) is not cls:
             raise UserError(

@@ -15,10 +15,9 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Key
 
-from flaxmnist import options
 from flaxmnist.errors import UserError, dtype_and_shape, shown
 from flaxmnist.extensions import ExtensionPoint
-from flaxmnist.options import boolean, declared, option, real, whole
+from flaxmnist.options import boolean, canonicalize, option, real, whole
 
 # Control points of the elastic distortion along each axis.
 _KNOTS = 4
@@ -72,10 +71,7 @@ class Augment:
     )
 
     def __post_init__(self) -> None:
-        types = {name: one.type for name, one in declared(type(self)).items()}
-        given = {name: getattr(self, name) for name in types}
-        for name, value in options.check("augment", given, types).items():
-            object.__setattr__(self, name, value)
+        canonicalize("augment", self)
 
     def __call__(
         self,

@@ -15,13 +15,12 @@ from flaxmnist.core.layers import (
     POOLS,
     Images,
     Logits,
-    canonicalize,
     flat,
     scale,
 )
 from flaxmnist.core.nn import Conv
 from flaxmnist.errors import UserError
-from flaxmnist.options import OptionType, option, optional, real, whole
+from flaxmnist.options import OptionType, canonicalize, option, optional, real, whole
 
 _EXAMPLE = "'24C5-MP2-48C3-MP2-256N'"
 # Number, name, size and stride of a layer.
@@ -101,7 +100,7 @@ class ConvNet(nn.Module):
     num_classes: int = mnist.NUM_CLASSES
 
     def __post_init__(self) -> None:
-        canonicalize(self)
+        canonicalize("model", self)
         super().__post_init__()
 
     @nn.compact

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
@@ -10,7 +9,7 @@ from jaxtyping import Array, Float, Shaped
 from flaxmnist.core import mnist
 from flaxmnist.core.batch import as_images
 from flaxmnist.core.nn import avg_pool, max_pool
-from flaxmnist.options import OptionType, check, declared, optional
+from flaxmnist.options import OptionType, optional
 
 Images = Shaped[Array | np.ndarray, "batch ..."]
 Logits = Float[Array, "batch classes"]
@@ -46,18 +45,6 @@ def _floating(dtype: Any) -> Any:
     if dtype is None or not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
         raise TypeError
     return dtype
-
-
-def canonicalize(model: nn.Module) -> None:
-    """Checks the options of a model and sets them in canonical form.
-
-    Raises:
-      UserError: an option has an invalid value.
-    """
-    types = {name: option.type for name, option in declared(type(model)).items()}
-    given = {name: getattr(model, name) for name in types}
-    for name, value in check("model", given, types).items():
-        object.__setattr__(model, name, value)  # Modules are frozen.
 
 
 DTYPE = optional(

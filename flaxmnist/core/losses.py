@@ -10,10 +10,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Num
 
-from flaxmnist import options
 from flaxmnist.errors import UserError, dtype_and_shape, shown
 from flaxmnist.extensions import ExtensionPoint
-from flaxmnist.options import OptionType, declared, option, optional, real
+from flaxmnist.options import OptionType, canonicalize, option, optional, real
 
 __all__ = ["CrossEntropy", "Focal", "balanced_weights"]
 
@@ -37,15 +36,17 @@ CLASS_WEIGHTS = optional(
         f"a number per class, 0 or more, such as (1.0, 2.5), or {BALANCED!r}", _weights
     )
 )
+CLASS_WEIGHTS_HELP = (
+    "Factor of each class in the loss; balanced: inversely proportional to its "
+    "number of training examples."
+)
 
 
 class _Loss:
     """A frozen dataclass of options, each checked and in canonical form."""
 
     def __post_init__(self) -> None:
-        types = {name: one.type for name, one in declared(type(self)).items()}
-        for name, value in options.check("loss", vars(self), types).items():
-            object.__setattr__(self, name, value)
+        canonicalize("loss", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,7 @@ class CrossEntropy(_Loss):
     class_weights: str | tuple[float, ...] | None = option(
         None,
         CLASS_WEIGHTS,
-        "Factor of each class in the loss; balanced: inversely proportional to its "
-        "number of training examples.",
+        CLASS_WEIGHTS_HELP,
     )
 
     def __call__(
@@ -112,8 +112,7 @@ class Focal(_Loss):
     class_weights: str | tuple[float, ...] | None = option(
         None,
         CLASS_WEIGHTS,
-        "Factor of each class in the loss; balanced: inversely proportional to its "
-        "number of training examples.",
+        CLASS_WEIGHTS_HELP,
     )
 
     def __call__(

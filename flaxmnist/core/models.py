@@ -19,7 +19,6 @@ from flaxmnist.core.layers import (
     Images,
     Logits,
     Sizes,
-    canonicalize,
     flat,
     scale,
 )
@@ -28,6 +27,7 @@ from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import (
     boolean,
+    canonicalize,
     check,
     one_of,
     option,
@@ -63,7 +63,7 @@ class SoftmaxRegression(nn.Module):
     num_classes: int = mnist.NUM_CLASSES
 
     def __post_init__(self) -> None:
-        canonicalize(self)
+        canonicalize("model", self)
         super().__post_init__()
 
     @nn.compact
@@ -113,7 +113,7 @@ class MLP(nn.Module):
     num_classes: int = mnist.NUM_CLASSES
 
     def __post_init__(self) -> None:
-        canonicalize(self)
+        canonicalize("model", self)
         if self.kernel_stddev is not None and self.kernel_init != "truncated_normal":
             raise UserError(
                 f"model.kernel_stddev={self.kernel_stddev} has no effect with "

@@ -16,10 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from flaxmnist.core import optim
-from flaxmnist.core.batch import (
-    as_images,
-    as_logits,
-)
+from flaxmnist.core.batch import as_images, as_logits
 from flaxmnist.core.by_value import warn_if_rebuilt
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.nn import warn_of_slow_conv
