@@ -56,6 +56,12 @@ class Augment:
         "Largest slant: horizontal shift per vertical distance.",
     )
     translate: float = option(0.0, real(0), "Largest shift along each axis, in pixels.")
+    crop: int = option(
+        0,
+        whole(0),
+        "Largest shift along each axis by whole pixels, which blurs nothing: a random "
+        "crop of the image with this many pixels of 0 added at each side.",
+    )
     elastic: float = option(
         0.0,
         real(0),
@@ -84,7 +90,7 @@ class Augment:
           UserError: a shift or the cutout is as large as the images.
         """
         height, width = images.shape[1:3]
-        for name in ("translate", "elastic", "cutout"):
+        for name in ("translate", "crop", "elastic", "cutout"):
             value = getattr(self, name)
             if value >= min(height, width):
                 raise UserError(
@@ -96,45 +102,42 @@ class Augment:
 
     def _distort(self, key: Any, image: Array) -> Array:
         """Distorts one image `[height, width, channels]`."""
-        moves, center, shifts = jnp.split(
-            jax.random.uniform(key, (9 + 2 * _KNOTS**2,), minval=-1), (7, 9)
-        )
+        draws = jax.random.uniform(key, (11 + 2 * _KNOTS**2,), minval=-1)
         resample = functools.partial(
             map_coordinates,
-            coordinates=self._sources(moves, shifts, *image.shape[:2]),
+            coordinates=self._sources(draws, *image.shape[:2]),
             order=1,
         )
         image = jax.vmap(resample, -1, -1)(image)
         rows, columns = (
             jnp.arange(size) - jnp.floor((u + 1) / 2 * size) + self.cutout // 2
-            for u, size in zip(center, image.shape[:2], strict=True)
+            for u, size in zip(draws[7:9], image.shape[:2], strict=True)
         )
         rows, columns = ((x >= 0) & (x < self.cutout) for x in (rows, columns))
         return jnp.where((rows[:, None] & columns[None])[..., None], 0, image)
 
-    def _sources(
-        self, moves: Array, shifts: Array, height: int, width: int
-    ) -> tuple[Array, Array]:
+    def _sources(self, draws: Array, height: int, width: int) -> tuple[Array, Array]:
         """Returns the row and the column that each pixel is taken from.
 
         This is the inverse of: mirror, elastic distortion, scale, shear, rotation about
-        the center, translation.
+        the center, translation, crop.
 
         Args:
-          moves: `[7]` in [-1, 1): rotation, scale (2), shear, translation (2), mirror.
-          shifts: `[2 · 4 · 4]` in [-1, 1), of the control points.
+          draws: `[43]` in [-1, 1): rotation, scale (2), shear, translation (2), mirror,
+            cutout (2), control points (2 · 4 · 4), crop (2).
           height: number of rows.
           width: number of columns.
         """
-        angle = jnp.deg2rad(self.rotate) * moves[0]
+        angle = jnp.deg2rad(self.rotate) * draws[0]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
-        down, right = self.translate * moves[4:6]
+        pixels = jnp.floor((draws[-2:] + 1) * (self.crop + 0.5)) - self.crop
+        down, right = self.translate * draws[4:6] + pixels
         y = jnp.arange(height)[:, None] - (height - 1) / 2 - down
         x = jnp.arange(width)[None] - (width - 1) / 2 - right
         y, x = cos * y + sin * x, cos * x - sin * y
-        x = (x - self.shear * moves[3] * y) / (1 + self.scale * moves[2])
-        y = y / (1 + self.scale * moves[1])
-        knots = self.elastic * shifts.reshape(2, _KNOTS, _KNOTS)
+        x = (x - self.shear * draws[3] * y) / (1 + self.scale * draws[2])
+        y = y / (1 + self.scale * draws[1])
+        knots = self.elastic * draws[9:-2].reshape(2, _KNOTS, _KNOTS)
         field = jnp.einsum(
             "yi,dij,xj->dyx",
             _interpolation(height),
@@ -144,7 +147,7 @@ class Augment:
         )
         y, x = y + field[0], x + field[1]
         if self.flip:
-            x = jnp.where(moves[6] < 0, -x, x)
+            x = jnp.where(draws[6] < 0, -x, x)
         return y + (height - 1) / 2, x + (width - 1) / 2
 
 

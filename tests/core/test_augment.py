@@ -17,7 +17,14 @@ from flaxmnist.training.experiment import Experiment
 
 SHAPE = (9, 12, 2)
 FULL = Augment(
-    rotate=30, scale=0.2, shear=0.3, translate=2, elastic=1.5, flip=True, cutout=3
+    rotate=30,
+    scale=0.2,
+    shear=0.3,
+    translate=2,
+    crop=1,
+    elastic=1.5,
+    flip=True,
+    cutout=3,
 )
 
 
@@ -36,17 +43,18 @@ def distort(augment, keys, images):
 def reference(augment, key, image):
     """Distorts one image by matrices, splines and SciPy, pixel by pixel."""
     height, width, channels = image.shape
-    u = np.asarray(jax.random.uniform(key, (41,), minval=-1), np.float64)
+    u = np.asarray(jax.random.uniform(key, (43,), minval=-1), np.float64)
     angle = np.deg2rad(augment.rotate * u[0])
     rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shear = np.array([[1, 0], [augment.shear * u[3], 1]])
     matrix = rotate @ shear @ np.diag(1 + augment.scale * u[1:3])
-    shifts = augment.elastic * u[9:].reshape(2, 4, 4)
+    shifts = augment.elastic * u[9:41].reshape(2, 4, 4)
+    crop = np.floor((u[41:] + 1) / 2 * (2 * augment.crop + 1)) - augment.crop
     middle = (np.array([height, width]) - 1) / 2
     places = np.zeros((2, height, width))
     for row in range(height):
         for column in range(width):
-            pixel = np.array([row, column]) - middle - augment.translate * u[4:6]
+            pixel = np.array([row, column]) - middle - augment.translate * u[4:6] - crop
             along = CubicSpline(np.linspace(0, height - 1, 4), shifts, axis=1)(row)
             shift = CubicSpline(np.linspace(0, width - 1, 4), along, axis=1)(column)
             source = np.linalg.inv(matrix) @ pixel + middle + shift
@@ -75,6 +83,7 @@ def reference(augment, key, image):
         Augment(scale=0.2),
         Augment(shear=0.3),
         Augment(translate=2),
+        Augment(crop=2),
         Augment(elastic=1.5),
         Augment(cutout=3),
         Augment(flip=True),
