@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy.interpolate import CubicSpline
 
 from flaxmnist.inference.predict import predict_prepared
-from flaxmnist.inference.preprocess import STEPS, prepare
 from flaxmnist.inference.saved_run import open_run
+from flaxmnist.pictures.prepare import STEPS, prepare
 
 # A digit's strokes, in a box from 0,0 to 100,100, y downwards; round ones are splines.
 ROUND, STRAIGHT = True, False

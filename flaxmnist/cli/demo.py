@@ -21,9 +21,9 @@ from flaxmnist.core import mnist
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, shown
-from flaxmnist.inference.pictures import Picture
-from flaxmnist.inference.preprocess import prepare
 from flaxmnist.inference.saved_run import open_run
+from flaxmnist.pictures.files import Picture
+from flaxmnist.pictures.prepare import prepare
 from flaxmnist.runtime.console import Console
 
 _DESCRIPTION = """\

@@ -19,16 +19,16 @@ from flaxmnist.core import mnist
 from flaxmnist.core.batch import ImageShape
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError, printable
-from flaxmnist.inference.pictures import MAX_FILE_BYTES
 from flaxmnist.inference.predict import (
     CHUNK,
     Prediction,
     predict_prepared,
     prepare_for,
 )
-from flaxmnist.inference.preprocess import Prepared
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
+from flaxmnist.pictures.files import MAX_FILE_BYTES
+from flaxmnist.pictures.prepare import Prepared
 from flaxmnist.runtime.console import Console
 
 _DESCRIPTION = """\

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flaxmnist.core.batch import ImageShape
-from flaxmnist.inference.pictures import Picture, as_pixels, is_dark
-from flaxmnist.inference.preprocess import Prepared
+from flaxmnist.pictures.files import Picture, as_pixels, is_dark
+from flaxmnist.pictures.prepare import Prepared
 
 # Pillow's names of 1 to 4 channels.
 _MODES = ("L", "LA", "RGB", "RGBA")
@@ -20,7 +20,7 @@ def fit(picture: Picture, image_shape: ImageShape) -> Prepared:
     pixels become white if the drawing is dark, and black if it is light.
 
     Args:
-      picture: see :func:`flaxmnist.inference.preprocess.prepare`.
+      picture: see :func:`flaxmnist.pictures.prepare.prepare`.
       image_shape: height, width and channels.
 
     Raises:

@@ -17,8 +17,8 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError
 from flaxmnist.inference.fit import fit
-from flaxmnist.inference.pictures import Picture
-from flaxmnist.inference.preprocess import Prepared, prepare
+from flaxmnist.pictures.files import Picture
+from flaxmnist.pictures.prepare import Prepared, prepare
 
 # A prediction whose probability is lower gets a warning.
 SURE = 0.8
@@ -42,16 +42,16 @@ class Prediction:
 
     def __repr__(self) -> str:
         likely = ", ".join(f"{name} {share:.1%}" for name, share in self.top(3))
-        return f"Prediction({likely or 'nothing drawn'})"
+        return f"Prediction({likely or 'no digit found'})"
 
     @property
     def label(self) -> str | None:
-        """The name of the most probable class; None if nothing is drawn."""
+        """The name of the most probable class; None if no digit is found."""
         return self.top(1)[0][0] if self.top(1) else None
 
     @property
     def digit(self) -> int | None:
-        """The most probable digit; None if nothing is drawn.
+        """The most probable digit; None if no digit is found.
 
         Raises:
           AttributeError: the classes are not the ten digits.
@@ -69,7 +69,7 @@ class Prediction:
     def top(self, count: int) -> list[tuple[str, float]]:
         """Returns the names of the `count` most probable classes, with probabilities.
 
-        The list is empty if nothing is drawn.
+        The list is empty if no digit is found.
         """
         if self.prepared.is_empty:
             return []
@@ -88,7 +88,7 @@ def predict_images(
 
     Args:
       pictures: each a path, an open file, the bytes of a file, a Pillow image, or an
-        array; see :func:`flaxmnist.inference.preprocess.prepare`. Or an array of
+        array; see :func:`flaxmnist.pictures.prepare.prepare`. Or an array of
         several, `[count, height, width]` or `[count, height, width, 1 to 4]`. Or one
         picture.
       run: a state, or a run directory, whose best checkpoint on validation is used.
@@ -134,7 +134,7 @@ def prepare_for(picture: Picture, image_shape: ImageShape) -> Prepared:
     """Returns a picture as an image for a model.
 
     A model of MNIST's image shape receives a drawing in the form of MNIST's images; see
-    :func:`flaxmnist.inference.preprocess.prepare`. Any other model receives the whole
+    :func:`flaxmnist.pictures.prepare.prepare`. Any other model receives the whole
     picture, scaled and cropped; see :func:`flaxmnist.inference.fit.fit`.
 
     Args:

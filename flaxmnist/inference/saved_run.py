@@ -18,11 +18,11 @@ from flaxmnist.data import SPLITS, Dataset
 from flaxmnist.data.feeds import FEEDS
 from flaxmnist.errors import UserError
 from flaxmnist.inference.notebook import as_html
-from flaxmnist.inference.pictures import Picture
 from flaxmnist.inference.places import DataPlaces
 from flaxmnist.inference.predict import Prediction, predict_pictures
 from flaxmnist.inference.restore import restore
 from flaxmnist.paths import path_of
+from flaxmnist.pictures.files import Picture
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.checkpoints import Checkpoints

@@ -35,8 +35,8 @@ from flaxmnist import config as configs
 from flaxmnist.core import sharding
 from flaxmnist.data import idx
 from flaxmnist.errors import DamagedError, UserError
-from flaxmnist.inference.preprocess import prepare
 from flaxmnist.inference.saved_run import open_run
+from flaxmnist.pictures.prepare import prepare
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
 

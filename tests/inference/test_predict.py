@@ -16,7 +16,7 @@ import flaxmnist
 from benchmarks.drawn_digits import HANDS, STYLES, draw
 from flaxmnist import UserError
 from flaxmnist.cli import predict
-from flaxmnist.inference.preprocess import prepare
+from flaxmnist.pictures.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +120,12 @@ def test_thin_strokes_are_thickened(ink):
 @pytest.mark.parametrize(
     ("picture", "warning"),
     [
-        (np.full((50, 50), 200, np.uint8), "nothing is drawn"),
-        (np.random.default_rng(0).normal(0.5, 0.1, (90, 90)).clip(0, 1), "nothing"),
-        (np.ones((1, 1)), "nothing is drawn"),
+        (np.full((50, 50), 200, np.uint8), "no digit found"),
+        (
+            np.random.default_rng(0).normal(0.5, 0.1, (90, 90)).clip(0, 1),
+            "no digit found",
+        ),
+        (np.ones((1, 1)), "no digit found"),
     ],
 )
 def test_an_empty_picture_is_warned_of(picture, warning):
