@@ -27,19 +27,20 @@ from flaxmnist.inference.predict import (
 )
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
-from flaxmnist.pictures.files import MAX_FILE_BYTES
+from flaxmnist.pictures.files import FORMATS, MAX_FILE_BYTES
 from flaxmnist.pictures.prepare import Prepared
 from flaxmnist.runtime.console import Console
 
 _DESCRIPTION = """\
 Predicts the classes of pictures, or of a split of the data.
 
-  %(prog)s --workdir runs/a digit.png more/*.jpg
-  %(prog)s --workdir runs/a --json --top 3 'scans/**/*.png'
+  %(prog)s --workdir runs/a docs/samples/7.png more/*.jpg
+  %(prog)s --workdir runs/a --json --top 3 scans 'more/**/*.png'
   cat digit.png | %(prog)s --workdir runs/a -
   %(prog)s --workdir runs/a --split test     (writes predictions-test.jsonl)
 
-Pictures have any size. For a model of images like MNIST's, a drawing is found in each
+Pictures have any size. A directory stands for the pictures in it and in its
+subdirectories. For a model of images like MNIST's, a drawing is found in each
 picture, dark on light or light on dark. For any other model, the picture is scaled to
 cover the image and cropped to its centre. A picture that cannot be read is reported,
 the others are predicted, and the exit code is then 1.
@@ -47,11 +48,24 @@ the others are predicted, and the exit code is then 1.
 
 
 def _expand(patterns: Sequence[str]) -> Iterator[str]:
-    """Yields files; expands the patterns that the shell did not expand."""
+    """Yields files; expands directories, and patterns that the shell did not expand.
+
+    A directory without pictures is yielded as it is.
+    """
     for pattern in patterns:
+        if os.path.isdir(pattern):
+            inside = _glob(os.path.join(glob.escape(pattern), "**"))
+            yield from sorted(filter(_is_picture, inside)) or [pattern]
+            continue
         # A file may well be called "7[1].png".
         found = [] if os.path.exists(pattern) else _glob(os.path.expanduser(pattern))
         yield from sorted(filter(os.path.isfile, found)) or [pattern]
+
+
+def _is_picture(path: str) -> bool:
+    """Returns whether a path is a file with the suffix of a format in `FORMATS`."""
+    suffix = os.path.splitext(path)[1].lower()
+    return Image.registered_extensions().get(suffix) in FORMATS and os.path.isfile(path)
 
 
 def _glob(pattern: str) -> set[str]:
@@ -80,6 +94,8 @@ def _prepare(
     for file in files:
         try:
             source: Any = file
+            if os.path.isdir(file):
+                raise UserError(f"{file} contains no pictures, such as .png or .jpg")
             if file == "-":
                 source = io.BytesIO(sys.stdin.buffer.read(MAX_FILE_BYTES))
                 source.name = "standard input"

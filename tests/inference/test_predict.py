@@ -259,7 +259,8 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
     )
     monkeypatch.setattr(sys, "stdin", stdin)
     flags = [f"--workdir={workdir}", "--json", "--top=3", "--save_preprocessed=ready"]
-    code = predict.main([*flags, "?.png", "broken.png", "nope.png", "-"])
+    (tmp_path / "empty").mkdir()
+    code = predict.main([*flags, "?.png", "empty", "broken.png", "nope.png", "-"])
     out, err = capsys.readouterr()
     assert code == 1
     records = [json.loads(line) for line in out.splitlines()]
@@ -270,6 +271,7 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
     assert records[0]["top"] == records[2]["top"]
     assert "broken.png cannot be read" in err
     assert "nope.png does not exist" in err
+    assert "empty contains no pictures, such as .png or .jpg" in err
     ready = sorted(tmp_path.glob("ready/*.png"))
     assert [path.name for path in ready] == [
         "0000-1.png",
@@ -319,5 +321,12 @@ def test_patterns_find_files_and_do_not_follow_links_to_directories(
     assert found("more/**/*.png") == ["more/b.png", "more/deep/c.png"]
     assert found(f"{tmp_path}/**/deep/**") == [f"{tmp_path}/more/deep/c.png"]
     assert found("[am]*.png", "7[1].png", "no*") == ["a.png", "7[1].png", "no*"]
+    (tmp_path / "more/notes.txt").touch()
+    (tmp_path / "more/E.JPEG").touch()
+    (tmp_path / "empty").mkdir()
+    inside = ["more/E.JPEG", "more/b.png", "more/deep/c.png"]
+    assert found("more") == found("more/") == inside
+    assert found(".") == [f"./{path}" for path in sorted([*everything, inside[0]])]
+    assert found("empty", "a.png") == ["empty", "a.png"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert found("~/more/*.png") == [f"{tmp_path}/more/b.png"]
