@@ -69,8 +69,13 @@ def load_idx(request: Request) -> Dataset:
                 f"data.name={other!r}, or {option} to another directory"
             )
     if name in download.FAMILY:
-        arrays = idx.read_all(paths)
-        if _is_like_mnist(arrays) and request.draw.validation_share is None:
+        arrays, stem = idx.read_all(paths), _stem(paths[0].parent)
+        is_like_mnist = _is_like_mnist(arrays)
+        # "mnist" is the default, and says nothing about files that are not published.
+        is_mnist = stem.lower() == "mnist" or download.is_published(name, 3, paths[3])
+        if not is_like_mnist or (name == "mnist" and not is_mnist):
+            name = stem
+        if is_like_mnist and request.draw.validation_share is None:
             if (most := arrays[3].max(initial=0)) >= mnist.NUM_CLASSES:
                 raise UserError(
                     f"{shown(str(paths[3]))} contains the label {most}; expected "
@@ -79,7 +84,6 @@ def load_idx(request: Request) -> Dataset:
             dataset = divide(name, "idx", arrays, paths, mnist.CLASS_NAMES)
             emnist.check_upright(dataset)
             return dataset
-        name = name if _is_like_mnist(arrays) else _stem(folder)
     return build(request, name, emnist.read_idx(paths), folder)
 
 
@@ -89,7 +93,7 @@ def _is_like_mnist(arrays: list[np.ndarray]) -> bool:
         images.dtype == np.uint8
         and images.shape[1:] == mnist.IMAGE_SHAPE[:2]
         and labels.dtype == np.uint8
-        and labels.max(initial=0) < mnist.NUM_CLASSES
+        and np.array_equal(np.unique(labels), np.arange(mnist.NUM_CLASSES))
     )
 
 

@@ -37,6 +37,14 @@ def test_idx_of_every_type_size_and_class_count(tmp_path, dtype):
     np.testing.assert_array_equal(dataset.test.labels, LABELS)
 
 
+def test_idx_like_mnist_has_its_own_name_and_classes(tmp_path):
+    labels = (np.arange(48) % 3 * 2).astype(np.uint8)
+    save_idx(tmp_path / "even", [np.resize(SIDEWAYS, (48, 28, 28)), labels] * 2)
+    dataset = data.load(dir=tmp_path / "even")
+    assert (dataset.name, dataset.class_names) == ("even", ("0", "2", "4"))
+    np.testing.assert_array_equal(dataset.test.labels, labels // 2)
+
+
 def test_idx_in_colour_with_pixels_in_the_unit_interval(tmp_path):
     images = np.stack([IMAGES, IMAGES, 0 * IMAGES], -1)
     for stem in ("train", "test"):
@@ -132,7 +140,7 @@ def test_transposed_digits_are_refused_or_turned(tmp_path):
     ]
     save_idx(tmp_path / "upright", upright)
     save_idx(tmp_path / "turned", turned)
-    assert data.load(dir=tmp_path / "upright").name == "mnist"
+    assert data.load(dir=tmp_path / "upright").name == "upright"
     said = "are transposed, as in EMNIST's files; .* Set data.name to one of emnist/byc"
     with pytest.raises(UserError, match=said):
         data.load(dir=tmp_path / "turned")

@@ -68,7 +68,7 @@ def test_the_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
     images, labels, *_ = write_idx(tmp_path, counts=(240, 20))
     save_idx(tmp_path, [images, labels, images[:20], labels[:20]])
     problems = " ".join(doctor.problems_with_devices("cpu"))
-    assert "20 of the 20 test images of mnist are among its training" in problems
+    assert "20 of the 20 test images of test_the_doctor" in problems
 
 
 def test_the_doctor_lists_a_path_that_cannot_be_used_once(monkeypatch, capsys):
