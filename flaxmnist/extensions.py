@@ -51,12 +51,12 @@ class ExtensionPoint(OptionType):
         """Returns a shipped name, or the specification of a usable callable."""
         if isinstance(value, str) and value in self.shipped:
             return value
-        for name, one in self.shipped.items():
-            if one is value:
-                return name
         if isinstance(value, str) and ":" in value:
             spec = load(value).spec
         elif callable(value):
+            for name, one in self.shipped.items():
+                if one is value:
+                    return name
             spec = spec_of(value)
         else:
             hint = did_you_mean(value, self.shipped)

@@ -123,14 +123,21 @@ def load(spec: str) -> Loaded:
             f" is {shown(found)}, which has no hash; expected a class, a function or "
             "an instance of a frozen dataclass"
         ) from None
-    # A run directory of somebody else may name "os:system" with an option "command".
     origin = getattr(inspect.unwrap(found), "__module__", None) or ""
-    if origin.partition(".")[0] in sys.stdlib_module_names:
+    _check_not_python(origin)
+    where = module.__name__ if _is_file(where) else where
+    return Loaded(f"{where}:{name}", found, module)
+
+
+def _check_not_python(module: str) -> None:
+    """Raises UserError if a module is part of Python, such as `os` with `os:system`.
+
+    The import of some, such as `antigravity`, already does something.
+    """
+    if module.partition(".")[0] in sys.stdlib_module_names:
         raise UserError(
             " is part of Python itself; expected a class or function of yours"
         )
-    where = module.__name__ if _is_file(where) else where
-    return Loaded(f"{where}:{name}", found, module)
 
 
 def _missing(module: types.ModuleType, part: str, found: Any) -> str:
@@ -225,6 +232,7 @@ def execute(file: str) -> types.ModuleType:
 
 def _import(where: str) -> types.ModuleType:
     """Returns a module by its name, imported if it is not."""
+    _check_not_python(where)
     if where in sys.modules:
         return sys.modules[where]
     importlib.invalidate_caches()

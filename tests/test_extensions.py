@@ -17,7 +17,7 @@ from flaxmnist import config as configs
 from flaxmnist import data, extensions, signatures, user_code
 from flaxmnist.cli import eval as eval_
 from flaxmnist.cli import export, predict, report, train
-from flaxmnist.core import models
+from flaxmnist.core import models, optimizers
 from flaxmnist.data import Dataset
 from flaxmnist.errors import UserError
 from flaxmnist.options import check
@@ -168,6 +168,7 @@ def test_an_option_may_name_several_callables():
         (f"{__name__}:__name__", r"is 'test_extensions'; expected a class or a fun"),
         (f"{__name__}:UNHASHABLE", r"has no hash; expected .* a frozen dataclass"),
         ("os:system", r"is part of Python itself"),
+        ("antigravity:geohash", r"is part of Python itself"),
         (f"{__name__}:sys.exit", r"is part of Python itself"),
         ("__main__:Net", r"was defined in another program or notebook"),
     ],
@@ -175,6 +176,29 @@ def test_an_option_may_name_several_callables():
 def test_a_callable_that_cannot_be_used_is_refused(value, message):
     with pytest.raises(UserError, match=message):
         check("", {"loss": value}, {"loss": POINT})
+    assert "antigravity" not in sys.modules  # Its import opens a browser.
+
+
+def wave(learning_rate, total_steps):
+    raise NotImplementedError
+
+
+def scaled_sgd(learning_rate, total_steps):
+    raise NotImplementedError
+
+
+def test_options_that_change_with_the_length_of_the_run_are_known():
+    def stretched(**options):
+        return optimizers.stretched({"name": "adam", "schedule": "constant"} | options)
+
+    assert stretched() == stretched(schedule="exponential") == ""
+    assert stretched(schedule="cosine") == "cosine schedule"
+    own = {"schedule": f"{__name__}:wave"}
+    assert stretched(**own) == f"{__name__}:wave schedule"
+    own = {"name": f"{__name__}:scaled_sgd"}
+    assert stretched(**own) == f"optimizer {__name__}:scaled_sgd"
+    with pytest.raises(UserError, match=r"optimizer.schedule=None is unknown"):
+        configs.make_config(num_steps=1, optimizer={"schedule": None})
 
 
 def test_a_class_of_a_notebook_is_used_in_the_same_process(monkeypatch):

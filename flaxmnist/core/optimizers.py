@@ -22,6 +22,7 @@ from flaxmnist.options import (
     real,
     text,
 )
+from flaxmnist.signatures import parameters
 
 Parameters = Mapping[str, inspect.Parameter]
 # Names of the parameter that takes the learning rate.
@@ -160,6 +161,19 @@ def _declare(name: str, parameter: inspect.Parameter) -> Option | None:
     if default is None:
         type = optional(type)
     return Option(type, default, f"Parameter {key} of {name} in optax.")
+
+
+def stretched(options: Mapping[str, Any]) -> str:
+    """Returns what changes with the length of the run, such as "cosine schedule".
+
+    Args:
+      options: all options of the optimizer by name; "" is returned if nothing changes.
+    """
+    name, schedule = options["name"], options["schedule"]
+    if schedules.is_stretched(schedule, options):
+        return f"{schedule} schedule"
+    own = name not in OPTIMIZERS and "total_steps" in parameters(POINT.callable(name))
+    return f"optimizer {name}" if own else ""
 
 
 def check_options(options: Mapping[str, Any]) -> None:

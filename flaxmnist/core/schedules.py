@@ -129,6 +129,8 @@ POINT = _Schedules(
 
 def is_stretched(schedule: str, own: Mapping[str, Any]) -> bool:
     """Returns whether the schedule changes with the length of the run."""
+    if schedule not in POINT.shipped:
+        return "total_steps" in parameters(POINT.callable(schedule))
     lengths = [name for name in options(schedule) if name.endswith("_steps")]
     return schedule in ("cosine", "one_cycle") or any(
         own.get(name) is None for name in lengths

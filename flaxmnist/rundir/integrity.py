@@ -15,6 +15,7 @@ from flaxmnist.runtime.files import MAX_BYTES
 FILES = (
     ".lock",
     "config.json",
+    "extensions.json",
     "metrics.jsonl",
     "summary.json",
     "report.html",

@@ -193,8 +193,11 @@ class Description:
     changes: tuple[Change, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns an object that `json.dumps` accepts."""
-        return dataclasses.asdict(self)
+        """Returns an object that `json.dumps` accepts, without an empty `changes`."""
+        values = dataclasses.asdict(self)
+        if not self.changes:
+            del values["changes"]
+        return values
 
 
 def _seconds(value: Any) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """Continuing a run from a checkpoint that other options trained."""
 
+import contextlib
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,10 +12,11 @@ import optax
 from flaxmnist import config as configs
 from flaxmnist.core.sharding import named_leaves
 from flaxmnist.core.state import TrainState
-from flaxmnist.data.order import Epochs
+from flaxmnist.data.order import START, Epochs, Origin
 from flaxmnist.errors import UserError
+from flaxmnist.rundir import integrity, verify
 from flaxmnist.rundir.changes import changes_at
-from flaxmnist.rundir.manifest import Manifest
+from flaxmnist.rundir.manifest import Manifest, read_record
 from flaxmnist.training.durations import make_optimizer
 from flaxmnist.training.experiment import Experiment
 
@@ -22,6 +25,27 @@ def _former_epochs(manifest: Manifest) -> Epochs:
     """Returns the epochs of the training that saved a checkpoint."""
     count, size = manifest.dataset.counts["train"], manifest.config["batch_size"]
     return Epochs(count, size, manifest.origin)
+
+
+def likely_origin(workdir: Path, config: configs.Config) -> Origin:
+    """Returns where the run in a directory would begin to use its batch size.
+
+    So its length is known before a checkpoint is restored. If the arrays of that
+    checkpoint are damaged, :func:`continued` corrects the origin.
+    """
+    directory = workdir / "checkpoints"
+    for step in reversed(integrity.saved_steps(directory)):
+        with contextlib.suppress(Exception):  # JSON may contain any value.
+            record = read_record(directory / str(step) / verify.RECORD)
+            return _origin(step, Manifest.from_json(record), config)
+    return START
+
+
+def _origin(step: int, manifest: Manifest, config: configs.Config) -> Origin:
+    """Returns where a run that continues from a checkpoint begins its batch size."""
+    if manifest.config["batch_size"] == config.batch_size:
+        return manifest.origin
+    return _former_epochs(manifest).position(step)
 
 
 def former_optimizer(
@@ -39,9 +63,8 @@ def former_optimizer(
 
 def continued(experiment: Experiment, step: int, manifest: Manifest) -> Experiment:
     """Returns the experiment as it continues from the checkpoint of a step."""
-    before, origin = configs.from_dict(manifest.config), manifest.origin
-    if before.batch_size != experiment.config.batch_size:
-        origin = _former_epochs(manifest).position(step)
+    before = configs.from_dict(manifest.config)
+    origin = _origin(step, manifest, experiment.config)
     changes = changes_at(step, before, experiment.config)
     return experiment.continuing(origin, (*manifest.changes, *changes))
 

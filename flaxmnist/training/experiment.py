@@ -75,12 +75,18 @@ class Experiment(Evaluation):
     state_options: dict[str, Any]
 
     @classmethod
-    def build(cls, config: Config, dataset: data.Dataset | None = None) -> "Experiment":
+    def build(
+        cls,
+        config: Config,
+        dataset: data.Dataset | None = None,
+        origin: Origin = START,
+    ) -> "Experiment":
         """Builds the experiment that `config` describes; writes nothing.
 
         Args:
           config: of the run.
           dataset: the data; those that `config.data` names if None.
+          origin: where the run began to use its batch size.
 
         Raises:
           UserError: the options, the devices or the data do not fit together.
@@ -88,13 +94,14 @@ class Experiment(Evaluation):
         layout = make_layout(config)
         _check_batch_split(config, layout.mesh.shape["data"])
         dataset = _load_dataset(config, dataset)
-        epochs = Epochs(len(dataset.train), config.batch_size)
+        epochs = Epochs(len(dataset.train), config.batch_size, origin)
         tx, schedule, total_steps = make_optimizer(config, epochs)
         feed, eval_feeds = _make_feeds(config, dataset, layout.mesh)
         return cls(
             config=config,
             dataset=dataset,
-            feed=feed,
+            origin=origin,
+            feed=feed.continuing(origin),
             eval_feeds=eval_feeds,
             model=models.build(
                 image_shape=dataset.image_shape,

@@ -23,6 +23,7 @@ from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Clock, Console
 from flaxmnist.runtime.interrupts import record_interrupts
+from flaxmnist.training.changing import likely_origin
 from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.finish import finish, finish_again
 from flaxmnist.training.hooks import (
@@ -95,7 +96,8 @@ def train_and_evaluate(
         )
     if isinstance(config, str | os.PathLike):
         config = configs.load(os.fspath(config))
-    experiment = Experiment.build(configs.resolve(config), data)
+    config = configs.resolve(config)
+    experiment = Experiment.build(config, data, likely_origin(workdir, config))
     if experiment.dataset.warning:
         console.warn(experiment.dataset.warning)
     # Lock the directory before reading it: another process may still change it.

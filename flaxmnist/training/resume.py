@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxmnist import config as configs
-from flaxmnist.core import optim, schedules, sharding
+from flaxmnist.core import optim, optimizers, sharding
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import Dataset
 from flaxmnist.data.forms import FORMS
@@ -190,11 +190,11 @@ def _warn_of_changes(
     before, now = configs.from_dict(manifest.config), experiment.config
     schedule = now.optimizer.schedule
     longer = manifest.total_steps != experiment.total_steps
-    if longer and schedules.is_stretched(schedule, vars(now.optimizer)):
+    if longer and (stretched := optimizers.stretched(vars(now.optimizer))):
         console.warn(
             f"the run is now {experiment.total_steps} steps long, no longer "
-            f"{manifest.total_steps}: its {schedule} schedule is stretched to that, "
-            "and the learning rate jumps"
+            f"{manifest.total_steps}: its {stretched} is stretched to that, and the "
+            "learning rate jumps"
         )
     elif before.batch_size != now.batch_size and before.optimizer == now.optimizer:
         _, former = former_optimizer(manifest)

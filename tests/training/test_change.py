@@ -292,3 +292,13 @@ def test_a_jump_of_the_learning_rate_is_warned_of(before, tmp_path, capsys):
     config = override(CONFIG, {"batch_size": 30, "num_steps": 14})
     run(config, workdir, allow_change=True)
     assert "the learning rate jumps from" in capsys.readouterr().err
+
+
+def test_durations_are_compared_with_the_length_of_the_changed_run(before, tmp_path):
+    """After step 13, two of five epochs remain, of a step each."""
+    workdir = shutil.copytree(before, tmp_path / "run")
+    changes = {"batch_size": 200, "num_epochs": 5, "optimizer.warmup": 6}
+    config = override(CONFIG, {**changes, "augment.stop_before_end": 6})
+    # Five epochs of this batch size alone would be 5 steps.
+    assert run(config, workdir, allow_change=True).step == 15
+    assert run(config, workdir).step == 15
