@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from flaxmnist.runtime.files import (
 
 _RECORD = "record.json"
 # Changes with every change of the conversion, so that older results are not used.
-_VERSION = 3
+_VERSION = 4
 
 
 class Arrays(NamedTuple):
@@ -84,7 +84,8 @@ def entry(folder: Path) -> Iterator[Path]:
                     os.rename(partial, folder)
     except OSError as error:
         raise UserError(
-            f"{shown(str(folder.parent))} cannot be written ({error.strerror}). Set "
+            f"{shown(str(folder.parent))} cannot be written "
+            f"({error.strerror or error}). Set "
             "FLAXMNIST_CACHE_DIR to a writable directory"
         ) from None
 
@@ -109,7 +110,7 @@ def _key(raw: Raw, draw: Draw | None) -> str:
 def _write(folder: Path, raw: Raw, name: str, draw: Draw | None) -> None:
     pixels = Pixels(name)
     texts = {
-        split: _write_images(folder, split, chunks(), pixels)
+        split: _write_images(folder, split, _reading(chunks, name), pixels)
         for split, chunks in raw.splits.items()
     }
     labels, names = to_classes(texts, raw.class_names, name)
@@ -124,6 +125,14 @@ def _write(folder: Path, raw: Raw, name: str, draw: Draw | None) -> None:
         idx.write(folder / f"{split}-labels", [part])
     record = {"crc32": _checksums(_read_arrays(folder, labels)), "class_names": names}
     (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+
+
+def _reading(chunks: Callable[[], Iterator[Chunk]], name: str) -> Iterator[Chunk]:
+    """Yields chunks; an error of the system is not one of the cache."""
+    try:
+        yield from chunks()
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror or error})") from None
 
 
 def _write_images(

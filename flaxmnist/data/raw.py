@@ -162,6 +162,11 @@ def one_column(labels: np.ndarray, name: str) -> np.ndarray:
             f"{name} contains the label {labels[labels % 1 != 0][0]:g}; expected whole "
             "numbers or texts"
         )
+    if labels.dtype.kind in "uf" and (over := abs(labels) >= 2.0**63).any():
+        raise UserError(
+            f"{name} contains the label {labels[over][0]}; expected whole numbers "
+            "of at most 64 bits with a sign, or texts"
+        )
     return labels if labels.dtype.kind == "U" else labels.astype(np.int64)
 
 
@@ -174,18 +179,21 @@ def to_classes(
 
     Args:
       labels: split → integers or texts `[count]`.
-      names: a name per label 0, 1, …, if known.
+      names: a name per label 0, 1, … or 1, 2, …, if known.
       name: of the data, for errors.
 
     Raises:
-      UserError: a label has no name, or there is one class only, or too many.
+      UserError: a label is missing or has no name, or there is one class only, or too
+        many.
     """
     # Where one split has texts, and another integers, all become texts.
-    joined = numbers(np.concatenate(list(labels.values())))
+    joined = numbers(np.concatenate(list(labels.values())), name)
     values, indices = np.unique(joined, return_inverse=True)
     if names is None or values.dtype.kind == "U":
         names = tuple(map(str, values.tolist()))
     else:
+        if values[0] == 1 and values[-1] == len(names):
+            joined, values = joined - 1, values - 1
         if values[0] < 0 or values[-1] >= len(names):
             wrong = values[0] if values[0] < 0 else values[-1]
             raise UserError(
@@ -196,8 +204,9 @@ def to_classes(
     if not 2 <= len(names) <= MAX_CLASSES:
         examples = ", ".join(map(shown, names[:3]))
         raise UserError(
-            f"{name} contains {len(names):,} classes ({examples}"
-            f"{', …' if len(names) > 3 else ''}); expected from 2 to {MAX_CLASSES:,}"
+            f"{name} contains {len(names):,} class{'es' if len(names) != 1 else ''} "
+            f"({examples}{', …' if len(names) > 3 else ''}); expected from 2 to "
+            f"{MAX_CLASSES:,}"
         )
     ends = np.cumsum([len(part) for part in labels.values()])
     indices = indices.astype(np.uint8 if len(names) <= 256 else np.int32)
@@ -206,13 +215,27 @@ def to_classes(
     return dict(zip(labels, parts, strict=True)), tuple(map(printable, names))
 
 
-def numbers(labels: np.ndarray) -> np.ndarray:
-    """Returns texts that are whole numbers, all of them, as integers `[count]`."""
+def numbers(labels: np.ndarray, name: str) -> np.ndarray:
+    """Returns texts that are whole numbers, all of them, as integers `[count]`.
+
+    Args:
+      labels: integers or texts `[count]`.
+      name: of the data, for errors.
+
+    Raises:
+      UserError: they are numbers, but some are missing.
+    """
     if labels.dtype.kind != "U":
         return labels
     values, indices = np.unique(labels, return_inverse=True)
-    if not all(map(_is_number, values)):
+    missing = np.char.lower(values) == "nan"
+    if not all(map(_is_number, values[~missing])):
         return labels
+    if missing.any():
+        raise UserError(
+            f"{name} contains the label {shown(str(values[missing][0]))}, which stands "
+            "for a missing number; expected whole numbers or texts. Remove its examples"
+        )
     return np.array([_number(text) for text in values.tolist()])[indices]
 
 

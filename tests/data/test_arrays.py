@@ -106,6 +106,15 @@ def test_labels_become_consecutive_and_keep_their_names(tmp_path, labels, names,
         assert kept[label] == expected
 
 
+def test_labels_of_named_classes_may_count_from_one(tmp_path):
+    first, second = (
+        data.load(dir=save(tmp_path / name, x=IMAGES, y=labels, classes=list("wxyz")))
+        for name, labels in (("0.npz", LABELS), ("1.npz", LABELS + 1))
+    )
+    assert first.class_names == second.class_names == tuple("wxyz")
+    assert first.fingerprints == second.fingerprints
+
+
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
@@ -137,7 +146,16 @@ def test_labels_become_consecutive_and_keep_their_names(tmp_path, labels, names,
         ),
         (
             {"x": IMAGES, "y": LABELS * 0},
-            r"contains 1 classes \('0'\); expected from 2",
+            r"contains 1 class \('0'\); expected from 2",
+        ),
+        (
+            {"x": IMAGES, "y": LABELS.astype(np.uint64) + np.uint64(2**63)},
+            "the label 9223372036854775808; expected whole numbers of at most 64 bits",
+        ),
+        ({"x": IMAGES, "y": LABELS * 1e30}, r"the label 1e\+30; expected whole number"),
+        (
+            {"x": IMAGES, "y": np.array(["0", "1", "nan", "2"])[LABELS]},
+            "the label 'nan', which stands for a missing number; expected whole numb",
         ),
         (
             {"x": IMAGES, "y": np.ones((24, 4))},
@@ -154,6 +172,18 @@ def test_other_arrays_are_refused_and_nothing_is_left(tmp_path, arrays, said):
         data.load(dir=save(tmp_path / "a.npz", **arrays))
     left = cache.cache_dir() / "converted"
     assert not left.exists() or list(left.iterdir()) == []
+
+
+def test_an_error_while_reading_is_not_one_of_the_cache(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.npz", x=IMAGES, y=LABELS)
+
+    def failing(*_):
+        raise OSError(5, "Input/output error")
+        yield
+
+    monkeypatch.setattr("flaxmnist.data.arrays._chunks", failing)
+    with pytest.raises(UserError, match=r"a\.npz' cannot be read \(Input/output error"):
+        data.load(dir=path)
 
 
 def test_a_header_that_announces_too_much_is_refused(tmp_path):

@@ -129,6 +129,9 @@ def test_emnist_keeps_labels_that_are_names(tmp_path):
         data.load("emnist/letters", dir=path)
     np.savez(path, x=SIDEWAYS, y=np.resize([0, 1], 24), class_names=["x", "y"])
     assert data.load("emnist/letters", dir=path).class_names == ("x", "y")
+    names = list(emnist.SPLITS["letters"])
+    np.savez(path, x=SIDEWAYS, y=np.resize([1, 26], 24), class_names=names)
+    assert set(data.load("emnist/letters", dir=path).train.labels) == {0, 25}
 
 
 def test_transposed_digits_are_refused_or_turned(tmp_path):

@@ -151,7 +151,7 @@ def test_one_image_in_colour_makes_all_colour(tmp_path):
         ),
         (
             lambda folder: (folder / "b").rename(folder / "a" / "b"),
-            r"contains 1 classes \('a'\); expected from 2",
+            r"contains 1 class \('a'\); expected from 2",
         ),
     ],
 )
