@@ -100,6 +100,13 @@ def _check_names(names: Iterable[str], groups: dict[str, dict[str, Any]]) -> Non
     valid_elsewhere = declarations().keys()
     for name in names:
         if name not in known and name not in valid_elsewhere:
+            group, _, last = name.rpartition(".")
+            points = points_of(GROUPS[group]).values() if group in GROUPS else ()
+            if any(last in point.filled for point in points):
+                raise UserError(
+                    f"unknown option {name!r}: flaxmnist sets {last} itself, from the "
+                    "data and the other options. Leave it out"
+                )
             if similar := " or ".join(map(repr, _similar(name, known))):
                 raise UserError(f"unknown option {name!r}; did you mean {similar}?")
             group, dot, _ = name.rpartition(".")

@@ -33,7 +33,9 @@ def _weights(value: Any) -> str | tuple[float, ...]:
 
 CLASS_WEIGHTS = optional(
     OptionType(
-        f"a number per class, 0 or more, such as (1.0, 2.5), or {BALANCED!r}", _weights
+        "a number per class, 0 or more and one at least above 0, such as (1.0, 2.5), "
+        f"or {BALANCED!r}",
+        _weights,
     )
 )
 CLASS_WEIGHTS_HELP = (

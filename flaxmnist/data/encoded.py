@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from flaxmnist.core.batch import MAX_SIDE
 from flaxmnist.data.raw import Chunk
@@ -15,6 +15,8 @@ from flaxmnist.errors import UserError
 
 # Other readers of Pillow are not used: some start other programs.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+# Of a PNG with an orientation; to look for one, Pillow decodes the whole image.
+_TAGS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 # Images per chunk.
 _CHUNK = 1_024
 
@@ -109,9 +111,12 @@ def _opened(example: Example) -> Iterator[Image.Image]:
     """
     try:
         with Image.open(io.BytesIO(example.content), formats=FORMATS) as image:
+            may_turn = image.format != "PNG" or any(
+                tag in example.content for tag in _TAGS
+            )
             # Predictions turn pictures, too. This decodes the image; a larger one is
             # refused.
-            if "exif" in image.info and max(image.size) <= MAX_SIDE:
+            if may_turn and max(image.size) <= MAX_SIDE and _is_turned(image):
                 ImageOps.exif_transpose(image, in_place=True)
             yield image
     except UserError:
@@ -123,6 +128,10 @@ def _opened(example: Example) -> Iterator[Image.Image]:
             f"{example.name} cannot be read as an image ({reason}); expected one of "
             f"{', '.join(FORMATS)}"
         ) from None
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
 
 
 def _is_in_colour(image: Image.Image) -> bool:
@@ -144,6 +153,7 @@ def _decode(example: Example, in_colour: bool) -> np.ndarray:
                 raise UserError(
                     f"{example.name} has {values.dtype} pixels; expected 8 or 16 bits"
                 )
+            # White is 65,535 in every image, however bright it is.
             gray = np.round(values / 257).astype(np.uint8)
             return np.repeat(gray[..., None], 3, axis=2) if in_colour else gray
         mode = "RGB" if in_colour else "L"

@@ -124,6 +124,11 @@ def _parquet(path: Path) -> Reader | None:
         for folder in below:
             if found := _shards(folder):
                 return functools.partial(parquet.read, found)
+        files = sorted(path.glob("[!.]*.parquet"))
+        # Hugging Face numbers the files in the directory of a split.
+        is_one = len(files) == 1 or all(file.stem.isdigit() for file in files)
+        if files and is_one:
+            return functools.partial(parquet.read, {"train": files})
         return None
     if _start(path)[:4] == b"PAR1":
         return functools.partial(parquet.read, {"train": [path]})
@@ -133,10 +138,12 @@ def _parquet(path: Path) -> Reader | None:
 def _shards(folder: Path) -> dict[str, list[Path]]:
     """Returns files such as ``train-00000-of-00002.parquet`` by split."""
     found: dict[str, list[Path]] = {}
+    files = sorted(folder.glob("[!.]*.parquet"))
     for split, names in folders.ALIASES.items():
         for name in names:
-            paths = sorted(folder.glob(f"{name}*.parquet"))
-            paths = paths or sorted(folder.glob(f"{name}/*.parquet"))
+            named = re.compile(rf"({name}.*|.*[-_. ]{name}([-_. \d].*)?)\.parquet")
+            paths = [path for path in files if named.fullmatch(path.name.lower())]
+            paths = paths or sorted(folder.glob(f"{name}/[!.]*.parquet"))
             if paths:
                 found.setdefault(split, paths)
                 count = re.search(r"-of-(\d+)\.parquet", paths[0].name)

@@ -32,17 +32,18 @@ def read(paths: Mapping[str, list[Path]]) -> Raw:
     Raises:
       UserError: pyarrow is not installed, or a file has other columns.
     """
-    columns = _columns(paths["train"][0])
+    images, labels = _columns(paths["train"][0])
+    files = [path for part in paths.values() for path in part]
     return Raw(
         source="parquet",
-        files=tuple(path for files in paths.values() for path in files),
+        files=tuple(files),
         splits=decoders(
             {
-                split: functools.partial(_examples, files, *columns[:2])
-                for split, files in paths.items()
+                split: functools.partial(_examples, part, images, labels)
+                for split, part in paths.items()
             }
         ),
-        class_names=columns[2],
+        class_names=_class_names(files, labels),
     )
 
 
@@ -68,26 +69,46 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{shown(str(path))} cannot be read as Parquet ({reason[:160]})")
 
 
-def _columns(path: Path) -> tuple[str, str, tuple[str, ...] | None]:
-    """Returns the columns of images and labels, and the names of the classes."""
+def _columns(path: Path) -> list[str]:
+    """Returns the columns of images and labels."""
     with _opened(path) as file:
-        schema = file.schema_arrow
-        columns = []
-        for known in (_IMAGES, _LABELS):
-            found = [name for name in known if name in schema.names]
-            if not found:
-                raise UserError(
-                    f"{shown(str(path))} has the columns {', '.join(schema.names)}; "
-                    f"expected one named {' or '.join(known)}"
-                )
-            columns.append(found[0])
-        metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
-    try:
-        names = json.loads(metadata)["info"]["features"][columns[1]]["names"]
-        return columns[0], columns[1], tuple(map(str, names))
-    # Without that metadata, or with other content.
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return columns[0], columns[1], None
+        names = file.schema_arrow.names
+    columns = []
+    for known in (_IMAGES, _LABELS):
+        found = [name for name in known if name in names]
+        if not found:
+            raise UserError(
+                f"{shown(str(path))} has the columns {', '.join(names)}; "
+                f"expected one named {' or '.join(known)}"
+            )
+        columns.append(found[0])
+    return columns
+
+
+def _class_names(paths: list[Path], labels: str) -> tuple[str, ...] | None:
+    """Returns the names of the classes in the metadata of any file.
+
+    Raises:
+      UserError: two files have different names, or names in another order.
+    """
+    known: tuple[Path, tuple[str, ...]] | None = None
+    for path in paths:
+        with _opened(path) as file:
+            metadata = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        try:
+            names = json.loads(metadata)["info"]["features"][labels]["names"]
+            found = path, tuple(map(str, names))
+        # Without that metadata, or with other content.
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue
+        known = known or found
+        if found[1] != known[1]:
+            raise UserError(
+                f"{shown(str(path))} names the classes {shown(found[1])}, and "
+                f"{known[0].name} {shown(known[1])}; expected the same names in the "
+                "same order in all files"
+            )
+    return known and known[1]
 
 
 def _examples(paths: list[Path], images: str, labels: str) -> Iterator[Example]:

@@ -268,12 +268,14 @@ def check_dataset(config: Config, dataset: data.Dataset) -> None:
     """
     if jax.process_count() > 1:
         facts = flat(config)
-        del facts["data.dir"]  # Each process may have its own.
+        # Each process may have its own, after which data may be named.
+        del facts["data.dir"]
         for split, count in dataset.counts.items():
             facts[f"the {split} data"] = (
-                f"{dataset.name} ({dataset.source}, {count:,} examples, CRC-32 "
-                f"{dataset.fingerprints[split]})"
+                f"{dataset.source}, {count:,} examples, CRC-32 "
+                f"{dataset.fingerprints[split]}"
             )
+        facts["the class names"] = ", ".join(dataset.class_names)
         for option, found in user_code(config):
             facts[f"the source of {option}"] = found.sha256
         if difference := processes.find_difference(facts):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def expected(
 
 
 def check_same_data(manifest: Manifest, now: Dataset) -> None:
-    """Raises UserError unless a checkpoint was trained on these examples."""
+    """Raises UserError unless a checkpoint is of these examples and classes."""
     before = manifest.dataset
     # Older versions recorded the fingerprint of the training split only.
     known = before.fingerprints or {"train": before.fingerprint}
@@ -75,6 +76,14 @@ def check_same_data(manifest: Manifest, now: Dataset) -> None:
             f"{', '.join(other)}; give the former {former}, or use another "
             "--workdir"
         )
+    names = itertools.zip_longest(before.class_names, now.class_names)
+    for label, (former, found) in enumerate(names):
+        if former != found:
+            raise UserError(
+                f"this run was trained on {before.name} with {former!r} as class "
+                f"{label}, but the data now has {found!r}; give the former class "
+                "names in the former order, or use another --workdir"
+            )
 
 
 def begin(experiment: Experiment) -> Progress:

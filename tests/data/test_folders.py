@@ -211,7 +211,8 @@ def test_splits_that_cannot_be_used_are_named(tmp_path):
     assert "holdout' is not one of the splits" in data.load(dir=tmp_path).warning
 
 
-def test_photographs_are_turned_upright_as_in_predictions(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_photographs_are_turned_upright_as_in_predictions(tmp_path, suffix):
     for name, level in (("a", 0), ("b", 255)):
         (tmp_path / name).mkdir()
         photograph = Image.fromarray(np.full((4, 8), level, np.uint8))
@@ -219,10 +220,12 @@ def test_photographs_are_turned_upright_as_in_predictions(tmp_path):
         photograph.getexif()[0x0112] = 6  # Turn it clockwise.
         for index in range(3):
             photograph.save(
-                tmp_path / name / f"{index}.jpg", quality=100, exif=photograph.getexif()
+                tmp_path / name / f"{index}.{suffix}",
+                quality=100,
+                exif=photograph.getexif(),
             )
     dataset = data.load(dir=tmp_path)
-    assert dataset.image_shape == (8, 4, 1)
+    assert dataset.image_shape[:2] == (8, 4)
     assert abs(dataset.train.images[:, :4].astype(int) - 128).max() < 9
 
 

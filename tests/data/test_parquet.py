@@ -39,10 +39,10 @@ def write(path, images=IMAGES, labels=LABELS, names=None, column="image", struct
 @pytest.mark.parametrize("inside", ["", "data", "mnist", "plain text"])
 def test_shards_of_every_split_and_the_names_of_classes(tmp_path, inside):
     folder = tmp_path / inside
+    write(folder / "train-00000-of-00002.parquet", IMAGES[:10], LABELS[:10])
     write(
-        folder / "train-00000-of-00002.parquet", IMAGES[:10], LABELS[:10], list("xyz")
+        folder / "train-00001-of-00002.parquet", IMAGES[10:20], LABELS[10:20], [*"xyz"]
     )
-    write(folder / "train-00001-of-00002.parquet", IMAGES[10:20], LABELS[10:20])
     write(folder / "validation-00000-of-00001.parquet", IMAGES[20:21], LABELS[20:21])
     write(folder / "test-00000-of-00001.parquet", IMAGES[21:], LABELS[21:])
     dataset = data.load(dir=tmp_path)
@@ -52,11 +52,27 @@ def test_shards_of_every_split_and_the_names_of_classes(tmp_path, inside):
     ):
         np.testing.assert_array_equal(dataset.split(split).images, IMAGES[rows])
         np.testing.assert_array_equal(dataset.split(split).labels, LABELS[rows])
+    path = folder / "test-00000-of-00001.parquet"
+    write(path, IMAGES[21:], LABELS[21:], [*"yxz"])
+    with pytest.raises(UserError, match=r"('y', 'x', 'z').*expected the same names in"):
+        data.load(dir=tmp_path)
     (folder / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(
         UserError, match="1 Parquet files of the train split; expected 2"
     ):
         data.load(dir=tmp_path)
+
+
+@pytest.mark.parametrize("names", [["0000"], ["0000", "0001"], ["birds"]])
+def test_files_without_the_name_of_a_split_are_for_training(tmp_path, names):
+    for name in names:
+        write(tmp_path / "train" / f"{name}.parquet")
+    for folder in (tmp_path, tmp_path / "train"):
+        dataset = data.load(dir=folder)
+        assert sum(dataset.counts.values()) == 24 * len(names)
+    write(tmp_path / "other" / "birds-train.parquet")
+    write(tmp_path / "other" / "birds-test.parquet")
+    assert data.load(dir=tmp_path / "other").counts["test"] == 24
 
 
 def test_one_file_with_plain_bytes_texts_and_colour(tmp_path):

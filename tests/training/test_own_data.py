@@ -47,6 +47,9 @@ def test_a_run_on_arrays_in_colour_trains_resumes_and_is_opened(placement, tmp_p
     other = Dataset.from_arrays(make(130), make(30), NAMES)
     with pytest.raises(UserError, match="with other examples in train"):
         open_run(tmp_path, data=other).evaluate("test")
+    swapped = Dataset.from_arrays(make(120), make(30), ("dog", "cat", "fish"))
+    with pytest.raises(UserError, match=r"with 'cat' as class 0, but .* now has 'dog'"):
+        open_run(tmp_path, data=swapped).evaluate("test")
 
 
 def test_data_sets_whose_parts_do_not_fit_together_are_refused():
