@@ -13,47 +13,20 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from scipy.interpolate import CubicSpline
+from PIL import Image, ImageDraw, ImageFilter
 
+from benchmarks.strokes import (
+    FIRST_HAND,
+    SECOND_HAND,
+    TYPEFACES,
+    draw_strokes,
+    draw_typed,
+)
 from flaxmnist.inference.predict import predict_prepared
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.pictures.prepare import STEPS, prepare
 
-# A digit's strokes, in a box from 0,0 to 100,100, y downwards; round ones are splines.
-ROUND, STRAIGHT = True, False
-FIRST_HAND = {
-    0: [(ROUND, "50,0 12,50 50,100 88,50 50,0")],
-    1: [(STRAIGHT, "50,0 50,100")],
-    2: [(ROUND, "12,25 35,2 75,8 82,35 10,98"), (STRAIGHT, "10,98 92,98")],
-    3: [(ROUND, "12,10 55,0 82,22 42,46"), (ROUND, "42,46 88,70 55,100 10,88")],
-    4: [(STRAIGHT, "60,0 6,64 95,64"), (STRAIGHT, "70,34 70,100")],
-    5: [(STRAIGHT, "85,2 22,2 17,43"), (ROUND, "17,43 55,37 88,66 58,98 10,90")],
-    6: [(ROUND, "75,2 30,32 14,70 48,99 84,75 52,54 17,72")],
-    7: [(STRAIGHT, "8,3 90,3 42,100")],
-    8: [(ROUND, "50,47 18,24 50,0 82,24 50,47 12,75 50,100 88,75 50,47")],
-    9: [(ROUND, "84,22 50,0 16,24 46,48 84,22"), (STRAIGHT, "84,22 78,62 66,100")],
-}
-SECOND_HAND = FIRST_HAND | {
-    1: [(STRAIGHT, "38,16 56,0 50,100")],
-    2: [(ROUND, "15,20 45,0 82,20 60,60 20,90 30,80 60,92 95,88")],
-    4: [(STRAIGHT, "16,2 10,52 90,52"), (STRAIGHT, "78,8 74,100")],
-    7: [(STRAIGHT, "8,3 90,3 42,100"), (STRAIGHT, "34,52 80,50")],
-}
-TYPEFACES = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Italic",
-    "DejaVuSansMono",
-    "STIXGeneral",
-    "cmr10",
-    "cmss10",
-    "cmtt10",
-)
 HANDS = ("first hand", "second hand", "typeface")
 STYLES = (
     "plain",
@@ -74,58 +47,17 @@ STYLES = (
 SIDE = 280
 
 
-def _spline(points: np.ndarray) -> np.ndarray:
-    at = np.concatenate(
-        [[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
-    )
-    return CubicSpline(at, points)(np.linspace(0, at[-1], 60))
-
-
-def _strokes(strokes, width: float, rng: np.random.Generator) -> Image.Image:
-    """Draws a digit by hand; returns its ink, mode L, on a sheet of its own."""
-    size, scale = 200, 3
-    slant, turn = rng.uniform(-0.12, 0.3), rng.uniform(-0.12, 0.12)
-    proportion = rng.uniform(0.62, 0.85)
-    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    sheet = Image.new("L", (size * scale, size * scale))
-    pen = ImageDraw.Draw(sheet)
-    jitters = {}  # Strokes that meet go on meeting.
-    for is_round, text in strokes:
-        points = np.array([tuple(map(float, pair.split(","))) for pair in text.split()])
-        for point in points:
-            jitters.setdefault(tuple(point), rng.normal(0, 1.8, 2))
-        points = (points + [jitters[tuple(point)] for point in points]) / 100 - 0.5
-        points[:, 0] = points[:, 0] * proportion - slant * points[:, 1]
-        points = (_spline(points) if is_round else points) @ matrix.T
-        points = (points * 0.72 + 0.5) * size * scale
-        radius = width * scale / 2
-        pen.line(
-            [*map(tuple, points)], fill=255, width=round(2 * radius), joint="curve"
-        )
-        for x, y in points[[0, -1]] if is_round else points:
-            pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=255)
-    return sheet.resize((size, size), Image.Resampling.BOX)
-
-
-def _typed(digit: int, rng: np.random.Generator) -> Image.Image:
-    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    font = ImageFont.truetype(str(folder / f"{rng.choice(TYPEFACES)}.ttf"), 170)
-    sheet = Image.new("L", (200, 200))
-    ImageDraw.Draw(sheet).text((100, 100), str(digit), fill=255, font=font, anchor="mm")
-    return sheet
-
-
 def _ink(digit: int, hand: str, style: str, rng: np.random.Generator) -> np.ndarray:
     """Returns where there is ink, from 0 to 1, on a sheet."""
     if hand == "typeface":
-        ink = _typed(digit, rng)
+        ink = draw_typed(str(digit), rng.choice(TYPEFACES))
         if style in ("thin", "bold"):
             change = ImageFilter.MinFilter if style == "thin" else ImageFilter.MaxFilter
             ink = ink.filter(change(7))
     else:
         width = {"thin": rng.uniform(1.5, 3), "bold": rng.uniform(26, 34)}
         strokes = FIRST_HAND if hand == "first hand" else SECOND_HAND
-        ink = _strokes(strokes[digit], width.get(style, rng.uniform(9, 18)), rng)
+        ink = draw_strokes(strokes[digit], width.get(style, rng.uniform(9, 18)), rng)
     ink = ink.crop(ink.getbbox())
     height, width = SIDE, 2 * SIDE if style == "wide sheet" else SIDE
     share = 0.25 if style == "small in a corner" else rng.uniform(0.45, 0.75)

