@@ -2,87 +2,63 @@
 
 import base64
 import functools
+import http.server
 import io
 import ipaddress
+import json
 import socket
+import socketserver
+import sys
 import threading
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jinja2
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from flaxmnist.cli import command
-from flaxmnist.core import mnist
+from flaxmnist.core import mnist, models
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, shown
-from flaxmnist.inference.saved_run import open_run
-from flaxmnist.pictures.files import Picture
-from flaxmnist.pictures.prepare import prepare
+from flaxmnist.inference.predict import Prediction
+from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.runtime.console import Console
 
 _DESCRIPTION = """\
-Opens a page to draw on; needs 'flaxmnist[demo]', and no network. The run must be on
-images of MNIST's shape.
+Opens a page to draw on, or to drop, paste or choose a picture. It needs no network.
+A run on images of another shape than MNIST's takes pictures only.
 
   %(prog)s --workdir runs/a
   %(prog)s --workdir runs/a --host 0.0.0.0    (anyone who reaches this machine may draw)
 """
-# Sides in screen pixels: of the canvas; of a pixel of the model in a picture.
-_CANVAS, _ZOOM = 280, 8
 # Most classes whose probabilities are shown.
 _TOP_CLASSES = 10
-# A drawing takes about 20,000 bytes.
-MAX_REQUEST_BYTES = 1 << 20
-# Suffixes of the paths at which Gradio accepts uploads.
-_UPLOADS = ("/upload", "/process_recording")
-_HTML = f"""\
-<canvas width="{_CANVAS}" height="{_CANVAS}"></canvas>
-<p>Draw with a mouse, a pen or a finger. <button type="button">Clear</button></p>
-"""
-_CSS = """\
-canvas { display: block; border: 1px solid #999; background: #fff; cursor: crosshair;
-         touch-action: none; }
-button { padding: 0.2rem 0.8rem; border: 1px solid #999; border-radius: 0.3rem; }
-"""
-# Sends the drawing after every movement of the pen, not only at the end of a stroke.
-_SCRIPT = """\
-const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
-const send = () => { props.value = canvas.toDataURL("image/png"); trigger("input"); };
-const clear = () => { pen.fillStyle = "#fff"; pen.fillRect(0, 0, 999, 999); };
-const stroke = (event) => {
-  const scale = canvas.width / canvas.getBoundingClientRect().width;
-  pen.lineTo(event.offsetX * scale, event.offsetY * scale);
-  pen.stroke();
-  send();
-};
-pen.lineWidth = 18; pen.lineCap = pen.lineJoin = "round";
-clear();
-canvas.addEventListener("pointerdown", (event) => {
-  if (!event.isPrimary) return;  // Ignore a second finger.
-  canvas.setPointerCapture(event.pointerId);
-  pen.beginPath();
-  stroke(event); stroke(event);  // Twice, so that a click draws a point.
-});
-canvas.addEventListener("pointermove", (event) => {
-  if (canvas.hasPointerCapture(event.pointerId)) stroke(event);
-});
-element.querySelector("button").addEventListener("click", () => { clear(); send(); });
-"""
+# The picture of a camera takes a few million bytes, a drawing about 20,000.
+MAX_REQUEST_BYTES = 1 << 26
+# Pictures that are read at once. Each takes memory of several times its pixels.
+_MAX_READERS = 2
+_TEMPLATE = Path(__file__).with_name("demo.html.j2")
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; frame-ancestors 'none'"
+)
 
 
 @jax.jit
 def saliency(
-    state: TrainState, images: Float[Array, "batch height width 1"]
+    state: TrainState, images: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch height width"]:
     """Returns the importance of each pixel: the gradient magnitude of the top logit.
 
-    Simonyan et al., 2013, "Deep Inside Convolutional Networks".
+    The largest of the channels counts. Simonyan et al., 2013, "Deep Inside
+    Convolutional Networks".
 
     Args:
       state: the model and its parameters.
@@ -92,147 +68,177 @@ def saliency(
     def top_logit(images: Array) -> Array:
         return predict_step(state, images)["logits"].max(axis=-1).sum()
 
-    return jnp.abs(jax.grad(top_logit)(images))[..., 0]
+    return jnp.abs(jax.grad(top_logit)(images)).max(axis=-1)
 
 
-def classify(
-    state: TrainState, class_names: Sequence[str], picture: Picture
-) -> tuple[dict[str, float], Image.Image, Image.Image]:
-    """Returns probabilities, and pictures of the network's input and of `saliency`.
+def answer(run: SavedRun, picture: io.BytesIO) -> dict[str, Any]:
+    """Returns the values that the page shows for a picture.
 
-    For an empty drawing, the probabilities are empty.
+    Raises:
+      UserError: `picture` is not a picture.
     """
-    seen = prepare(picture).image
-    if not seen.any():
-        return {}, _shown(seen), _shown(seen)
-    images = seen[None, ..., None].astype(np.float32) / 255
-    outputs = predict_step(state, images)
-    weights = np.asarray(saliency(state, images)[0])
-    looked_at = np.asarray(255 * weights / max(weights.max(), 1e-12), np.uint8)
-    shares = np.asarray(outputs["probabilities"][0]).tolist()
-    probabilities = dict(zip(class_names, shares, strict=True))
-    return probabilities, _shown(seen), _shown(looked_at)
+    (prediction,) = run.predict(picture)
+    values = {"bars": _bars(prediction), "warnings": prediction.warnings}
+    if prediction.label is None:
+        return values
+    seen = prediction.prepared.image
+    images = seen.reshape(1, *run.state.image_shape).astype(np.float32) / 255
+    weights = np.asarray(saliency(run.state, images)[0])
+    mattering = np.asarray(255 * weights / max(weights.max(), 1e-12), np.uint8)
+    return values | {
+        "text": prediction.label,
+        "seen": _data_url(seen),
+        "mattering": _data_url(mattering),
+    }
 
 
-def _shown(image: UInt8[np.ndarray, "height width"]) -> Image.Image:
-    return Image.fromarray(np.kron(image, np.ones((_ZOOM, _ZOOM), np.uint8)))
+def _bars(prediction: Prediction) -> list[tuple[str, float]]:
+    """Returns classes and probabilities: all in order, or the most probable."""
+    names = prediction.class_names
+    if len(names) > _TOP_CLASSES:
+        return prediction.top(_TOP_CLASSES)
+    shares = dict(prediction.top(len(names)))
+    return [(name, shares.get(name, 0.0)) for name in names]
 
 
-def _data_url(image: Image.Image) -> str:
+def _data_url(image: UInt8[np.ndarray, "height width *channels"]) -> str:
     file = io.BytesIO()
-    image.save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def build(state: TrainState, class_names: Sequence[str]) -> Any:
-    """Returns the page as an ASGI application."""
-    import fastapi
-    import gradio as gr
-
-    def look(picture: str) -> tuple[Any, ...]:
-        try:
-            encoded = base64.b64decode(picture.partition(",")[2], validate=True)
-            probabilities, *images = classify(state, class_names, encoded)
-        except (UserError, AttributeError, ValueError):
-            raise gr.Error("expected a PNG as a data URL", print_exception=False) from (
-                None
-            )
-        return probabilities, *map(_data_url, images)
-
-    with gr.Blocks(title="flaxmnist", analytics_enabled=False) as page:
-        digits = class_names == mnist.CLASS_NAMES
-        gr.Markdown("# Draw a digit" if digits else "# Draw a picture")
-        # On a narrow screen, Gradio stacks the columns.
-        with gr.Row():
-            with gr.Column(min_width=_CANVAS + 40):
-                canvas = gr.HTML(
-                    html_template=_HTML, css_template=_CSS, js_on_load=_SCRIPT
-                )
-            with gr.Column(min_width=_CANVAS):
-                label = gr.Label(label="what it is", num_top_classes=_TOP_CLASSES)
-            with gr.Column(min_width=_CANVAS):
-                pictures = [
-                    # gr.Image would write a file of each picture to disk.
-                    gr.HTML(
-                        _data_url(_shown(np.zeros(mnist.IMAGE_SHAPE[:2], np.uint8))),
-                        label=text,
-                        html_template=f'<img alt="{text}" src="${{value}}">',
-                        css_template="img { margin: auto; }",
-                        show_label=True,
-                        container=True,
-                        js_on_load=None,
-                    )
-                    for text in ("what the network sees", "what it looks at")
-                ]
-        canvas.input(
-            look,
-            canvas,
-            [label, *pictures],
-            show_progress="hidden",
-            trigger_mode="always_last",
-        )
-    # Gradio's default fonts would need a network.
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    return gr.mount_gradio_app(
-        fastapi.FastAPI(openapi_url=None),
-        page,
-        path="/",
-        theme=theme,
-        footer_links=[],
-        # With SSR, Gradio starts a second server, without `guard`, if Node is present.
-        ssr_mode=False,
+def page(run: SavedRun) -> str:
+    """Returns the page as HTML."""
+    dataset, state, summary = run.manifest.dataset, run.state, run.summary
+    draws = state.image_shape == mnist.IMAGE_SHAPE
+    names = dataset.class_names if len(dataset.class_names) <= _TOP_CLASSES else ()
+    size = "×".join(map(str, state.image_shape))
+    model = (
+        f"{run.config.model.name} with {models.num_parameters(state.params):,} "
+        f"parameters, trained on {dataset.name}"
+    )
+    if summary is not None:
+        test = summary.test
+        model += f": {test.accuracy:.2%} of {test.count:,} test images are right"
+    bars = [(name, 0) for name in names]
+    start = {"text": "", "bars": bars, "boxes": (), "warnings": ()}
+    hint = "Draw with a mouse, a pen or a finger, or drop or paste a picture"
+    if not draws:
+        hint = f"Drop or paste a picture: this model takes images of {size}"
+    digits = dataset.class_names == mnist.CLASS_NAMES
+    subject = "digit" if digits else "picture"
+    template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
+    return template.render(
+        title=f"{'Draw' if draws else 'Choose'} a {subject}",
+        model=model,
+        draws=draws,
+        hint=hint,
+        start=start,
+        max_bytes=MAX_REQUEST_BYTES,
+        blank=_data_url(np.zeros(state.image_shape[:2], np.uint8)),
     )
 
 
-def guard(app: Any, host: str) -> Any:
-    """Returns an ASGI application that forwards only requests of its page to `app`.
+class Server(socketserver.ThreadingTCPServer):
+    """Serves the page, and the answers to its pictures.
 
     Any website that the user visits can send requests to this machine, even under the
     website's own host name (DNS rebinding). Therefore a request must name this server
-    as its host, come from this page, be small, and not upload a file.
+    as its host, come from this page, and be small.
 
     Args:
-      app: the ASGI application.
-      host: the IP address of the server. If it is a loopback address, requests must
-        name a loopback address, too.
+      host: the IP address or the name to listen on. If it is a loopback address,
+        requests must name a loopback address, too.
+      port: the port, or 0 for a free one.
+
+    Attributes:
+      page: the page as HTML.
+      answer: returns the values that the page shows for a picture.
+      address: of the page.
+
+    Raises:
+      OSError, OverflowError: the server cannot listen there.
     """
-    from starlette.responses import PlainTextResponse
 
-    local = {"localhost", "127.0.0.1", "::1", host}
-    only_local = ipaddress.ip_address(host).is_loopback
+    daemon_threads = allow_reuse_address = True
+    page = ""
+    answer: Callable[[io.BytesIO], dict[str, Any]]
 
-    def refusal(scope: Any) -> int | None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        requested, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if only_local and _host_name(requested) not in local:
+    def __init__(self, host: str, port: int):
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
+        host, port = self.socket.getsockname()[:2]
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.readers = threading.BoundedSemaphore(_MAX_READERS)
+        self.only_local = ipaddress.ip_address(host).is_loopback
+        self.local = {"localhost", "127.0.0.1", "::1", host}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints the error, unless the browser has left."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # Seconds without a byte.
+
+    def do_GET(self) -> None:
+        if (status := self._refusal()) is not None:
+            self._send(status, "refused")
+        elif self.path == "/":
+            self._send(200, self.server.page, "text/html")
+        else:
+            self._send(404, "not found")
+
+    def do_POST(self) -> None:
+        url, length = urllib.parse.urlsplit(self.path), self._length()
+        status = self._refusal()
+        if status is None and url.path != "/predict":
+            status = 404
+        if status is None and not 0 <= length <= MAX_REQUEST_BYTES:
+            status = 411 if length < 0 else 413
+        if status is not None:
+            # The body is not read: it must not be taken for the next request.
+            self.close_connection = True
+            return self._send(status, "refused")
+        with self.server.readers:
+            picture = io.BytesIO(self.rfile.read(length))
+            picture.name = urllib.parse.parse_qs(url.query).get("name", ["picture"])[0]
+            try:
+                values = self.server.answer(picture)
+            except UserError as error:
+                values = {"warnings": [str(error)]}
+        self._send(200, json.dumps(values), "application/json")
+
+    def _length(self) -> int:
+        """Returns the number of bytes of the body, -1 if it is not announced."""
+        text = self.headers.get("Content-Length", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+
+    def _refusal(self) -> int | None:
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        if self.server.only_local and _host_name(host) not in self.server.local:
             return 421  # Misdirected Request
-        foreign = origin is not None and origin.partition("//")[2] != requested
-        if foreign or scope["path"].rstrip("/").endswith(_UPLOADS):
+        if origin is not None and origin.partition("//")[2] != host:
             return 403
         return None
 
-    async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return await app(scope, receive, send)
-        status, body, more = refusal(scope), b"", True
-        while more and status is None:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message["body"]
-            more = message.get("more_body", False)
-            if len(body) > MAX_REQUEST_BYTES:
-                status = 413
-        if status is not None:
-            return await PlainTextResponse("refused", status)(scope, receive, send)
-        first = [{"type": "http.request", "body": body}]
+    def _send(self, status: int, text: str, kind: str = "text/plain") -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("Cache-Control", "no-store")
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
 
-        async def receive_again() -> Any:
-            return first.pop() if first else await receive()
-
-        await app(scope, receive_again, send)
-
-    return guarded
+    def log_message(self, *args: Any) -> None:
+        """Prints nothing."""
 
 
 def _host_name(host: str) -> str | None:
@@ -254,39 +260,30 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     args = parser.parse_args(argv)
-    try:
-        import gradio  # noqa: F401
-        import uvicorn
-    except ImportError:
-        raise UserError(
-            "the page requires Gradio: pip install 'flaxmnist[demo]'"
-        ) from None
     command.start_jax(args)
     saved = open_run(args.workdir, args.step)
-    dataset = saved.manifest.dataset
-    if dataset.image_shape != mnist.IMAGE_SHAPE:
-        size = "×".join(map(str, dataset.image_shape))
-        raise UserError(
-            f"{args.workdir} is a run on images of {size}; demo expects images of "
-            "MNIST's shape. Use flaxmnist predict with files of pictures"
-        )
-    app = build(saved.state, dataset.class_names)
     try:
-        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
-        listener = socket.create_server((args.host, args.port), family=family)
+        server = Server(args.host, args.port)
     except (OSError, OverflowError, ValueError) as error:
         raise UserError(
             f"--host={shown(args.host)} --port={args.port}: cannot listen ({error}). "
             "Give another --host or --port"
         ) from None
-    host, port = listener.getsockname()[:2]
-    Console().line(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-    config = uvicorn.Config(guard(app, host), log_level="warning", ws="none")
-    server = uvicorn.Server(config)
-    # In another thread uvicorn does not handle signals, so Ctrl-C ends at once.
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    thread.join()
+    with server:
+        server.page, server.answer = page(saved), functools.partial(answer, saved)
+        _compile(saved)
+        Console().line(server.address)
+        server.serve_forever()
+
+
+def _compile(run: SavedRun) -> None:
+    """Answers once, so that the first answer to a user does not wait."""
+    drawing = np.full((64, 64), 255, np.uint8)
+    drawing[12:52, 30:36] = 0
+    file = io.BytesIO()
+    Image.fromarray(drawing).save(file, "PNG")
+    file.seek(0)
+    answer(run, file)
 
 
 main = functools.partial(command.exit_code, run)

@@ -445,4 +445,4 @@ def test_flags_commands_and_extras_that_are_named_exist():
         assert importlib.util.find_spec(module), module
     extras = importlib.metadata.metadata("flaxmnist").get_all("Provides-Extra")
     named = re.findall(r"flaxmnist\[(\w+)\]", " ".join(found))
-    assert {"demo", "onnx", "tfds"} <= set(named) <= set(extras)
+    assert {"onnx", "tfds"} <= set(named) <= set(extras)

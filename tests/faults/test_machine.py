@@ -59,8 +59,7 @@ COMMANDS = {
 }
 
 
-# Importing the library of the demo's page takes long.
-@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"demo"}))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 @pytest.mark.parametrize("part", ["", "checkpoints"])
 def test_an_unreadable_directory_is_a_clear_error(
     name, part, finished_run, tmp_path, capsys, forbid

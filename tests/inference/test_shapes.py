@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -121,7 +120,7 @@ def test_a_picture_is_cropped_to_the_centre_turned_and_given_the_channels():
 
 
 def test_the_command_line_prints_the_names_of_classes(
-    trained, dataset, tmp_path, monkeypatch, capsys
+    trained, dataset, tmp_path, capsys
 ):
     path = tmp_path / "image.png"
     path.write_bytes(png(dataset.test.images[2]))
@@ -134,10 +133,15 @@ def test_the_command_line_prints_the_names_of_classes(
     assert (ready / "0000-image.png").exists()
     assert predict.main(flags) == 0
     assert capsys.readouterr().out.startswith(f"{path}  sea <horse>  ")
-    for name in ("gradio", "uvicorn"):  # Their import takes seconds.
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    assert demo.main([f"--workdir={trained}"]) == 2
-    assert "12×10×3; demo expects images of MNIST's shape" in capsys.readouterr().err
+
+
+def test_the_page_takes_pictures_of_other_shapes(trained, dataset):
+    saved = open_run(trained)
+    assert "this model takes images of 12×10×3" in demo.page(saved)
+    values = demo.answer(saved, io.BytesIO(png(dataset.test.images[2])))
+    assert values["text"] == "sea <horse>"
+    assert len(values["bars"]) == 3
+    assert {"seen", "mattering"} <= values.keys()
 
 
 def test_a_split_is_evaluated_and_predicted(run):
