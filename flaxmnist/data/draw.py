@@ -72,3 +72,17 @@ def stratified(labels: np.ndarray, share: Fraction, seed: int) -> np.ndarray:
     chosen = np.zeros(len(labels), bool)
     chosen[order[taken] if taken.any() else order[-1:]] = True
     return chosen
+
+
+def is_unlike(part: np.ndarray, labels: np.ndarray) -> bool:
+    """Returns whether the classes of a part differ from all by more than chance.
+
+    Uses Pearson's chi-squared statistic. If the part is drawn at random, its mean is
+    the number of degrees of freedom.
+    """
+    counts = np.bincount(labels)
+    freedom = np.count_nonzero(counts) - 1
+    expected = (counts * len(part) / max(len(labels), 1))[counts > 0]
+    found = np.bincount(part, minlength=len(counts))[counts > 0]
+    statistic = ((found - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
+    return bool(freedom > 0 and statistic > freedom + 10 * np.sqrt(2 * freedom))

@@ -42,8 +42,7 @@ def read(folder: Path) -> Raw:
     order of their values.
 
     Raises:
-      UserError: there are no class directories with training images, or a class exists
-        in the test or validation split only.
+      UserError: there are no class directories with training images.
     """
     root = _root(folder)
     paths = _split_folders(root)
@@ -71,10 +70,10 @@ def read(folder: Path) -> Raw:
             f"{shown(str(root))} contains the splits {', '.join(map(shown, names))}; "
             "expected a directory 'train', too"
         )
-    if unseen := [name for name in names if name not in found["train"]]:
+    if not found["train"]:
         raise UserError(
-            f"{shown(str(paths['train']))} contains no images of the class "
-            f"{shown(unseen[0])}; expected a directory of this name in each split"
+            f"{shown(str(paths['train']))} contains no images in directories named "
+            "after classes; expected one directory per class"
         )
     splits: dict[str, Examples] = {
         split: functools.partial(_examples, classes, names)

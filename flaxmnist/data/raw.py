@@ -13,6 +13,8 @@ from flaxmnist.errors import UserError, dtype_and_shape, printable, shown
 
 # Images and labels of consecutive examples.
 Chunk = tuple[np.ndarray, np.ndarray]
+# Images and labels of a split.
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,28 @@ class Pixels:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
+
+
+def converted(split: str, pair: Pair | None, pixels: Pixels) -> Pair:
+    """Returns images and labels as a `Split` takes them, if they can be converted."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise UserError(
+            f"{split} is {shown(pair)}; expected a pair of arrays, (images, labels)"
+        )
+    images, labels = pair
+    if isinstance(images, np.ndarray) and not _is_stored(images):
+        images = pixels(images)
+    if isinstance(labels, np.ndarray) and (
+        labels.ndim == 2 or labels.dtype.kind == "f"
+    ):
+        labels = one_column(labels, pixels.name)
+    return images, labels
+
+
+def _is_stored(images: np.ndarray) -> bool:
+    """Returns whether images have the dtype and the layout of a `Split`."""
+    is_last = images.ndim == 4 and images.shape[-1] <= MAX_CHANNELS
+    return images.dtype == np.uint8 and (images.ndim == 3 or is_last)
 
 
 def as_text(array: np.ndarray) -> np.ndarray:

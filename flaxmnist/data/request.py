@@ -4,12 +4,10 @@ import dataclasses
 import os
 from pathlib import Path
 
-import numpy as np
-
 from flaxmnist.data import cache, emnist
 from flaxmnist.data.draw import Draw
 from flaxmnist.data.raw import Raw
-from flaxmnist.data.splits import Dataset, Split, check_brightness, divide
+from flaxmnist.data.splits import Dataset, Split, divide, no_test
 from flaxmnist.errors import UserError, shown
 from flaxmnist.paths import path_of
 
@@ -72,13 +70,7 @@ def build(request: Request, name: str, raw: Raw, place: Path) -> Dataset:
     splits, names = cache.convert(raw, shown(str(place)), draw)
     warnings = [raw.warning] if raw.warning else []
     if not has_test and not raw.warning:
-        warnings.append(
-            f"{name} has no test split; a sixth of each class was drawn for it."
-        )
-    if unseen := set(np.unique(splits["test"][1])) - set(np.unique(splits["train"][1])):
-        warnings.append(
-            f"{name} has no training examples of the class {shown(names[min(unseen)])}."
-        )
+        warnings.append(no_test(name))
     if "validation" in splits:
         train, validation, test = (
             Split(*splits[split]) for split in ("train", "validation", "test")
@@ -87,9 +79,7 @@ def build(request: Request, name: str, raw: Raw, place: Path) -> Dataset:
     else:
         arrays = [*splits["train"], *splits["test"]]
         dataset = divide(name, raw.source, arrays, (), names)
-        warnings += [dataset.warning] if dataset.warning else []
-    if dim := check_brightness(name, dataset.train.images):
-        warnings.append(dim)
+    warnings += [dataset.warning] if dataset.warning else []
     if split is None:
         emnist.check_upright(dataset)
     return dataclasses.replace(dataset, warning="\n".join(warnings) or None)

@@ -1,5 +1,6 @@
 """Examples in memory or on disk, and how they are divided into splits."""
 
+import collections
 import dataclasses
 import functools
 import zlib
@@ -10,15 +11,14 @@ import numpy as np
 
 from flaxmnist.core.batch import MAX_CHANNELS, MAX_CLASSES, MAX_SIDE, ImageShape
 from flaxmnist.data import download
-from flaxmnist.data.draw import VALIDATION_SHARE, stratified
-from flaxmnist.data.raw import Pixels, one_column
+from flaxmnist.data.checks import warnings
+from flaxmnist.data.draw import VALIDATION_SHARE, Draw, is_unlike, stratified
+from flaxmnist.data.raw import Pair, Pixels, converted
 from flaxmnist.data.rows import is_mapped, slabs
-from flaxmnist.errors import UserError, dtype_and_shape
+from flaxmnist.errors import UserError, dtype_and_shape, shown
 from flaxmnist.runtime.memory import available_memory
 
 SPLITS = ("train", "validation", "test")
-# Images without a brighter pixel are nearly black: 4 bits of depth in 8, or 12 in 16.
-_DIM = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Dataset:
       class_names: a name per class; "0", "1", … up to the largest label if empty.
 
     Raises:
-      UserError: the splits have different image shapes, a label has no class name, or
-        there are too many classes.
+      UserError: the splits have different image shapes, a label has no class name, two
+        classes have the same, or no class of the test has training examples.
     """
 
     name: str
@@ -123,14 +123,26 @@ class Dataset:
             object.__setattr__(self, "class_names", names)
         for split in splits.values():
             check_labels(split.labels, self.num_classes)
+        counts = collections.Counter(self.class_names).most_common(1)
+        if counts[0][1] > 1:
+            raise UserError(
+                f"{self.name} has {counts[0][1]} classes named {shown(counts[0][0])}; "
+                "expected a different name for each class"
+            )
+        labels = {name: split.labels for name, split in splits.items()}
+        found = warnings(self.name, self.train.images, labels, self.class_names)
+        given = [self.warning] if self.warning else []
+        # A copy by `dataclasses.replace` has them already.
+        given += [text for text in found if text not in (self.warning or "")]
+        object.__setattr__(self, "warning", "\n".join(given) or None)
 
     @classmethod
     def from_arrays(
         cls,
-        train: tuple[np.ndarray, np.ndarray],
-        test: tuple[np.ndarray, np.ndarray],
-        class_names: Iterable[str] = (),
-        validation: tuple[np.ndarray, np.ndarray] | None = None,
+        train: Pair,
+        test: Pair | None = None,
+        class_names: Iterable[str] | None = (),
+        validation: Pair | None = None,
         name: str = "arrays",
     ) -> "Dataset":
         """Returns a data set of images and labels in memory.
@@ -138,28 +150,36 @@ class Dataset:
         Args:
           train: images, as :class:`Split` takes them or as :class:`raw.Pixels` converts
             them, such as floating point in [0, 1]; and labels, integers or one-hot.
-          test: the same.
-          class_names: a name per class; "0", "1", … if empty.
+          test: the same; if None, a sixth of each class of `train` is drawn for it.
+          class_names: a name per class; "0", "1", … if empty or None.
           validation: as `train`; if None, a twelfth of `train` is held out.
           name: shown in tables and reports.
 
         Raises:
           UserError: as :class:`Split` and :class:`Dataset`.
         """
-        names, pixels = tuple(class_names), Pixels(name)
-
-        def converted(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-            if isinstance(images, np.ndarray) and not _is_stored(images):
-                images = pixels(images)
-            if isinstance(labels, np.ndarray) and labels.ndim == 2:
-                labels = one_column(labels, name)
-            return [images, labels]
-
-        arrays = [*converted(*train), *converted(*test)]
-        if validation is None:
+        names = () if class_names is None else tuple(map(str, class_names))
+        pixels = Pixels(name)
+        given = {"train": train, "validation": validation, "test": test}
+        pairs = {
+            split: converted(split, pair, pixels)
+            for split, pair in given.items()
+            if split == "train" or pair is not None
+        }
+        if test is not None and validation is None:
+            arrays = [*pairs["train"], *pairs["test"]]
             return divide(name, "arrays", arrays, class_names=names)
-        parts = Split(*arrays[:2]), Split(*converted(*validation)), Split(*arrays[2:])
-        return cls(name, "arrays", *parts, class_names=names)
+        splits = {split: Split(*pair) for split, pair in pairs.items()}
+        whole, warning = splits["train"], None
+        if test is None:
+            masks = Draw().rows({split: one.labels for split, one in splits.items()})
+            splits |= {
+                split: Split(whole.images[mask], whole.labels[mask])
+                for split, mask in masks.items()
+            }
+            warning = no_test(name)
+        parts = splits["train"], splits["validation"], splits["test"]
+        return cls(name, "arrays", *parts, warning, class_names=names)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{split} {n:,}" for split, n in self.counts.items())
@@ -214,10 +234,9 @@ class Dataset:
         return self.fingerprints["train"]
 
 
-def _is_stored(images: np.ndarray) -> bool:
-    """Returns whether images have the dtype and the layout of a :class:`Split`."""
-    is_last = images.ndim == 4 and images.shape[-1] <= MAX_CHANNELS
-    return images.dtype == np.uint8 and (images.ndim == 3 or is_last)
+def no_test(name: str) -> str:
+    """Returns the warning about data without a test split."""
+    return f"{name} has no test split; a sixth of each class was drawn for it."
 
 
 def _fingerprint(split: Split) -> str:
@@ -226,17 +245,6 @@ def _fingerprint(split: Split) -> str:
         for part in slabs(array) if is_mapped(array) else (array,):
             crc = zlib.crc32(np.ascontiguousarray(part).data, crc)
     return f"{crc:08x}"
-
-
-def check_brightness(name: str, images: np.ndarray) -> str | None:
-    """Returns a warning if the first images are nearly black, as without rescaling."""
-    most = images[:1_000].max(initial=0)
-    if not 0 < most <= _DIM:
-        return None
-    return (
-        f"The brightest pixel of the first training images of {name} is {most} of 255, "
-        f"so that they are nearly black. If {most} stands for white, rescale them."
-    )
 
 
 def divide(
@@ -266,7 +274,7 @@ def divide(
     warning = None
     train = Split(images[held_out:], labels[held_out:])
     validation = Split(images[:held_out], labels[:held_out])
-    if _is_unlike(validation.labels, labels):
+    if is_unlike(validation.labels, labels):
         if (size := images.nbytes) > (free := available_memory()):
             raise UserError(
                 f"the training examples of {name} are sorted by class, and drawing a "
@@ -285,17 +293,3 @@ def divide(
     return Dataset(
         name, source, train, validation, test, warning, tuple(files), class_names
     )
-
-
-def _is_unlike(part: np.ndarray, labels: np.ndarray) -> bool:
-    """Returns whether the classes of a part differ from all by more than chance.
-
-    Uses Pearson's chi-squared statistic. If the part is drawn at random, its mean is
-    the number of degrees of freedom.
-    """
-    counts = np.bincount(labels)
-    freedom = np.count_nonzero(counts) - 1
-    expected = (counts * len(part) / max(len(labels), 1))[counts > 0]
-    found = np.bincount(part, minlength=len(counts))[counts > 0]
-    statistic = ((found - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
-    return bool(freedom > 0 and statistic > freedom + 10 * np.sqrt(2 * freedom))

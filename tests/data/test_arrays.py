@@ -249,6 +249,33 @@ def test_arrays_in_memory_are_converted_too():
         np.testing.assert_array_equal(dataset.train.images, plain.train.images)
 
 
+def test_arrays_without_a_test_split_are_divided_as_files_are(tmp_path):
+    given = {"name": "a", "class_names": None}
+    dataset = data.Dataset.from_arrays((SQUARES, LABELS), **given)
+    file = data.load(dir=save(tmp_path / "a.npz", x=SQUARES, y=LABELS))
+    assert dataset.warning == file.warning
+    for split in data.SPLITS:
+        found, expected = dataset.split(split), file.split(split)
+        np.testing.assert_array_equal(found.images, expected.images)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_arrays_that_are_probably_wrong_are_refused_or_named():
+    pair = SQUARES, LABELS
+    make = data.Dataset.from_arrays
+    for train in (SQUARES, (SQUARES, LABELS, LABELS), None):
+        with pytest.raises(UserError, match=r"train is .*; expected a pair of arrays"):
+            make(train, pair)
+    with pytest.raises(UserError, match="has 2 classes named 'a'; expected a differe"):
+        make(pair, pair, ("a", "b", "c", "a"))
+    with pytest.raises(UserError, match=r"of any class of its test split \('5'\)"):
+        make(pair, (SQUARES, LABELS * 0 + 5))
+    binary = (SQUARES > 99).astype(np.uint8), LABELS
+    few = make(binary, (SQUARES, LABELS + 1))
+    assert few.warning.startswith("The brightest pixel of the first training images")
+    assert "of '4': 6 of 24 test examples cannot" in few.warning
+
+
 def test_images_in_two_splits_are_counted():
     test = np.concatenate([IMAGES[:5], 255 - IMAGES[:3]])
     arrays = (IMAGES, LABELS), (test, LABELS[:8])

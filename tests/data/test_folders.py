@@ -169,8 +169,12 @@ def test_a_class_of_the_test_only_is_refused_and_an_unlabelled_test_left_out(tmp
     dataset = data.load(dir=tmp_path)
     assert "/test' has no images in directories named after classes" in dataset.warning
     fill(tmp_path / "test", ("z",))
-    with pytest.raises(UserError, match="no images of the class 'z'"):
+    said = r"no training examples of any class of its test split \('z'\); expected"
+    with pytest.raises(UserError, match=said):
         data.load(dir=tmp_path)
+    fill(tmp_path / "test", ("b",))
+    warning = data.load(dir=tmp_path).warning
+    assert "no training examples of 'z': 6 of 12 test examples cannot be" in warning
 
 
 def test_the_names_of_classes_can_be_printed(tmp_path):
