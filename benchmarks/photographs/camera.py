@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -41,7 +42,7 @@ class View:
                     self.shape[::-1],
                     Image.Transform.PERSPECTIVE,
                     coefficients,
-                    Image.Resampling.BICUBIC,
+                    Image.Resampling.BILINEAR,
                 ),
                 np.float32,
             )
@@ -129,15 +130,16 @@ def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def light(shape: Shape, rng: Rng, least: float = 0.72) -> np.ndarray:
     """Returns uneven light, float32 `[height, width, 3]`, of at most 1."""
-    y, x = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    y, x = (np.linspace(-1, 1, side, dtype=np.float32) for side in shape)
+    y = y[:, None]
     angle = rng.uniform(0, 2 * np.pi)
-    slope = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(2)
+    slope = (x * math.cos(angle) + y * math.sin(angle)) / math.sqrt(2)
     fall = rng.uniform(0, (1 - least) / 2)
     vignette = rng.uniform(0, 0.12) * (x**2 + y**2) / 2
     warmth = rng.uniform(-1, 1) * np.array([0.05, 0, -0.09])
     exposure = rng.uniform(0.85, 1.02)
     tone = exposure * (1 - fall + fall * slope - vignette)
-    return (tone[..., None] * (1 + warmth)).astype(np.float32)
+    return tone[..., None] * np.float32(1 + warmth)
 
 
 def shadow(shape: Shape, rng: Rng, depth: float, is_soft: bool) -> np.ndarray:
@@ -188,7 +190,8 @@ def grain(shape: Shape, rng: Rng, sigma: float) -> np.ndarray:
     noise = np.repeat(rng.standard_normal((*part, 1), np.float32), 3, axis=2)
     noise += 0.5 * rng.standard_normal((*part, 3), np.float32)
     if sigma > 0.03:  # At a high sensitivity, noise is blotchy.
-        noise += ndimage.uniform_filter(rng.standard_normal((*part, 3)), (5, 5, 0)) * 3
+        blotches = rng.standard_normal((*part, 3), np.float32)
+        noise += 3 * ndimage.uniform_filter(blotches, (5, 5, 0))
     tiles = [-(-whole // piece) for whole, piece in zip(shape, part, strict=True)]
     return np.tile(np.float32(sigma) * noise, (*tiles, 1))[: shape[0], : shape[1]]
 

@@ -62,7 +62,7 @@ CONDITIONS: dict[str, Photograph | Large | Drawing] = {
 def take(condition: str, index: int, half: str, hand: Handwriting) -> Sample:
     """Returns one picture of a condition, the same for the same arguments."""
     rng = random(half, condition, index)
-    digit, source = index % 10, SOURCES[index // 10 % len(SOURCES)]
+    digit, source = index % 10, SOURCES[(index + index // 10) % len(SOURCES)]
     take: Callable[..., bytes] = CONDITIONS[condition].take
     return Sample(condition, str(digit), take(digit, source, hand, rng), (), source)
 

@@ -36,7 +36,7 @@ def plain(shape: Shape, rng: Rng) -> np.ndarray:
     grain = rng.uniform(0.004, 0.014) * clouds(shape, rng, max(shape) / 1.6)
     grain += rng.uniform(0.002, 0.008) * clouds(shape, rng, max(shape) / 12)
     grain += rng.uniform(0.002, 0.012) * clouds(shape, rng, 6)
-    return ((1 + grain)[..., None] * tint).astype(np.float32)
+    return (1 + grain).astype(np.float32)[..., None] * np.float32(tint)
 
 
 def _rule(paper: np.ndarray, axis: int, places: np.ndarray, pen, width, rng) -> None:
