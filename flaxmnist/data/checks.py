@@ -10,6 +10,11 @@ from flaxmnist.errors import UserError, shown
 _DIM = 16
 
 
+def no_test(name: str) -> str:
+    """Returns the warning about data without a test split."""
+    return f"{name} has no test split; a sixth of each class was drawn for it."
+
+
 def warnings(
     name: str,
     images: np.ndarray,
@@ -35,6 +40,11 @@ def warnings(
             "them."
         )
     seen = np.unique(labels["train"])
+    if len(seen) == 1:
+        found.append(
+            f"All training examples of {name} are of the class "
+            f"{shown(class_names[seen[0]])}."
+        )
     for split, its_labels in labels.items():
         classes = np.unique(its_labels)
         unseen = np.setdiff1d(classes, seen)
@@ -42,8 +52,9 @@ def warnings(
             continue
         examples = ", ".join(shown(class_names[label]) for label in unseen[:3])
         examples += ", …" if len(unseen) > 3 else ""
-        # A validation split that is drawn may be as small as one example.
-        if split == "test" and len(unseen) == len(classes):
+        # A split that is drawn from a few examples may have one only.
+        are_all = len(unseen) == len(classes) and len(its_labels) > 1
+        if split == "test" and are_all:
             raise UserError(
                 f"{name} has no training examples of any class of its test split "
                 f"({examples}); expected the same classes in all splits"

@@ -58,6 +58,12 @@ def read(folder: Path) -> Raw:
         for path in _listed(paths["train"])
         if path.is_dir() and path.name not in found["train"]
     ]
+    warnings += [
+        f"{shown(str(paths['train'] / name))} contains directories of images: all of "
+        "them are examples of this class."
+        for name, files in found["train"].items()
+        if len({file.parent for file in files}) > 1
+    ]
     if paths["train"] != root:
         warnings += [
             f"{shown(str(path))} is not one of the splits and is left out."

@@ -11,6 +11,8 @@ import numpy as np
 from flaxmnist.core.batch import MAX_CHANNELS, MAX_CLASSES, MAX_SIDE
 from flaxmnist.errors import UserError, dtype_and_shape, printable, shown
 
+# Texts of missing numbers, in lower case, as pandas reads them.
+_MISSING = ("nan", "na", "n/a", "null", "none")
 # Images and labels of consecutive examples.
 Chunk = tuple[np.ndarray, np.ndarray]
 # Images and labels of a split.
@@ -247,12 +249,16 @@ def numbers(labels: np.ndarray, name: str) -> np.ndarray:
       name: of the data, for errors.
 
     Raises:
-      UserError: they are numbers, but some are missing.
+      UserError: one is empty, or they are numbers, of which some are missing.
     """
     if labels.dtype.kind != "U":
         return labels
     values, indices = np.unique(labels, return_inverse=True)
-    missing = np.char.lower(values) == "nan"
+    if (values == "").any():
+        raise UserError(
+            f"{name} contains an empty label; expected whole numbers or texts"
+        )
+    missing = np.isin(np.char.lower(values), _MISSING)
     if not all(map(_is_number, values[~missing])):
         return labels
     if missing.any():

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 from flaxmnist.data import cache, emnist
+from flaxmnist.data.checks import no_test
 from flaxmnist.data.draw import Draw
 from flaxmnist.data.raw import Raw
-from flaxmnist.data.splits import Dataset, Split, divide, no_test
+from flaxmnist.data.splits import Dataset, Split, divide
 from flaxmnist.errors import UserError, shown
 from flaxmnist.paths import path_of
 

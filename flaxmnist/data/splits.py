@@ -11,7 +11,7 @@ import numpy as np
 
 from flaxmnist.core.batch import MAX_CHANNELS, MAX_CLASSES, MAX_SIDE, ImageShape
 from flaxmnist.data import download
-from flaxmnist.data.checks import warnings
+from flaxmnist.data.checks import no_test, warnings
 from flaxmnist.data.draw import VALIDATION_SHARE, Draw, is_unlike, stratified
 from flaxmnist.data.raw import Pair, Pixels, converted
 from flaxmnist.data.rows import is_mapped, slabs
@@ -42,7 +42,10 @@ class Split:
         for name, array in (("images", images), ("labels", labels)):
             if not isinstance(array, np.ndarray):
                 kind = type(array).__name__
-                raise UserError(f"{name} is a {kind}; expected a NumPy array")
+                raise UserError(
+                    f"{name} is a {kind}; expected a NumPy array, such as "
+                    f"np.asarray({name})"
+                )
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
                 f"labels is {dtype_and_shape(labels)}; expected integers [count]"
@@ -158,6 +161,11 @@ class Dataset:
         Raises:
           UserError: as :class:`Split` and :class:`Dataset`.
         """
+        if not isinstance(class_names, Iterable | None):
+            raise UserError(
+                f"class_names={shown(class_names)}: expected a name per class, such as "
+                "('cat', 'dog')"
+            )
         names = () if class_names is None else tuple(map(str, class_names))
         pixels = Pixels(name)
         given = {"train": train, "validation": validation, "test": test}
@@ -166,10 +174,10 @@ class Dataset:
             for split, pair in given.items()
             if split == "train" or pair is not None
         }
+        splits = {split: Split(*pair) for split, pair in pairs.items()}
         if test is not None and validation is None:
             arrays = [*pairs["train"], *pairs["test"]]
             return divide(name, "arrays", arrays, class_names=names)
-        splits = {split: Split(*pair) for split, pair in pairs.items()}
         whole, warning = splits["train"], None
         if test is None:
             masks = Draw().rows({split: one.labels for split, one in splits.items()})
@@ -232,11 +240,6 @@ class Dataset:
     def fingerprint(self) -> str:
         """Returns the CRC-32 of the training split."""
         return self.fingerprints["train"]
-
-
-def no_test(name: str) -> str:
-    """Returns the warning about data without a test split."""
-    return f"{name} has no test split; a sixth of each class was drawn for it."
 
 
 def _fingerprint(split: Split) -> str:

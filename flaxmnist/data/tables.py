@@ -28,8 +28,9 @@ _LABELS = ("label", "labels", "class", "target", "y", "digit", "character", "cat
 _IGNORED = ("", "id", "index", "unnamed: 0", "image_id", "imageid")
 # Maximum number of characters of a line, and about the number of fields of a chunk.
 _MAX_LINE, _FIELDS = 1 << 23, 1 << 22
-# Labels have at most this share of one value, where their column is not named.
-_MAX_SHARE = 0.95
+# Where their column is not named, labels have at most this share of one value, and
+# the pixel at the other border of the images at least that share.
+_MAX_SHARE, _MIN_BORDER_SHARE = 0.95, 0.9
 _WHOLE = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
 
 
@@ -233,7 +234,9 @@ def _choose(table: _Table, first: int, last: int) -> int:
         else:
             shares.append(1)
     are_unlike = min(shares) > _MAX_SHARE
-    if are_unlike or max(shares) < 2 * min(shares):
+    # In photographs, a pixel at the border has many values, as labels may have.
+    are_alike = min(shares) and max(shares) < max(_MIN_BORDER_SHARE, 2 * min(shares))
+    if are_unlike or are_alike:
         raise UserError(
             f"{shown(str(table.path))} does not name its column of labels, and the "
             f"first and the last are both {'unlike' if are_unlike else 'like'} labels; "

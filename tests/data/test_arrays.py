@@ -152,6 +152,10 @@ def test_labels_of_named_classes_may_count_from_one(tmp_path):
             {"x": IMAGES, "y": LABELS.astype(np.uint64) + np.uint64(2**63)},
             "the label 9223372036854775808; expected whole numbers of at most 64 bits",
         ),
+        (
+            {"x": IMAGES, "y": np.array(["", "a"])[LABELS % 2]},
+            "contains an empty label",
+        ),
         ({"x": IMAGES, "y": LABELS * 1e30}, r"the label 1e\+30; expected whole number"),
         (
             {"x": IMAGES, "y": np.array(["0", "1", "nan", "2"])[LABELS]},
@@ -266,6 +270,10 @@ def test_arrays_that_are_probably_wrong_are_refused_or_named():
     for train in (SQUARES, (SQUARES, LABELS, LABELS), None):
         with pytest.raises(UserError, match=r"train is .*; expected a pair of arrays"):
             make(train, pair)
+    with pytest.raises(UserError, match="images is a list; expected a NumPy array"):
+        make((SQUARES.tolist(), LABELS))
+    with pytest.raises(UserError, match="class_names=5: expected a name per class"):
+        make(pair, pair, 5)
     with pytest.raises(UserError, match="has 2 classes named 'a'; expected a differe"):
         make(pair, pair, ("a", "b", "c", "a"))
     with pytest.raises(UserError, match=r"of any class of its test split \('5'\)"):

@@ -126,6 +126,15 @@ def test_texts_and_gaps_become_classes(tmp_path):
             rows(at=None),
             "25 columns, pixels without labels; expected a column of labels",
         ),
+        # Without a border that is black, either could be the label.
+        (
+            rows(images=IMAGES ^ np.arange(60, dtype=np.uint8)[:, None, None]),
+            "the first and the last are both like labels",
+        ),
+        (
+            KAGGLE + rows(labels=np.where(LABELS, LABELS.astype(str), "NA")),
+            "the label 'NA', which stands for a missing number",
+        ),
         (rows(labels=LABELS * 0), "the first and the last are both unlike labels"),
         (rows(labels=LABELS + 0.5), "the first and the last are both unlike labels"),
         ("name,age\nx,1\n", "has 2 columns, of which"),
