@@ -21,6 +21,7 @@ from PIL import Image
 from flaxmnist import config as configs
 from flaxmnist.cli import demo
 from flaxmnist.inference.saved_run import open_run
+from flaxmnist.runtime.page_server import MAX_REQUEST_BYTES
 from flaxmnist.training import loop
 
 
@@ -268,7 +269,7 @@ def test_only_the_page_itself_is_answered(page):
 
 def test_large_and_other_requests_are_refused(page):
     assert ask(page, "/etc/passwd")[0] == ask(page, "/other", b"")[0] == 404
-    too_long = str(demo.MAX_REQUEST_BYTES + 1)
+    too_long = str(MAX_REQUEST_BYTES + 1)
     for length, status in ((too_long, 413), ("-1", 411), ("x", 411)):
         assert ask(page, "/predict", b"", Content_Length=length)[0] == status
     chunks = iter([b" " * 500] * 3)  # Without a length that is announced.
