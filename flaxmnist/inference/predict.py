@@ -99,6 +99,14 @@ def predict_images(
       UserError: the run does not exist, `class_names` has another length, or one of the
         pictures is not a picture.
     """
+    state, class_names = trained(run, class_names)
+    return predict_pictures(pictures, state, class_names)
+
+
+def trained(
+    run: TrainState | str | os.PathLike[str], class_names: Iterable[str] = ()
+) -> tuple[TrainState, tuple[str, ...]]:
+    """Returns a state, and a name per class; see :func:`predict_images`."""
     class_names = tuple(class_names)
     if not isinstance(run, TrainState | str | os.PathLike):
         raise UserError(
@@ -116,7 +124,7 @@ def predict_images(
         raise UserError(
             f"{len(class_names)} class names for a model of {run.num_classes} classes"
         )
-    return predict_pictures(pictures, run, class_names)
+    return run, class_names or tuple(map(str, range(run.num_classes)))
 
 
 def predict_pictures(
