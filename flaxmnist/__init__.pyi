@@ -30,6 +30,8 @@ from .errors import ParityError as ParityError
 from .errors import StoppedError as StoppedError
 from .errors import UserError as UserError
 from .inference.predict import predict_images as predict_images
+from .inference.reading import Reading as Reading
+from .inference.reading import read_digits as read_digits
 from .inference.saved_run import SavedRun as SavedRun
 from .inference.saved_run import open_run as open_run
 from .inference.train import train as train

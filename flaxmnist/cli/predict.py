@@ -8,15 +8,14 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
-from flaxmnist.cli import command
+from flaxmnist.cli import command, numbers
 from flaxmnist.core import mnist
-from flaxmnist.core.batch import ImageShape
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError, printable
 from flaxmnist.inference.predict import (
@@ -25,11 +24,13 @@ from flaxmnist.inference.predict import (
     predict_prepared,
     prepare_for,
 )
+from flaxmnist.inference.reading import check_reads
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
 from flaxmnist.pictures.files import FORMATS, MAX_FILE_BYTES
-from flaxmnist.pictures.prepare import Prepared
 from flaxmnist.runtime.console import Console
+
+T = TypeVar("T")
 
 _DESCRIPTION = """\
 Predicts the classes of pictures, or of a split of the data.
@@ -37,6 +38,7 @@ Predicts the classes of pictures, or of a split of the data.
   %(prog)s --workdir runs/a docs/samples/7.png more/*.jpg
   %(prog)s --workdir runs/a --json --top 3 scans 'more/**/*.png'
   cat digit.png | %(prog)s --workdir runs/a -
+  %(prog)s --workdir runs/a --read docs/samples/2024.jpg    (numbers of several digits)
   %(prog)s --workdir runs/a --split test     (writes predictions-test.jsonl)
 
 Pictures have any size. A directory stands for the pictures in it and in its
@@ -87,10 +89,16 @@ def _glob(pattern: str) -> set[str]:
     return found
 
 
-def _prepare(
-    files: Iterable[str], image_shape: ImageShape, failed: list[str]
-) -> Iterator[tuple[str, Prepared]]:
-    """Yields readable pictures; reports the other files and adds them to `failed`."""
+def _opened(
+    files: Iterable[str], use: Callable[[Any], T], failed: list[str]
+) -> Iterator[tuple[str, T]]:
+    """Yields `use(picture)` of each file; reports the files where that fails.
+
+    Args:
+      files: paths; ``-`` is standard input.
+      use: raises a UserError for a file that it cannot read.
+      failed: receives the names of those files.
+    """
     for file in files:
         try:
             source: Any = file
@@ -99,7 +107,7 @@ def _prepare(
             if file == "-":
                 source = io.BytesIO(sys.stdin.buffer.read(MAX_FILE_BYTES))
                 source.name = "standard input"
-            yield file, prepare_for(source, image_shape)
+            yield file, use(source)
         except UserError as error:
             failed.append(file)
             command.print_error(str(error))
@@ -135,12 +143,12 @@ def _named(prediction: Prediction, label: str | None) -> dict[str, Any]:
     return {"digit": None if label is None else int(label), "label": label}
 
 
-def _save(folder: Path, index: int, file: str, prepared: Prepared) -> None:
-    """Writes the image that the model received, under a unique name."""
+def _save(folder: Path, index: int, file: str, image: Image.Image) -> None:
+    """Writes an image that was made of a picture, under a unique name."""
     name = f"{index:04d}-{Path(file).stem if file != '-' else 'stdin'}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(prepared.image).save(folder / name)
+        image.save(folder / name)
     except OSError as error:
         raise UserError(
             f"--save_preprocessed {folder} cannot be written ({error.strerror}): "
@@ -153,6 +161,11 @@ def _parser() -> command.Parser:
     parser.add_run()
     pictures = parser.add_argument_group("pictures")
     pictures.add_argument("files", nargs="*", metavar="PICTURE", help="- is stdin")
+    pictures.add_argument(
+        "--read",
+        action="store_true",
+        help="read numbers of several digits, for models of the ten digits",
+    )
     pictures.add_argument("--json", action="store_true", help="a JSON object per line")
     pictures.add_argument(
         "--top",
@@ -165,7 +178,7 @@ def _parser() -> command.Parser:
         "--save_preprocessed",
         type=lambda text: path_of(text, "--save_preprocessed"),
         metavar="DIR",
-        help="save the images that the model receives",
+        help="save the images that the model receives; with --read, the digits found",
     )
     split = parser.add_argument_group("a split of the data")
     split.add_argument(
@@ -184,7 +197,8 @@ def _predict_pictures(args: argparse.Namespace) -> list[str]:
     state, class_names = saved.state, saved.manifest.dataset.class_names
     console = Console()
     failed: list[str] = []
-    ready = enumerate(_prepare(_expand(args.files), state.image_shape, failed))
+    prepare = functools.partial(prepare_for, image_shape=state.image_shape)
+    ready = enumerate(_opened(_expand(args.files), prepare, failed))
     while chunk := list(itertools.islice(ready, CHUNK)):
         pictures = [picture for _, (_, picture) in chunk]
         predictions = predict_prepared(pictures, state, class_names)
@@ -192,11 +206,30 @@ def _predict_pictures(args: argparse.Namespace) -> list[str]:
             chunk, predictions, strict=True
         ):
             if args.save_preprocessed is not None:
-                _save(args.save_preprocessed, index, file, picture)
+                image = Image.fromarray(picture.image)
+                _save(args.save_preprocessed, index, file, image)
             if args.json:
                 console.line(json.dumps(_record(file, prediction, args.top)))
             else:
                 console.line(_line(file, prediction, args.top))
+    return failed
+
+
+def _read_pictures(args: argparse.Namespace) -> list[str]:
+    """Prints the numbers in pictures and returns the files that cannot be read."""
+    saved = open_run(args.workdir, args.step)
+    check_reads(saved.state, saved.manifest.dataset.class_names)
+    console = Console()
+    failed: list[str] = []
+    readings = _opened(_expand(args.files), saved.read, failed)
+    for index, (file, reading) in enumerate(readings):
+        if args.save_preprocessed is not None and reading.ink is not None:
+            _save(args.save_preprocessed, index, file, reading.annotated())
+        if args.json:
+            console.line(json.dumps(numbers.record(file, reading)))
+        else:
+            for line in numbers.lines(file, reading):
+                console.line(line)
     return failed
 
 
@@ -215,11 +248,14 @@ def run(argv: Sequence[str]) -> int:
         )
     if args.files and overrides:
         raise UserError(f"--config.{overrides[0][0]} has no effect on pictures")
+    if args.read and args.split is not None:
+        raise UserError("--read has no effect on --split; give PICTURE instead")
     if args.top < 1:
         raise UserError(f"--top={args.top}: expected at least 1")
     command.start_jax(args, several=args.split is not None)
     if args.split is None:
-        return 1 if _predict_pictures(args) else 0
+        failed = (_read_pictures if args.read else _predict_pictures)(args)
+        return 1 if failed else 0
     config = command.load_config(args, overrides)
     saved = open_run(args.workdir, args.step, config=config, use_mesh=True)
     saved.predict_split(args.split)

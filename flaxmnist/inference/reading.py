@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from flaxmnist.core import mnist
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import UserError
-from flaxmnist.inference.division import Part, divide
+from flaxmnist.inference.division import divide
 from flaxmnist.inference.predict import Prediction, trained
 from flaxmnist.pictures.digits import Box, segment
 from flaxmnist.pictures.files import Picture
@@ -31,7 +31,8 @@ class Digit:
         and bottom are the first ones outside.
       line: index of its line, from the top.
       starts_group: whether a wide gap or another mark, such as a dash, lies before it.
-      is_divided: whether it touched another digit.
+      is_divided: whether it touches another digit.
+      is_wide: whether it is wide for a single digit.
       prediction: the probabilities, the most probable digit, and warnings.
     """
 
@@ -39,7 +40,15 @@ class Digit:
     line: int
     starts_group: bool
     is_divided: bool
+    is_wide: bool
     prediction: Prediction
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Reasons to doubt the digit."""
+        wide = ("perhaps several digits",) if self.is_wide else ()
+        divided = ("touches another digit",) if self.is_divided else ()
+        return wide + divided + self.prediction.warnings
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -73,7 +82,7 @@ class Reading:
     def annotated(self) -> Image.Image:
         """Returns the ink, dark on white, with a box and a name at each digit.
 
-        Boxes are red for digits with warnings, orange for divided ones, else green.
+        Boxes are red for digits with warnings, and green for the others.
 
         Raises:
           ValueError: nothing was found in the picture.
@@ -89,11 +98,12 @@ class Reading:
                 (side - start) * self.ink.scale
                 for side, start in zip(digit.box, (x, y, x, y), strict=True)
             ]
-            color = "orange" if digit.is_divided else "green"
-            color = "red" if digit.prediction.warnings else color
+            color = "red" if digit.warnings else "green"
             pen.rectangle(box, outline=color)
             font = ImageFont.load_default(max(10, (box[3] - box[1]) / 4))
-            pen.text(box[:2], digit.prediction.label or "", fill=color, font=font)
+            pen.text(
+                (box[0], box[1]), digit.prediction.label or "", fill=color, font=font
+            )
         return image
 
 
@@ -137,7 +147,8 @@ def read_digits(
             line=part.glyph.line,
             starts_group=part.glyph.starts_group and part.first == 0,
             is_divided=part.is_cut,
-            prediction=_with_warning(part, prediction),
+            is_wide=part.width > _WIDE,
+            prediction=prediction,
         )
         for part, prediction in divide(glyphs, state)
     )
@@ -154,15 +165,6 @@ def check_reads(state: TrainState, class_names: tuple[str, ...]) -> None:
         "numbers are read by models of 28 × 28 × 1 for the digits 0 to 9, such as "
         "those trained on mnist"
     )
-
-
-def _with_warning(part: Part, prediction: Prediction) -> Prediction:
-    """Returns the prediction, with a warning if the part is wide for a digit."""
-    if part.width <= _WIDE:
-        return prediction
-    warnings = (*prediction.prepared.warnings, "perhaps several digits")
-    prepared = dataclasses.replace(prediction.prepared, warnings=warnings)
-    return dataclasses.replace(prediction, prepared=prepared)
 
 
 def _in_picture(box: Box, ink: Ink) -> Box:

@@ -20,6 +20,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.inference.notebook import as_html
 from flaxmnist.inference.places import DataPlaces
 from flaxmnist.inference.predict import Prediction, predict_pictures
+from flaxmnist.inference.reading import Reading, read_digits
 from flaxmnist.inference.restore import restore
 from flaxmnist.paths import path_of
 from flaxmnist.pictures.files import Picture
@@ -85,6 +86,10 @@ class SavedRun:
         """Returns predictions of pictures; see :func:`flaxmnist.predict_images`."""
         return predict_pictures(pictures, self.state, self.manifest.dataset.class_names)
 
+    def read(self, picture: Picture) -> Reading:
+        """Returns the numbers in a picture; see :func:`flaxmnist.read_digits`."""
+        return read_digits(picture, self.state, self.manifest.dataset.class_names)
+
     def evaluate(self, split: str = "test") -> Figures:
         """Returns the figures of the split "train", "validation" or "test".
 
@@ -132,13 +137,10 @@ class SavedRun:
         return path
 
     def report(self, compare: Iterable[str | os.PathLike[str]] = ()) -> Path:
-        """Writes the report of the run again.
+        """Writes the report of the run again; returns the path of ``report.html``.
 
         Args:
           compare: directories of other runs to show beside it.
-
-        Returns:
-          the path of ``report.html``.
 
         Raises:
           UserError: a run to compare with is not finished, the data cannot be found, or
@@ -227,15 +229,13 @@ class SavedRun:
             options.check("", {"split": split}, {"split": options.one_of(SPLITS)})
         dataset, config = self.dataset, self.config
         check_dataset(config, dataset)
-        make_feed = FEEDS[config.data.placement]
+        make = FEEDS[config.data.placement]
         size = eval_batch_size(config, dataset, self.mesh)
+        feeds = {name: make(dataset.split(name), size, self.mesh) for name in splits}
         return Evaluation(
             config=config,
             dataset=dataset,
-            eval_feeds={
-                split: make_feed(dataset.split(split), size, self.mesh)
-                for split in splits
-            },
+            eval_feeds=feeds,
             replicated=sharding.replicated(self.mesh),
             total_steps=self.manifest.total_steps,
             origin=self.manifest.origin,

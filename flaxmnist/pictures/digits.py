@@ -32,8 +32,8 @@ Box = tuple[int, int, int, int]
 MAX_MARKS = 1_500
 # Shares of the height of a line: a gap within a digit, and a gap between groups.
 JOIN, GROUP = 0.06, 0.75
-# Higher marks, in pixels, are reduced before their parts are looked at.
-MAX_HEIGHT = 96
+# Lowest digit, in pixels, and the height above which the image is reduced.
+MIN_HEIGHT, MAX_HEIGHT = 8, 96
 # Lines at a smaller angle, in degrees, are not turned.
 LEVEL = 3.0
 
@@ -94,7 +94,7 @@ def segment(strength: Strength) -> list[Glyph]:
     """
     labels, marks = find_marks(strength)
     to_image = np.eye(2, 3)
-    if not 0 < len(marks) <= MAX_MARKS:
+    if not _are_readable(marks):
         return []
     if (factor := math.ceil(marks.typical_height / MAX_HEIGHT)) > 1:
         strength = np.asarray(_as_image(strength).reduce(factor))
@@ -104,10 +104,16 @@ def segment(strength: Strength) -> list[Glyph]:
         to_image = factor * level
     if factor > 1 or abs(angle) > LEVEL:
         labels, marks = find_marks(strength)
+        if not _are_readable(marks):
+            return []
     glyphs = []
     for number, line in enumerate(find_lines(marks)):
         glyphs += _glyphs(strength, labels, line, number, to_image)
     return glyphs
+
+
+def _are_readable(marks: Marks) -> bool:
+    return 0 < len(marks) <= MAX_MARKS and marks.typical_height >= MIN_HEIGHT
 
 
 def _as_image(strength: Strength) -> Image.Image:

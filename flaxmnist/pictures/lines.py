@@ -10,9 +10,11 @@ from scipy import ndimage
 Strength = Float[np.ndarray, "height width"]
 # Lowest strength of ink.
 INK = 0.3
-# Shares of the height of a line: the height of a speck, that of the smallest digit,
-# and the width of the longest group of digits that touch.
-SPECK, DIGIT, LONGEST = 0.15, 0.5, 10
+# Shares of the height of a line: the heights of a speck, of the smallest digit and of a
+# mark that shows where the line is, and the width of the longest group that touches.
+SPECK, DIGIT, TALL, LONGEST = 0.15, 0.5, 0.7, 10
+# Share of their height that neighbours in a line have in common.
+SHARED = 0.45
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,42 +103,47 @@ def angle_of(marks: Marks) -> float:
 def find_lines(marks: Marks) -> list[Marks]:
     """Returns the lines from top to bottom, their marks from left to right."""
     smallest = DIGIT * marks.typical_height
-    order = np.argsort(marks.left, kind="stable")
+    found: list[Marks] = []
+    # Tall marks show where the lines are. What is in none of them may be smaller text.
+    while len(marks) and marks.height.max() >= smallest:
+        tall = marks[marks.height >= TALL * marks.typical_height]
+        rest = marks[~np.isin(marks.label, tall.label)]
+        for line in _chains(tall):
+            inside = _lies_in(rest, line)
+            found.append(_joined(line, rest[inside]))
+            rest = rest[~inside]
+        marks = rest
+    return sorted(found, key=lambda line: float(np.median(line.y)))
+
+
+def _chains(marks: Marks) -> list[Marks]:
+    """Returns marks that continue each other from left to right."""
     lines: list[list[int]] = []
     # Top and bottom of each line at its end so far.
     bands = np.zeros((0, 2))
-    for row in order[marks.height[order] >= smallest / 2]:
+    for row in np.argsort(marks.left, kind="stable"):
         mark = np.array([marks.top[row], marks.bottom[row]])
         shared = np.minimum(bands[:, 1], mark[1]) - np.maximum(bands[:, 0], mark[0])
         share = shared / np.minimum(np.ptp(bands, axis=1), np.ptp(mark))
-        if not len(lines) or share.max() < 0.45:
+        if not len(lines) or share.max() < SHARED:
             lines.append([row])
             bands = np.concatenate([bands, mark[None]])
-            continue
-        best = share.argmax()
-        lines[best].append(row)
-        # A dash does not move the line.
-        if np.ptp(mark) > 0.6 * np.ptp(bands[best]):
+        else:
+            best = share.argmax()
+            lines[best].append(row)
             bands[best] += 0.5 * (mark - bands[best])
-    found = [marks[np.array(rows)] for rows in lines]
-    found = [line for line in found if line.height.max() >= smallest]
-    found.sort(key=lambda line: float(np.median(line.y)))
-    return _with_small_marks(found, marks)
+    return [marks[np.array(rows)] for rows in lines]
 
 
-def _with_small_marks(lines: list[Marks], marks: Marks) -> list[Marks]:
-    """Adds the other marks to the lines that they lie in."""
-    for line in lines:
-        marks = marks[~np.isin(marks.label, line.label)]
-    found = []
-    for line in lines:
-        room = 0.2 * line.typical_height
-        above, below = (np.interp(marks.x, line.x, y) for y in (line.top, line.bottom))
-        inside = (marks.y > above - room) & (marks.y < below + room)
-        pairs = zip(
-            dataclasses.astuple(line), dataclasses.astuple(marks[inside]), strict=True
-        )
-        both = Marks(*(np.concatenate(pair) for pair in pairs))
-        found.append(both[np.argsort(both.x, kind="stable")])
-        marks = marks[~inside]
-    return found
+def _lies_in(marks: Marks, line: Marks) -> np.ndarray:
+    """Returns whether each mark lies between the top and the bottom of a line."""
+    room = 0.2 * line.typical_height
+    above, below = (np.interp(marks.x, line.x, y) for y in (line.top, line.bottom))
+    return (marks.y > above - room) & (marks.y < below + room)
+
+
+def _joined(line: Marks, others: Marks) -> Marks:
+    """Returns the marks of both, from left to right."""
+    pairs = zip(dataclasses.astuple(line), dataclasses.astuple(others), strict=True)
+    both = Marks(*(np.concatenate(pair) for pair in pairs))
+    return both[np.argsort(both.x, kind="stable")]

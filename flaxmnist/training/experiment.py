@@ -1,6 +1,7 @@
 """Experiments: data, model, optimizer and mesh, built from a configuration."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +41,7 @@ class Evaluation:
 
     config: Config
     dataset: data.Dataset
-    eval_feeds: dict[str, Feed]
+    eval_feeds: Mapping[str, Feed]
     replicated: NamedSharding
     total_steps: int
     origin: Origin = START
