@@ -21,7 +21,7 @@ class View:
       shape: height and width of the picture.
       sheet: height and width of the sheet.
       matrix: from x, y, 1 in the picture to those on the sheet, float64 `[3, 3]`.
-      visible: the part of the sheet in the picture: top, left, bottom, right.
+      visible: a part of the sheet that is in the picture: top, left, bottom, right.
       has_desk: whether the picture shows more than the sheet.
     """
 
@@ -50,7 +50,6 @@ class View:
         seen = warp(image) / 255
         if not self.has_desk:
             return seen
-        # One pixel of the margin makes the edge of the sheet smooth.
         paper = Image.new("L", image.size, 255)
         cover = ndimage.gaussian_filter(warp(paper) / 255, 0.7)
         # The sheet throws a narrow shadow on the desk.
@@ -73,7 +72,6 @@ def look(
     sides: tuple[str, ...] = (),
     rim: tuple[float, float] = (0.05, 0.18),
     tilt: float = 0.012,
-    turn: float = 2.5,
 ) -> View:
     """Returns a view of a sheet.
 
@@ -83,7 +81,6 @@ def look(
       sides: where the picture shows the desk.
       rim: least and largest width of the desk, as a share of the picture.
       tilt: largest displacement of a corner, as a share of the picture.
-      turn: largest rotation in degrees.
     """
     height, width = shape
     beyond = 0.14  # Paper outside the picture, where there is no desk.
@@ -96,24 +93,24 @@ def look(
         first.append(before)
         extent.append(side - before - after)
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
-    angle = np.deg2rad(rng.uniform(-turn, turn))
+    angle = np.deg2rad(rng.uniform(-2.5, 2.5))
     rotation = np.array(
         [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     )
     middle = np.array([width, height]) / 2
     moved = (corners - middle) @ rotation.T + middle
     moved += rng.uniform(-tilt, tilt, (4, 2)) * [width, height]
-    left, top = -first[0], -first[1]
+    seen = moved - first
     visible = (
-        max(0, top),
-        max(0, left),
-        min(extent[1], top + height),
-        min(extent[0], left + width),
+        max(0, *seen[:2, 1]),
+        max(0, *seen[[0, 3], 0]),
+        min(extent[1], *seen[2:, 1]),
+        min(extent[0], *seen[1:3, 0]),
     )
     return View(
         shape,
         (round(extent[1]), round(extent[0])),
-        _homography(corners, moved - first),
+        _homography(corners, seen),
         visible,
         bool(sides),
     )
@@ -128,13 +125,13 @@ def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.append(np.linalg.solve(rows, values), 1).reshape(3, 3)
 
 
-def light(shape: Shape, rng: Rng, least: float = 0.72) -> np.ndarray:
+def light(shape: Shape, rng: Rng) -> np.ndarray:
     """Returns uneven light, float32 `[height, width, 3]`, of at most 1."""
     y, x = (np.linspace(-1, 1, side, dtype=np.float32) for side in shape)
     y = y[:, None]
     angle = rng.uniform(0, 2 * np.pi)
     slope = (x * math.cos(angle) + y * math.sin(angle)) / math.sqrt(2)
-    fall = rng.uniform(0, (1 - least) / 2)
+    fall = rng.uniform(0, 0.14)
     vignette = rng.uniform(0, 0.12) * (x**2 + y**2) / 2
     warmth = rng.uniform(-1, 1) * np.array([0.05, 0, -0.09])
     exposure = rng.uniform(0.85, 1.02)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.photographs.inks import Handwriting, Pen, digit_ink
+from benchmarks.photographs.inks import Handwriting, Pen
 from benchmarks.photographs.paper import Rng, clouds
 from benchmarks.photographs.sample import png
 
@@ -27,7 +27,7 @@ class Drawing:
         height, width = side, round(side * rng.uniform(0.8, 1.3))
         pen = Pen((0, 0, 0), 0, (8, 18))
         tall = round(rng.uniform(0.35, 0.6) * min(height, width))
-        ink = digit_ink(digit, source, tall, pen, hand, rng)
+        ink = hand.ink(digit, source, tall, pen, rng)
         cover = np.zeros((height, width), np.float32)
         top, left = (
             round(rng.uniform(0.3, 0.7) * (room - extent))

@@ -27,18 +27,6 @@ SOURCES = ("MNIST", "typeface", "MNIST", "strokes")
 
 
 @dataclasses.dataclass(frozen=True)
-class Handwriting:
-    """Handwritten digits, uint8 `[count, 28, 28]`, light on black, and their labels."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def pick(self, digit: int, rng: Rng) -> np.ndarray:
-        """Returns one image of a digit."""
-        return self.images[rng.choice(np.flatnonzero(self.labels == digit))]
-
-
-@dataclasses.dataclass(frozen=True)
 class Pen:
     """A pen.
 
@@ -63,6 +51,37 @@ PENS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Handwriting:
+    """Handwritten digits, uint8 `[count, 28, 28]`, light on black, and their labels."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def pick(self, digit: int, rng: Rng) -> np.ndarray:
+        """Returns one image of a digit."""
+        return self.images[rng.choice(np.flatnonzero(self.labels == digit))]
+
+    def ink(
+        self, digit: int, source: str, height: int, pen: Pen, rng: Rng
+    ) -> np.ndarray:
+        """Returns the ink of a digit, float32 `[height, width]` from 0 to 1.
+
+        Args:
+          digit: from 0 to 9.
+          source: "MNIST", "typeface" or "strokes".
+          height: in pixels.
+          pen: for the width of strokes.
+          rng: of the form.
+        """
+        if source == "MNIST":
+            return enlarged(self.pick(digit, rng), height)
+        if source == "typeface":
+            return typed(str(digit), str(rng.choice(FACES)), height)
+        strokes = (FIRST_HAND, SECOND_HAND)[rng.integers(2)][digit]
+        return stroked(strokes, height, pen, rng)
+
+
 def fit(ink: Image.Image, height: int) -> np.ndarray:
     """Returns ink cropped to its extent, scaled to a height, from 0 to 1."""
     ink = ink.crop(ink.getbbox())
@@ -81,27 +100,6 @@ def enlarged(image: np.ndarray, height: int) -> np.ndarray:
     edge = np.clip((smooth - 0.22) / 0.4, 0, 1)
     cover = Image.fromarray((edge * edge * (3 - 2 * edge) * 255).astype(np.uint8))
     return fit(cover, height)
-
-
-def digit_ink(
-    digit: int, source: str, height: int, pen: Pen, hand: Handwriting, rng: Rng
-) -> np.ndarray:
-    """Returns the ink of a digit, float32 `[height, width]` from 0 to 1.
-
-    Args:
-      digit: from 0 to 9.
-      source: "MNIST", "typeface" or "strokes".
-      height: in pixels.
-      pen: for the width of strokes.
-      hand: MNIST's digits.
-      rng: of the form.
-    """
-    if source == "MNIST":
-        return enlarged(hand.pick(digit, rng), height)
-    if source == "typeface":
-        return typed(str(digit), str(rng.choice(FACES)), height)
-    strokes = (FIRST_HAND, SECOND_HAND)[rng.integers(2)][digit]
-    return stroked(strokes, height, pen, rng)
 
 
 def typed(text: str, face: str, height: int) -> np.ndarray:
@@ -129,9 +127,18 @@ def turned(ink: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def write(
-    sheet: np.ndarray, ink: np.ndarray, top: int, left: int, pen: Pen, rng: Rng
+    sheet: np.ndarray, ink: np.ndarray, place: tuple[int, int], pen: Pen, rng: Rng
 ) -> None:
-    """Puts ink on a sheet, in place; ink outside of the sheet is lost."""
+    """Puts ink on a sheet, in place; ink outside of the sheet is lost.
+
+    Args:
+      sheet: the sheet.
+      ink: where there is ink, from 0 to 1.
+      place: top and left of the ink on the sheet.
+      pen: color and grain.
+      rng: of the grain.
+    """
+    top, left = place
     height, width = sheet.shape[:2]
     rows = slice(max(top, 0), min(top + ink.shape[0], height))
     columns = slice(max(left, 0), min(left + ink.shape[1], width))

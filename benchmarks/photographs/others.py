@@ -28,7 +28,7 @@ _SYMBOLS = "?!&@#%+=*$€→←↑✓<>{}~^§∞±÷"
 _PENS = (BALLPOINT, BALLPOINT, *(PENS[name] for name in ("blue pen", "marker")))
 
 
-def _photograph(ink: np.ndarray | None, rng: Rng, paper: str = "", pen=None) -> bytes:
+def _photograph(ink: np.ndarray | None, rng: Rng, paper: str = "") -> bytes:
     """Returns a photograph of ink on paper, or of an empty page."""
     shape = SHAPES[rng.integers(len(SHAPES))]
     sides = tuple(rng.permutation(camera.SIDES)[: rng.integers(0, 3)])
@@ -39,8 +39,8 @@ def _photograph(ink: np.ndarray | None, rng: Rng, paper: str = "", pen=None) -> 
         top, left, bottom, right = view.visible
         y = rng.uniform(top, bottom - ink.shape[0])
         x = rng.uniform(left, right - ink.shape[1])
-        pen = pen or _PENS[rng.integers(len(_PENS))]
-        write(sheet, ink, round(y), round(x), pen, rng)
+        pen = _PENS[rng.integers(len(_PENS))]
+        write(sheet, ink, (round(y), round(x)), pen, rng)
     seen = view.see(sheet, rng) * camera.light(shape, rng)
     if rng.random() < 0.3:
         depth = rng.uniform(0.2, 0.5)

@@ -12,7 +12,6 @@ from benchmarks.photographs.inks import (
     SOURCES,
     Handwriting,
     Pen,
-    digit_ink,
     turned,
     write,
 )
@@ -63,12 +62,10 @@ class Photograph:
         """Returns the JPEG file."""
         shape = self.shape or SHAPES[rng.integers(len(SHAPES))]
         height = self.height or round(rng.uniform(*self.share) * min(shape))
-        ink = digit_ink(digit, source, height, self.pen, hand, rng)
+        ink = hand.ink(digit, source, height, self.pen, rng)
         # A bar that fills its picture is no digit to anybody.
         while self.cut == "tight" and ink.shape[1] < 0.3 * height:
-            ink = digit_ink(
-                digit, SOURCES[rng.integers(4)], height, self.pen, hand, rng
-            )
+            ink = hand.ink(digit, SOURCES[rng.integers(4)], height, self.pen, rng)
         if any(self.angle):
             ink = turned(ink, rng.choice([-1, 1]) * rng.uniform(*self.angle))
         sides = tuple(rng.permutation(camera.SIDES)[: self.sides])
@@ -96,7 +93,7 @@ class Photograph:
                 (left + margin, right - margin - width),
             )
         )
-        write(sheet, ink, y, x, self.pen, rng)
+        write(sheet, ink, (y, x), self.pen, rng)
         if self.line:
             self._draw_line(sheet, (y, x), ink.shape, rng)
         return np.array(
@@ -124,7 +121,7 @@ class Photograph:
             width=max(2, round(thick)),
         )
         ink = np.asarray(line, np.float32) / 255
-        write(sheet, ink, 0, 0, pen, rng)
+        write(sheet, ink, (0, 0), pen, rng)
 
     def _cropped(self, seen: np.ndarray, corners: np.ndarray, rng: Rng) -> np.ndarray:
         """Returns the picture cropped at the digit, on all sides or on some."""
@@ -176,7 +173,7 @@ class Large:
         image = Image.fromarray((seen * 255).astype(np.uint8))
         pixels = np.array(image.resize(shape[::-1], Image.Resampling.BILINEAR))
         ink = turned(
-            digit_ink(digit, source, height, BALLPOINT, hand, rng), rng.uniform(-4, 4)
+            hand.ink(digit, source, height, BALLPOINT, rng), rng.uniform(-4, 4)
         )
         top, left = (
             int(rng.uniform(0.1, 0.9) * (side - extent))
@@ -184,7 +181,7 @@ class Large:
         )
         part = pixels[top : top + ink.shape[0], left : left + ink.shape[1]]
         written = part / np.float32(255)
-        write(written, ink, 0, 0, BALLPOINT, rng)
+        write(written, ink, (0, 0), BALLPOINT, rng)
         part[:] = np.clip(camera.defocus(written, 1.2), 0, 1) * 255
         noise = camera.grain((640, 640), rng, rng.uniform(0.006, 0.02)) * 255
         noise = noise.round().astype(np.int16)
