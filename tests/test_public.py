@@ -37,7 +37,7 @@ def test_a_run_is_trained_by_a_name_a_path_or_a_configuration(tmp_path):
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            loop.Experiment, "build", lambda config, data: seen.append(config) or 1 / 0
+            loop.Experiment, "build", lambda config, *_: seen.append(config) or 1 / 0
         )
         for one in given.values():
             with pytest.raises(ZeroDivisionError):
