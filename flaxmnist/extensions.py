@@ -14,6 +14,7 @@ type such as ``ExtensionPoint(LOSSES, filled=("logits", "labels"))`` in a group 
 :meth:`ExtensionPoint.bind` where its value is needed.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from flaxmnist.errors import UserError, did_you_mean, explained
 from flaxmnist.options import Option, OptionType
 from flaxmnist.signatures import options_of, parameters
-from flaxmnist.user_code import Loaded, load, spec_of
+from flaxmnist.user_code import load, spec_of
 
 
 class ExtensionPoint(OptionType):
@@ -65,6 +66,11 @@ class ExtensionPoint(OptionType):
             raise UserError(f" is unknown{hint}")
         self.options(spec)  # Raises if its signature cannot be used.
         return spec
+
+    def specs(self, value: Any) -> list[str]:
+        """Returns the specifications in a value of a JSON file; imports nothing."""
+        is_spec = isinstance(value, str) and value not in self.shipped and ":" in value
+        return [value] if is_spec else []
 
     def callable(self, name: str) -> Callable[..., Any]:
         """Returns the callable of a canonical name."""
@@ -143,20 +149,21 @@ class Several(OptionType):
         self.point = point
 
     def _canonical(self, value: Any) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(self.point.convert, self._items(value))))
+
+    def _items(self, value: Any) -> list[Any]:
         items = value.split(",") if isinstance(value, str) else value or ()
         if callable(items):
             items = (items,)
-        items = [item.strip() if isinstance(item, str) else item for item in items]
-        return tuple(dict.fromkeys(map(self.point.convert, items)))
+        return [item.strip() if isinstance(item, str) else item for item in items]
 
-
-def user_callables(type: OptionType, value: Any) -> list[Loaded]:
-    """Returns the user's own callables among those that a canonical value names."""
-    if isinstance(type, ExtensionPoint):
-        type, value = Several(type), (value,)
-    if not isinstance(type, Several):
+    def specs(self, value: Any) -> list[str]:
+        """Returns the specifications in a value of a JSON file; imports nothing."""
+        with contextlib.suppress(TypeError):  # The value is invalid.
+            return [
+                spec for item in self._items(value) for spec in self.point.specs(item)
+            ]
         return []
-    return [load(name) for name in value if name not in type.point.shipped]
 
 
 @dataclasses.dataclass(frozen=True)

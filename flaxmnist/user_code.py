@@ -22,6 +22,9 @@ from flaxmnist.errors import UserError, did_you_mean, explained, shown
 # Directories to search first: of the loaded configuration files, and those that the
 # opened runs recorded.
 _folders: list[str] = []
+# The callables of this process and the hashes of their sources, by their ids. The file
+# may change while the imported code stays the same.
+_hashes: dict[int, tuple[Any, str]] = {}
 # Run directories that this process has opened.
 _opened: set[Path] = set()
 
@@ -34,18 +37,19 @@ class Loaded:
       spec: canonical form: with the absolute path of a file.
       callable: what it names.
       module: the module that contains it.
+      sha256: hash of its source when this process first used it; "" if the source is
+        not known or installed.
     """
 
     spec: str
     callable: Callable[..., Any]
     module: types.ModuleType
+    sha256: str
 
     @property
     def file(self) -> str:
         """The source file; "" in a notebook."""
-        with contextlib.suppress(OSError, TypeError):
-            return inspect.getsourcefile(inspect.unwrap(self.callable)) or ""
-        return getattr(self.module, "__file__", None) or ""
+        return _source_file(self.callable, self.module)
 
     @property
     def folder(self) -> str:
@@ -58,25 +62,31 @@ class Loaded:
             Path(path).absolute().parents[depth + hasattr(self.module, "__path__")]
         )
 
-    @property
-    def sha256(self) -> str:
-        """Hash of its source; "" if the source is not known or installed.
 
-        In a configuration file and in the main program, other parts change from run to
-        run, so that only the source of the callable itself counts. An installed package
-        may be updated, as those that flaxmnist itself needs.
-        """
-        if not {"site-packages", "dist-packages"}.isdisjoint(self.file.split(os.sep)):
-            return ""
-        is_main = self.module.__name__ == "__main__"
-        try:
-            if is_main or hasattr(self.module, "get_config"):
-                source = inspect.getsource(self.callable).encode()
-            else:
-                source = Path(self.file).read_bytes()
-        except (OSError, TypeError):
-            return ""
-        return hashlib.sha256(source).hexdigest()
+def _source_file(made: Callable[..., Any], module: types.ModuleType) -> str:
+    with contextlib.suppress(OSError, TypeError):
+        return inspect.getsourcefile(inspect.unwrap(made)) or ""
+    return getattr(module, "__file__", None) or ""
+
+
+def _source_hash(made: Callable[..., Any], module: types.ModuleType) -> str:
+    """Returns the SHA-256 of the source; "" if it is not known or installed.
+
+    In a configuration file and in the main program, other parts change from run to
+    run, so that only the source of the callable itself counts. An installed package may
+    be updated, as those that flaxmnist itself needs.
+    """
+    if id(made) not in _hashes:
+        file = _source_file(made, module)
+        is_main = module.__name__ == "__main__"
+        source = b""
+        with contextlib.suppress(OSError, TypeError):
+            if is_main or hasattr(module, "get_config"):
+                source = inspect.getsource(made).encode()
+            elif {"site-packages", "dist-packages"}.isdisjoint(file.split(os.sep)):
+                source = Path(file).read_bytes()
+        _hashes[id(made)] = made, hashlib.sha256(source).hexdigest() if source else ""
+    return _hashes[id(made)][1]
 
 
 def spec_of(value: Callable[..., Any]) -> str:
@@ -126,7 +136,7 @@ def load(spec: str) -> Loaded:
     origin = getattr(inspect.unwrap(found), "__module__", None) or ""
     _check_not_python(origin)
     where = module.__name__ if _is_file(where) else where
-    return Loaded(f"{where}:{name}", found, module)
+    return Loaded(f"{where}:{name}", found, module, _source_hash(found, module))
 
 
 def _check_not_python(module: str) -> None:

@@ -22,6 +22,7 @@ from flaxmnist.data import Dataset
 from flaxmnist.errors import UserError
 from flaxmnist.options import check
 from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir import trust
 
 
 def example(
@@ -149,9 +150,11 @@ def test_an_option_may_name_several_callables():
     assert several.convert(f"loss, {spec},loss") == ("loss", spec)
     assert several.convert(Example) == ("class",)
     assert several.convert(None) == ()
-    (found,) = extensions.user_callables(several, ("loss", spec))
+    assert several.specs(["loss", spec]) == several.specs(f"loss, {spec}") == [spec]
+    assert several.specs({spec: 1}) == POINT.specs(spec) == [spec]
+    assert POINT.specs("loss") == POINT.specs([spec]) == several.specs(1) == []
+    found = user_code.load(spec)
     assert (found.callable, found.file) == (example, __file__)
-    assert extensions.user_callables(POINT, "loss") == []
 
 
 @pytest.mark.parametrize(
@@ -339,7 +342,9 @@ def project(tmp_path_factory):
     (folder / "own_nets.py").write_text(NETS)
     (folder / "my.py").write_text(CONFIG)
     flags = [f"--config={folder}/my.py", "--config.model.depth=2"]
-    assert train.main([*flags, f"--workdir={folder / 'run'}"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLAXMNIST_CACHE_DIR", str(folder / "cache"))
+        assert train.main([*flags, f"--workdir={folder / 'run'}"]) == 0
     return folder
 
 
@@ -349,6 +354,8 @@ def run(project, tmp_path, monkeypatch):
     for name in ("own_nets", f"{project}/my.py"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(user_code, "_folders", [])
+    monkeypatch.setattr(trust, "_permitted", {})
+    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(project / "cache"))
     monkeypatch.chdir(tmp_path)
     return shutil.copytree(project / "run", tmp_path / "run")
 
@@ -356,8 +363,10 @@ def run(project, tmp_path, monkeypatch):
 def test_a_run_of_a_model_of_the_user_is_resumed_and_used(project, run, capsys):
     (record,) = json.loads((run / "extensions.json").read_text())
     source = (project / "own_nets.py").read_bytes()
+    assert len(record.pop("signature")) == 64
     assert record == {
         "option": "model.name",
+        "options": {"name": "own_nets:Net", "width": 5, "depth": 2},
         "spec": "own_nets:Net",
         "file": str(project / "own_nets.py"),
         "folder": str(project),

@@ -79,6 +79,15 @@ class Parser(argparse.ArgumentParser):
             metavar="N",
             help="a checkpoint; default: the best on validation",
         )
+        self.add_trust()
+
+    def add_trust(self) -> None:
+        """Adds the flag that permits the code of a run directory."""
+        self.add_argument(
+            "--trust_code",
+            action="store_true",
+            help="run the code that the run directory names; read the code first",
+        )
 
     def add_config(self) -> None:
         """Adds the flag of a configuration to compare with that of the run."""
@@ -170,6 +179,8 @@ def load_config(
     Raises:
       UserError: neither flag names a configuration, or it is invalid.
     """
+    if args.trust_code and args.workdir is not None:
+        workdirs.permit_all(args.workdir)
     if args.config is not None:
         config = configs.load(args.config)
     elif args.workdir is None:
@@ -208,6 +219,8 @@ def start_jax(args: argparse.Namespace, several: bool = False) -> None:
             for name, value in vars(args).items()
             if name not in _PER_PROCESS_FLAGS
         }
+        # Their values may differ, but not whether they are given.
+        shared["whether --config is given"] = getattr(args, "config", None) is not None
         join = functools.partial(
             processes.start,
             args.coordinator,

@@ -136,7 +136,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     args = parser.parse_args(argv)
     command.start_jax(args)
-    saved = open_run(args.workdir, args.step)
+    saved = open_run(args.workdir, args.step, trust_code=args.trust_code)
     try:
         server = PageServer(args.host, args.port)
     except (OSError, OverflowError, ValueError) as error:

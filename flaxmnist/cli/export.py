@@ -33,7 +33,8 @@ def run(argv: Sequence[str]) -> int:
     args, overrides = parser.parse_config_args(argv)
     command.start_jax(args)
     try:
-        open_run(args.workdir, args.step, overrides).export(args.format)
+        run = open_run(args.workdir, args.step, overrides, trust_code=args.trust_code)
+        run.export(args.format)
     except ParityError as error:
         command.print_error(str(error))
         return 1

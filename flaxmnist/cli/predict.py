@@ -193,7 +193,7 @@ def _parser() -> command.Parser:
 
 def _predict_pictures(args: argparse.Namespace) -> list[str]:
     """Prints predictions and returns the files that cannot be read."""
-    saved = open_run(args.workdir, args.step)
+    saved = open_run(args.workdir, args.step, trust_code=args.trust_code)
     state, class_names = saved.state, saved.manifest.dataset.class_names
     console = Console()
     failed: list[str] = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from flaxmnist.cli import command
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
+from flaxmnist.rundir import folder as workdirs
 
 _DESCRIPTION = """\
 Writes a run's report.html again, alone or with other runs.
@@ -36,7 +37,11 @@ def run(argv: Sequence[str]) -> None:
     )
     args, overrides = parser.parse_config_args(argv)
     command.start_jax(args)
-    open_run(args.workdir, args.step, overrides).report(args.compare)
+    for path in args.compare if args.trust_code else ():
+        workdirs.permit_all(path)
+    trust = args.trust_code
+    run = open_run(args.workdir, args.step, overrides, trust_code=trust)
+    run.report(args.compare)
 
 
 main = functools.partial(command.exit_code, run)

@@ -49,6 +49,7 @@ def _parser() -> command.Parser:
         help="let a run that resumes change batch_size, grad_accumulation and the "
         "options of optimizer, loss and augment",
     )
+    parser.add_trust()
     parser.add_argument(
         "--log_device_placement",
         action="store_true",

@@ -15,8 +15,8 @@ from flaxmnist.core.state import TrainState, abstract_state
 from flaxmnist.errors import DamagedError, UserError
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
-from flaxmnist.rundir.configuration import changed_code
 from flaxmnist.rundir.manifest import Manifest
+from flaxmnist.rundir.trust import changed_code
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.memory import available_memory
 
@@ -41,8 +41,7 @@ def restore(
       UserError: the model needs more memory than there is, or the checkpoint does not
         exist, is of another run, or (`DamagedError`) is damaged.
     """
-    for change in changed_code(checkpoints.directory.parent):
-        Console().warn(change)
+    workdir = checkpoints.directory.parent
     where = layout or SingleDeviceSharding(jax.local_devices()[0])
     names = ["step", "params", "model_state", "key"]
     names += ["ema"] if config.ema is not None else []
@@ -52,11 +51,13 @@ def restore(
         size = 4 * models.num_parameters(state.params)
         if size > (free := available_memory()):
             raise UserError(
-                f"the model of {checkpoints.directory.parent} needs {size / 1e9:,.1f} "
+                f"the model of {workdir} needs {size / 1e9:,.1f} "
                 f"GB of memory; {free / 1e9:,.1f} GB are available"
             )
         before = configs.from_dict(manifest.config)
         workdirs.check_same(before, config, allow_change=True)
+        for change in changed_code(workdir, config, manifest.sources):
+            Console().warn(change)
         return {"state": {name: getattr(state, name) for name in names}}
 
     with _another_advised(checkpoints):

@@ -257,6 +257,7 @@ def open_run(
     data: Dataset | None = None,
     config: ConfigDict | configs.Config | None = None,
     use_mesh: bool = False,
+    trust_code: bool = False,
 ) -> SavedRun:
     """Opens a run to evaluate it, predict by it or export it; reads parameters only.
 
@@ -267,14 +268,22 @@ def open_run(
       data: the data that the run was trained on, if a program gave them.
       config: of the run; its ``config.json`` if None.
       use_mesh: whether to use the devices of `config.mesh`; otherwise one device.
+      trust_code: whether to run all code that the run directory names. Otherwise, only
+        code that this user named when the run was trained on this machine, or in
+        `config`, or earlier in this process. Read the code first.
 
     Raises:
-      UserError: the run or the checkpoint is missing, damaged or not of `config`.
+      UserError: the run or the checkpoint is missing, damaged or not of `config`, or
+        names code that may not run.
     """
     workdir = path_of(workdir, "workdir")
     if step is not None:
         step = options.check("", {"step": step}, {"step": options.whole(0)})["step"]
-    if (saved := workdirs.saved_config(workdir)) is None:
+    if config is not None:
+        workdirs.permit(configs.resolve(config))
+    if trust_code:
+        workdirs.permit_all(workdir)
+    if (saved := workdirs.saved_config(workdir, alone=not use_mesh)) is None:
         raise UserError(
             f"{workdir} contains no run: config.json is missing; name a run directory"
         )

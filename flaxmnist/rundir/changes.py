@@ -16,7 +16,8 @@ class Change:
     Attributes:
       step: number of updates made before.
       options: the former and the present value by the full name of the option, such as
-        ``{"batch_size": (100, 50)}``; None for an option that did not exist.
+        ``{"batch_size": (100, 50)}``; None for an option that did not exist. For the
+        source of the user's code, the first digits of its SHA-256.
     """
 
     step: int
@@ -48,10 +49,21 @@ CHANGES = types.OptionType("a list of changes", _changes)
 
 
 def changes_at(
-    step: int, before: configs.Config, now: configs.Config
+    step: int, before: configs.Config, sources: dict[str, str], now: configs.Config
 ) -> tuple[Change, ...]:
-    """Returns the change from one configuration to another, or nothing if none."""
-    if not (found := configs.changed_options(before, now)):
+    """Returns the change from one configuration to another, or nothing if none.
+
+    Args:
+      step: number of updates made before.
+      before: the former configuration.
+      sources: SHA-256 of the former sources of the user's code, by specification.
+      now: the present configuration.
+    """
+    found = configs.changed_options(before, now)
+    for spec, sha256 in configs.sources(now).items():
+        if (former := sources.get(spec, sha256)) != sha256:
+            found[f"source of {spec}"] = former[:12], sha256[:12]
+    if not found:
         return ()
     # The same as if read again: JSON has no tuples.
     options: dict[str, Any] = json.loads(json.dumps(found))

@@ -1,112 +1,25 @@
-"""The configuration of a run on disk, and where the code that it names was found.
+"""The configuration of a run on disk, ``config.json``."""
 
-``config.json`` has the options. If they name callables of the user,
-``extensions.json`` has, for each one, the module that contains it.
-"""
-
-import dataclasses
-import json
 from pathlib import Path
+from typing import Any
 
 from flaxmnist import config as configs
-from flaxmnist import options, user_code
+from flaxmnist import user_code
 from flaxmnist.errors import UserError
-from flaxmnist.rundir import integrity
-from flaxmnist.rundir.schemas import Schema, conform
+from flaxmnist.rundir import integrity, trust
 from flaxmnist.runtime import files
 from flaxmnist.runtime.console import Console
 
-EXTENSIONS = "extensions.json"
-_TEXT = options.OptionType("a text", lambda value: str(value or ""))
-_RECORD: dict[str, Schema] = dict.fromkeys(
-    ("option", "spec", "file", "folder", "sha256"), _TEXT
-)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Record:
-    """A callable of the user; see :class:`flaxmnist.user_code.Loaded`."""
-
-    option: str
-    spec: str
-    file: str
-    folder: str
-    sha256: str
-
-
-_NAMES = [field.name for field in dataclasses.fields(_Record)]
-_SCHEMA: Schema = dict.fromkeys(_NAMES, _TEXT)
-
-
-def record_code(config: configs.Config) -> str | None:
-    """Returns the content of ``extensions.json``; None if no code is the user's."""
-    records = [
-        _Record(path, found.spec, found.file, found.folder, found.sha256)
-        for path, found in configs.user_code(config)
-    ]
-    if not records:
-        return None
-    return json.dumps([dataclasses.asdict(one) for one in records], indent=2) + "\n"
-
-
-def _import_code(workdir: Path) -> list[_Record]:
-    """Imports the callables of the user that a run recorded, from where they were.
+def saved_values(workdir: Path) -> dict[str, Any] | None:
+    """Returns the content of ``config.json``, unchecked; None if it does not exist.
 
     Raises:
-      UserError: ``extensions.json`` cannot be read, or a callable is missing.
-    """
-    user_code.refuse_inside(workdir)
-    path = workdir / EXTENSIONS
-    try:
-        found = [conform(each, _SCHEMA) for each in files.read_json(path)]
-        records = [_Record(**{key: each[key] for key in _NAMES}) for each in found]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); expected a list of callables. Restore "
-            "it, or remove it and run in the directory that contains your code"
-        ) from None
-    for one in records:
-        if one.folder:
-            user_code.search(one.folder)
-    for one in records:
-        try:
-            user_code.load(one.spec)
-        except UserError as error:
-            place = one.file or "a notebook"
-            raise UserError(
-                f"{workdir} was trained with {one.option}={one.spec!r} of {place}, "
-                f"which cannot be imported any more.\n{one.option}={one.spec!r}{error}"
-            ) from None
-    return records
-
-
-def changed_code(workdir: Path) -> list[str]:
-    """Returns a text for each callable of the user whose source is another now."""
-    changes = []
-    for one in _import_code(workdir):
-        now = user_code.load(one.spec)
-        if one.sha256 and now.sha256 and one.sha256 != now.sha256:
-            before = "" if now.file == one.file else f" (it was {one.file})"
-            changes.append(
-                f"{one.option}={one.spec!r}: the source in {now.file}{before} has "
-                "changed since the run was trained"
-            )
-    return changes
-
-
-def saved_config(workdir: Path) -> configs.Config | None:
-    """Returns the configuration of the run in `workdir`; None if it contains no run.
-
-    The callables of the user that it names are imported.
-
-    Raises:
-      UserError: it cannot be read, or a callable cannot be imported.
+      UserError: it cannot be read.
     """
     path = workdir / "config.json"
     try:
-        content = files.read_bytes(path, files.MAX_BYTES)
+        values = files.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -114,13 +27,35 @@ def saved_config(workdir: Path) -> configs.Config | None:
             f"{path} cannot be read ({error.strerror}); expected a file that this user "
             "can read. Correct it, or use another --workdir"
         ) from None
-    except UserError as error:
-        raise _unreadable(path, error) from None
-    _import_code(workdir)
-    try:
-        return configs.from_json(content)
     except (ValueError, UserError) as error:
         raise _unreadable(path, error) from None
+    if not isinstance(values, dict):
+        raise _unreadable(path, ValueError("expected an object of options"))
+    return values
+
+
+def saved_config(workdir: Path, *, alone: bool = False) -> configs.Config | None:
+    """Returns the configuration of the run in `workdir`; None if it contains no run.
+
+    The callables of the user that it names are imported.
+
+    Args:
+      workdir: the run directory.
+      alone: whether the other processes of a run do not call this function.
+
+    Raises:
+      UserError: it cannot be read, names code that the user did not name, or a callable
+        cannot be imported.
+    """
+    trust.permit_signed(workdir, alone=alone)
+    if (values := saved_values(workdir)) is None:
+        return None
+    user_code.refuse_inside(workdir)
+    trust.check(values, workdir)
+    try:
+        return configs.from_dict(values)
+    except (ValueError, UserError) as error:
+        raise _unreadable(workdir / "config.json", error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -152,7 +87,7 @@ def check(workdir: Path, config: configs.Config, allow_change: bool = False) -> 
     if before is None or not integrity.saved_steps(workdir / "checkpoints"):
         return allow_change
     check_same(before, config, allow_change)
-    changes = changed_code(workdir)
+    changes = trust.changed_code(workdir, before)
     if changes and not allow_change:
         raise UserError(
             f"{'; '.join(changes)}. Restore the former source, use another --workdir, "

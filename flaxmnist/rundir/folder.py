@@ -14,19 +14,24 @@ import jax
 
 from flaxmnist import config as configs
 from flaxmnist.errors import UserError
-from flaxmnist.rundir import configuration, integrity
+from flaxmnist.rundir import integrity, trust
 from flaxmnist.rundir.configuration import check as check
 from flaxmnist.rundir.configuration import check_same as check_same
 from flaxmnist.rundir.configuration import saved_config as saved_config
+from flaxmnist.rundir.configuration import saved_values as saved_values
 from flaxmnist.rundir.results import Summary
+from flaxmnist.rundir.trust import permit as permit
+from flaxmnist.rundir.trust import permit_all as permit_all
 from flaxmnist.runtime import durable, files, processes
 
 
 def saved_summary(workdir: Path, step: int | None = None) -> Summary | None:
     """Returns the saved summary if it is valid and ends at `step`, if given."""
     try:
-        summary = Summary.from_json(files.read_json(workdir / "summary.json"))
-    except (OSError, ValueError, UserError):
+        values = files.read_json(workdir / "summary.json")
+        trust.check(values.get("config"), workdir)
+        summary = Summary.from_json(values)
+    except (AttributeError, OSError, ValueError, UserError):
         return None
     return summary if step in (None, summary.step) else None
 
@@ -141,11 +146,12 @@ class Lock:
         Raises:
           UserError: see `check`.
         """
-        record = configuration.record_code(config)
-        if record is None:
-            self.remove(configuration.EXTENSIONS)
-        else:
-            self.write(configuration.EXTENSIONS, record)
+        if processes.is_first():
+            record = trust.record_code(config, self.workdir)
+            if record is None:
+                self.remove(trust.EXTENSIONS)
+            else:
+                self.write(trust.EXTENSIONS, record)
         self.write("config.json", configs.to_json(config))
 
     def remove(self, name: str) -> None:

@@ -45,8 +45,9 @@ class History:
             raise UserError(
                 f"{error.filename} cannot be read ({error.strerror})"
             ) from None
-        workdirs.saved_config(workdir)  # Imports the code that the summary names.
-        summary = summary or workdirs.saved_summary(workdir)
+        if summary is None:
+            workdirs.saved_config(workdir, alone=True)
+            summary = workdirs.saved_summary(workdir)
         if summary is None:
             raise UserError(
                 f"{workdir} contains no finished run: summary.json is missing or "

@@ -159,6 +159,7 @@ DESCRIPTION: dict[str, Schema] = {
     },
     "total_steps": STEP,
     "changes": options.optional(CHANGES),
+    "sources": options.optional(by_name(options.text)),
     "versions": options.optional(by_name(options.text)),
     "machine": options.optional(
         object_of(
@@ -183,6 +184,7 @@ class Description:
       machine: `device` and, on CPU, number of `threads`; empty in runs of older
         versions.
       changes: changes of options up to this step, in order.
+      sources: SHA-256 of the source of the user's code, by specification.
     """
 
     config: dict[str, Any]
@@ -191,13 +193,16 @@ class Description:
     versions: dict[str, str]
     machine: dict[str, Any]
     changes: tuple[Change, ...] = ()
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns an object that `json.dumps` accepts, without an empty `changes`."""
+        """Returns an object that `json.dumps` accepts.
+
+        Most runs have no `changes` and no `sources`; these are left out if empty.
+        """
         values = dataclasses.asdict(self)
-        if not self.changes:
-            del values["changes"]
-        return values
+        empty = {key for key in ("changes", "sources") if not values[key]}
+        return {key: value for key, value in values.items() if key not in empty}
 
 
 def _seconds(value: Any) -> dict[str, float]:
@@ -285,6 +290,7 @@ def build_description(found: dict[str, Any]) -> dict[str, Any]:
         "versions": found.get("versions") or {},
         "machine": found.get("machine") or {},
         "changes": found.get("changes") or (),
+        "sources": found.get("sources") or {},
     }
 
 

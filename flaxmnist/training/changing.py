@@ -65,7 +65,7 @@ def continued(experiment: Experiment, step: int, manifest: Manifest) -> Experime
     """Returns the experiment as it continues from the checkpoint of a step."""
     before = configs.from_dict(manifest.config)
     origin = _origin(step, manifest, experiment.config)
-    changes = changes_at(step, before, experiment.config)
+    changes = changes_at(step, before, manifest.sources, experiment.config)
     return experiment.continuing(origin, (*manifest.changes, *changes))
 
 
@@ -80,7 +80,9 @@ def continued_state(
     wanted = jax.eval_shape(experiment.tx.init, state.params)
     if _kinds(wanted) != _kinds(state.opt_state):
         before = configs.from_dict(manifest.config)
-        (change,) = changes_at(int(state.step), before, experiment.config)
+        (change,) = changes_at(
+            int(state.step), before, manifest.sources, experiment.config
+        )
         raise UserError(
             f"{change}: the optimizer cannot continue with the former state of another "
             "optimizer; keep its former options, or start another run with the "

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from flaxmnist import data
-from flaxmnist.config import Config, as_dict, flat, user_code
+from flaxmnist.config import Config, as_dict, flat, sources
 from flaxmnist.core import augment, losses, metrics, models, sharding
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.steps import train_steps
@@ -277,8 +277,8 @@ def check_dataset(config: Config, dataset: data.Dataset) -> None:
                 f"{dataset.fingerprints[split]}"
             )
         facts["the class names"] = ", ".join(dataset.class_names)
-        for option, found in user_code(config):
-            facts[f"the source of {option}"] = found.sha256
+        for spec, sha256 in sources(config).items():
+            facts[f"the source of {spec}"] = sha256
         if difference := processes.find_difference(facts):
             raise UserError(
                 f"{difference}; start every process with the same options and data"

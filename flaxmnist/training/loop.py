@@ -97,6 +97,7 @@ def train_and_evaluate(
     if isinstance(config, str | os.PathLike):
         config = configs.load(os.fspath(config))
     config = configs.resolve(config)
+    workdirs.permit(config)
     experiment = Experiment.build(config, data, likely_origin(workdir, config))
     if experiment.dataset.warning:
         console.warn(experiment.dataset.warning)

@@ -113,9 +113,9 @@ def begin(experiment: Experiment) -> Progress:
 
 
 def _warm_start(source: Path, state: TrainState) -> TrainState:
-    config = workdirs.saved_config(source)
+    values = workdirs.saved_values(source)
     with Checkpoints(source / "checkpoints", read_only=True) as checkpoints:
-        decay = None if config is None else config.ema
+        decay = None if values is None else values.get("ema")
         average = None if decay is None else state.params
         source_state = with_parameters(
             dataclasses.replace(state, ema=average, ema_decay=decay),

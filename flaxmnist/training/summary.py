@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import jax
 
-from flaxmnist.config import as_dict
+from flaxmnist.config import as_dict, sources
 from flaxmnist.core import models
 from flaxmnist.core.state import TrainState
 from flaxmnist.data import SPLITS
@@ -40,6 +40,7 @@ def describe(run: Evaluation) -> Description:
         versions=machine.versions(machine.PACKAGES),
         machine=machine.describe(),
         changes=run.changes,
+        sources=sources(run.config),
     )
 
 
