@@ -1,5 +1,6 @@
 """The callables that a configuration names: found, checked and imported again."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -20,9 +22,15 @@ from flaxmnist.cli import export, predict, report, train
 from flaxmnist.core import models, optimizers
 from flaxmnist.data import Dataset
 from flaxmnist.errors import UserError
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.options import check
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import trust
+from flaxmnist.rundir.changes import Change
+from flaxmnist.rundir.history import History
+from flaxmnist.rundir.manifest import with_checksum
+from flaxmnist.runtime import signing
+from flaxmnist.training import loop
 
 
 def example(
@@ -417,7 +425,7 @@ def test_a_changed_source_stops_a_resumption_and_warns_otherwise(
 ):
     code = tmp_path / "code"
     code.mkdir()
-    (code / "own_nets.py").write_text(NETS + "# Changed.\n")
+    (code / "own_nets.py").write_text(other := NETS + "# Changed.\n")
     monkeypatch.syspath_prepend(code)
     user_code.load("own_nets:Net")
     assert train.main([f"--workdir={run}", "--config.num_steps=4"]) == 2
@@ -431,6 +439,11 @@ def test_a_changed_source_stops_a_resumption_and_warns_otherwise(
     assert f"{changed}anged since the run was trained; the run continues" in (
         capsys.readouterr().err
     )
+    (change,) = workdirs.saved_summary(run).changes
+    sources = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in (NETS, other)]
+    assert change == Change(2, {"source of own_nets:Net": tuple(sources)})
+    # The code that this process imported counts, not what the file contains now.
+    (code / "own_nets.py").write_text(NETS)
     assert train.main(flags) == 0
 
 
@@ -446,3 +459,150 @@ def test_a_class_of_a_configuration_file_counts_alone(project, run):
     configs.load(str(path))
     assert user_code.load(config.model.name).sha256 != before
     path.write_text(CONFIG)
+
+
+def edit(path, change):
+    """Changes an object in a JSON file, and its checksum if it is of a checkpoint."""
+    content = json.loads(path.read_text())
+    change(content)
+    if "checksum" in content:
+        del content["checksum"]
+        content = with_checksum(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def strange(monkeypatch, tmp_path):
+    """The name of a function whose module must not be imported."""
+    (tmp_path / "strange_of_test.py").write_text("def f():\n    pass\n")
+    yield "strange_of_test:f"
+    assert "strange_of_test" not in sys.modules
+
+
+def test_no_option_of_a_run_directory_imports_code(run, strange):
+    for name in configs.flat(workdirs.saved_config(run)):
+        group, _, key = name.rpartition(".")
+        for value in (strange, f"top5,{strange}", [strange], {strange: 1}):
+
+            def change(content, group=group, key=key, value=value):
+                (content[group] if group else content)[key] = value
+
+            kept = (run / "config.json").read_bytes()
+            edit(run / "config.json", change)
+            with contextlib.suppress(UserError):  # Some options accept any text.
+                workdirs.saved_config(run)
+            (run / "config.json").write_bytes(kept)
+
+
+def test_code_that_the_user_did_not_name_is_refused_and_named(run, strange, capsys):
+    def name(content):
+        content.get("config", content)["loss"] = {"name": strange, "file": "x\n"}
+
+    def move(content):
+        content[0]["folder"] = str(run.parent)
+
+    def widen(content):
+        content["model"]["width"] = 6
+
+    listed = f"loss.name='{strange}' with file='x\\n'"
+    checkpoint = "checkpoints/2/record/metadata"
+    for file, change, found in (
+        ("config.json", name, listed),
+        (checkpoint, name, listed),
+        # The user named this class with another width, and in another directory.
+        ("config.json", widen, "model.name='own_nets:Net' with depth=2, width=6"),
+        ("extensions.json", move, f"first searched for in '{run.parent}'"),
+    ):
+        kept = (run / file).read_bytes()
+        edit(run / file, change)
+        trust._permitted.clear()
+        user_code._folders.clear()
+        with pytest.raises(UserError, match="--trust_code") as error:
+            open_run(run)
+        assert found in str(error.value)
+        assert str(run.parent) not in user_code._folders
+        (run / file).write_bytes(kept)
+    edit(run / "summary.json", name)
+    workdirs.saved_config(run)
+    assert workdirs.saved_summary(run) is None
+    with pytest.raises(UserError, match="contains no finished run"):
+        History.read(run)
+    assert report.main([f"--workdir={run}", f"--compare={run}"]) == 0
+
+
+def test_a_run_of_another_user_is_opened_if_its_code_is_trusted(
+    project, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(tmp_path / "cache"))
+    flags = [f"--workdir={run}", "--config.num_steps=3"]
+    assert train.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "names code that you did not name on this machine" in error
+    assert "add --trust_code, or trust_code=True in open_run" in error
+    assert not (tmp_path / "cache/key-0").exists()
+    assert "own_nets" not in sys.modules
+    assert open_run(run, trust_code=True).step == 2
+    trust._permitted.clear()
+    # Whoever names the code trusts it.
+    config = configs.load(f"{project}/my.py")
+    config = configs.override(config, {"model.depth": 2, "num_steps": 3})
+    assert open_run(run, config=config).step == 2
+    trust._permitted.clear()
+    # From now on, it is this user's.
+    assert train.main([*flags, "--trust_code"]) == 0
+    trust._permitted.clear()
+    assert open_run(run, 3).step == 3
+
+
+def test_a_key_is_made_once_and_is_private(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(tmp_path / "cache"))
+    assert not signing.is_signed("text", "")
+    assert not (tmp_path / "cache").exists()
+    with ThreadPoolExecutor() as pool:
+        (signature,) = set(pool.map(signing.sign, ["text"] * 20))
+    assert signing.is_signed("text", signature)
+    assert not signing.is_signed("texts", signature)
+    (key,) = (tmp_path / "cache").iterdir()
+    assert key.stat().st_mode & 0o777 == 0o600
+    key.chmod(0o640)
+    assert not signing.is_signed("text", signature)
+    with pytest.raises(UserError, match=r"is not a private key; .* Remove it"):
+        signing.sign("text")
+    key.unlink()
+    assert signing.sign("text") != signature
+
+
+def test_a_run_without_a_key_is_trained_and_says_so(run, tmp_path, monkeypatch, capsys):
+    config = workdirs.saved_config(run)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(tmp_path / "file"))
+    with workdirs.locked(run) as rundir:
+        rundir.write_config(config)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Set FLAXMNIST_CACHE_DIR to a writable directory; until then, op" in said
+    trust._permitted.clear()
+    with pytest.raises(UserError, match="--trust_code"):
+        workdirs.saved_config(run)
+
+
+def broken(**arguments):
+    raise ArithmeticError("a mistake of the user")
+
+
+def broken_in_a_trace(logits, labels):
+    raise ArithmeticError("a mistake of the user")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("model", broken), ("loss", broken_in_a_trace)]
+)
+def test_a_failure_of_the_user_code_leaves_no_run_directory(option, value, tmp_path):
+    options = {"model": {"name": "softmax"}, "batch_size": 5, "mesh": {"data": 1}}
+    options[option] = {"name": value}
+    config = configs.make_config(num_steps=1, **options)
+    arrays = np.zeros((10, 4, 4), np.uint8), np.arange(10, dtype=np.uint8)
+    dataset = Dataset.from_arrays(arrays, arrays, validation=arrays)
+    error = UserError if option == "model" else ArithmeticError
+    with pytest.raises(error, match="a mistake of the user"):
+        loop.train_and_evaluate(config, tmp_path / "a" / "run", data=dataset)
+    assert not (tmp_path / "a").exists()

@@ -106,6 +106,11 @@ def train_and_evaluate(
         allow_change = workdirs.check(rundir.workdir, experiment.config, allow_change)
         is_new = processes.broadcast(not workdirs.saved_steps(rundir.workdir))
         fresh = begin(experiment) if is_new else None
+        if fresh is not None:
+            # The user's code may fail when it is traced: nothing is written before.
+            with clock("compile"):
+                fresh = _compile_training(experiment, fresh)
+            processes.wait_for_all()
         rundir.prepare()
         with Checkpoints(
             rundir.workdir / "checkpoints",
