@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jinja2
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
 from flaxmnist.cli import command
 from flaxmnist.core import mnist, models
@@ -20,6 +20,7 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, shown
 from flaxmnist.inference.predict import Prediction
+from flaxmnist.inference.reading import Reading, read_digits
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.page_server import MAX_REQUEST_BYTES, PageServer
@@ -33,6 +34,8 @@ A run on images of another shape than MNIST's takes pictures only.
 """
 # Most classes whose probabilities are shown.
 _TOP_CLASSES = 10
+# Digits of a number that are shown side by side.
+_COLUMNS = 8
 _TEMPLATE = Path(__file__).with_name("demo.html.j2")
 
 
@@ -57,11 +60,17 @@ def saliency(
 
 
 def answer(run: SavedRun, picture: io.BytesIO) -> dict[str, Any]:
-    """Returns the values that the page shows for a picture.
+    """Returns the values that the page shows for a picture: of a digit or a number.
 
     Raises:
       UserError: `picture` is not a picture.
     """
+    names = run.manifest.dataset.class_names
+    if run.state.image_shape == mnist.IMAGE_SHAPE and names == mnist.CLASS_NAMES:
+        reading = read_digits(picture, run.state)
+        picture.seek(0)
+        if len(reading.digits) > 1:
+            return _number(reading, picture)
     (prediction,) = run.predict(picture)
     values = {"bars": _bars(prediction), "warnings": prediction.warnings}
     if prediction.label is None:
@@ -74,6 +83,37 @@ def answer(run: SavedRun, picture: io.BytesIO) -> dict[str, Any]:
         "text": prediction.label,
         "seen": _data_url(seen),
         "mattering": _data_url(mattering),
+    }
+
+
+def _number(reading: Reading, picture: io.BytesIO) -> dict[str, Any]:
+    """Returns the values that the page shows for several digits.
+
+    A box is left, top, right and bottom, as shares of the picture.
+    """
+    with Image.open(picture) as image:
+        # A camera notes from 5 to 8 if it was held upright.
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        width, height = image.size[::-1] if is_turned else image.size
+    size = np.array([width, height, width, height])
+    warnings = [
+        f"{digit.prediction.label}, digit {place}: {warning}"
+        for place, digit in enumerate(reading.digits, 1)
+        for warning in digit.warnings
+    ]
+    images = [digit.prediction.prepared.image for digit in reading.digits]
+    columns = min(len(images), _COLUMNS)
+    images += [np.zeros_like(images[0])] * (-len(images) % columns)
+    rows = [images[at : at + columns] for at in range(0, len(images), columns)]
+    return {
+        "text": reading.text,
+        "bars": [digit.prediction.top(1)[0] for digit in reading.digits],
+        "boxes": [
+            {"box": (digit.box / size).tolist(), "doubtful": bool(digit.warnings)}
+            for digit in reading.digits
+        ],
+        "warnings": [*reading.warnings, *warnings],
+        "seen": _data_url(np.block(rows)),
     }
 
 

@@ -46,6 +46,7 @@ class PageServer(socketserver.ThreadingTCPServer):
     """
 
     daemon_threads = allow_reuse_address = True
+    request_queue_size = 128  # The default of 5 resets further connections.
     page = ""
     answer: Callable[[io.BytesIO], dict[str, Any]]
 

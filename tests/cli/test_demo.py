@@ -215,6 +215,10 @@ def test_pictures_dots_and_keys(page, browser, tmp_path):
         shows(browser, lambda label, _: label == "7")
         press(Keys.DELETE)
         shows(browser, lambda label, _: label == "–")
+    give("drop", sevens(2).read(), "77.png")
+    shows(browser, lambda label, _: label.replace(" ", "") == "77")
+    frames = browser.find_elements(By.CSS_SELECTOR, ".box")
+    assert [frame.rect["width"] > 50 for frame in frames] == [True, True]
     give("paste", b"", "")
     shows(browser, lambda _, notes: notes == ["The clipboard contains no picture"])
     # The element that Tab reaches first, and the picture below the one that is undone.
@@ -272,18 +276,22 @@ def test_large_and_other_requests_are_refused(page):
     too_long = str(MAX_REQUEST_BYTES + 1)
     for length, status in ((too_long, 413), ("-1", 411), ("x", 411)):
         assert ask(page, "/predict", b"", Content_Length=length)[0] == status
-    chunks = iter([b" " * 500] * 3)  # Without a length that is announced.
-    assert ask(page, "/predict", chunks)[0] == 411
 
 
-def test_pictures_of_many_clients_leave_no_files(page, written):
+def sevens(count):
+    """Returns a PNG file of sevens side by side."""
     canvas = np.full((280, 280), 255, np.uint8)
     canvas[60:90, 90:240] = canvas[60:260, 200:230] = 0
     file = io.BytesIO()
-    Image.fromarray(canvas).save(file, "PNG")
+    Image.fromarray(np.hstack([canvas] * count)).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+def test_pictures_of_many_clients_leave_no_files(page, written):
     before = sorted(written.rglob("*"))
     with ThreadPoolExecutor(20) as pool:
-        bodies = [file.getvalue()] * 20
+        bodies = [sevens(1).read()] * 20
         found = list(pool.map(lambda body: ask(page, "/predict", body), bodies))
     for status, body in found:
         values = json.loads(body)
@@ -294,6 +302,18 @@ def test_pictures_of_many_clients_leave_no_files(page, written):
     assert status == 200
     assert warning.startswith("a b.png cannot be read as a picture")
     assert sorted(written.rglob("*")) == before
+
+
+def test_the_digits_of_a_number_have_boxes(workdir):
+    values = demo.answer(open_run(workdir), sevens(3))
+    assert values["text"].replace(" ", "") == "777"
+    assert [label for label, _ in values["bars"]] == ["7"] * 3
+    boxes = [one["box"] for one in values["boxes"]]
+    expected = [
+        [(90 + 280 * x) / 840, 60 / 280, (240 + 280 * x) / 840, 260 / 280]
+        for x in range(3)
+    ]
+    np.testing.assert_allclose(boxes, expected, atol=0.02)
 
 
 def test_an_empty_drawing_has_no_label(workdir):
