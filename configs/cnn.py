@@ -71,6 +71,20 @@ VARIANTS = {
             "stop_before_end": "1 epochs",
         },
     },
+    "robust": {
+        "num_epochs": 5,
+        "augment": {
+            "rotate": 30.0,
+            "scale": 0.2,
+            "shear": 0.2,
+            "translate": 3.0,
+            "elastic": 1.5,
+            "thickness": 0.7,
+            "haze": 0.7,
+            "noise": 0.3,
+            "outliers": 0.15,
+        },
+    },
     "deep": {
         "num_epochs": None,
         "num_steps": 20_000,

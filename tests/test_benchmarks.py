@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accelerator
+from benchmarks import accelerator, corruptions
 from benchmarks.photographs import digits, numbers, others, photograph, score
 from benchmarks.photographs.inks import Handwriting
 from benchmarks.photographs.sample import Sample
@@ -61,6 +61,18 @@ def test_arrays_of_other_bits_are_counted(finished_run, tmp_path, monkeypatch, c
     said = capsys.readouterr().out
     assert f"trained again: 1 of {found['arrays']} arrays differ" in said
     assert "killed and resumed: equal bits" in said
+
+
+def test_corrupted_images_are_always_the_same(synthetic):
+    images = synthetic.test.images[:6]
+    before = images.copy()
+    for name in corruptions.CORRUPTIONS:
+        changed = corruptions.corrupt(name, images)
+        assert changed.shape == images.shape
+        assert changed.dtype == np.uint8
+        np.testing.assert_array_equal(changed, corruptions.corrupt(name, images))
+        assert all(map(np.any, changed != images)), name
+    np.testing.assert_array_equal(images, before)
 
 
 @pytest.mark.slow

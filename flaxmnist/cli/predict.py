@@ -132,6 +132,8 @@ def _record(file: str, prediction: Prediction, count: int) -> dict[str, Any]:
             {**_named(prediction, label), "probability": round(probability, 6)}
             for label, probability in prediction.top(count)
         ],
+        "energy": None if prediction.label is None else round(prediction.energy, 4),
+        "energy_limit": prediction.energy_limit,
         "warnings": prediction.warnings,
     }
 
@@ -195,13 +197,14 @@ def _predict_pictures(args: argparse.Namespace) -> list[str]:
     """Prints predictions and returns the files that cannot be read."""
     saved = open_run(args.workdir, args.step, trust_code=args.trust_code)
     state, class_names = saved.state, saved.manifest.dataset.class_names
+    limit = saved.energy_limit
     console = Console()
     failed: list[str] = []
     prepare = functools.partial(prepare_for, image_shape=state.image_shape)
     ready = enumerate(_opened(_expand(args.files), prepare, failed))
     while chunk := list(itertools.islice(ready, CHUNK)):
         pictures = [picture for _, (_, picture) in chunk]
-        predictions = predict_prepared(pictures, state, class_names)
+        predictions = predict_prepared(pictures, state, class_names, limit)
         for (index, (file, picture)), prediction in zip(
             chunk, predictions, strict=True
         ):

@@ -2,6 +2,10 @@
 
 An augmentation is a callable `(keys [batch], images [batch, height, width, channels])
 -> images` of the same shape, one PRNG key per image; images are float32 in [0, 1].
+
+If it replaces images by others that show no class, it returns these images and a bool
+`[batch]`, which is False for them. A step trains them towards equal probabilities
+(Hendrycks et al., 2019, "Deep Anomaly Detection with Outlier Exposure").
 """
 
 import dataclasses
@@ -13,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
+from flaxmnist.core import glyphs
 from flaxmnist.errors import UserError, dtype_and_shape, shown
 from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import boolean, canonicalize, option, real, whole
@@ -22,12 +27,12 @@ from flaxmnist.options import boolean, canonicalize, option, real, whole
 # Control points of the elastic distortion along each axis.
 _KNOTS = 4
 
-Augmentation = Callable[[Array, Array], Array]
+Augmentation = Callable[[Array, Array], Array | tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Affine and elastic distortion in one bilinear resampling, and cutout.
+    """Affine and elastic distortion in one bilinear resampling, cutout, and light.
 
     Each draw is uniform and independent for each image. Pixels from outside the image
     are 0. A random crop that is resized to the whole image is a translation, of a
@@ -76,6 +81,27 @@ class Augment:
         "Side of a square set to 0, in pixels; its center is any pixel of the image.",
     )
 
+    thickness: float = option(
+        0.0,
+        real(0, below=1),
+        "Largest part of a pixel by which a stroke grows or shrinks at each side.",
+    )
+    haze: float = option(
+        0.0,
+        real(0, below=1),
+        "Largest share of white that is mixed into half of the images.",
+    )
+    noise: float = option(
+        0.0,
+        real(0),
+        "Largest standard deviation of Gaussian noise, in half of the images.",
+    )
+    outliers: float = option(
+        0.0,
+        real(0, below=1),
+        "Share of images replaced by random glyphs, which train equal probabilities.",
+    )
+
     def __post_init__(self) -> None:
         canonicalize("augment", self)
 
@@ -83,8 +109,11 @@ class Augment:
         self,
         keys: Key[Array, " batch"],
         images: Float[Array, "batch height width channels"],
-    ) -> Float[Array, "batch height width channels"]:
-        """Returns the distorted images.
+    ) -> (
+        Float[Array, "batch height width channels"]
+        | tuple[Float[Array, "batch height width channels"], Bool[Array, " batch"]]
+    ):
+        """Returns the distorted images; with outliers, also which are not outliers.
 
         Raises:
           UserError: a shift or the cutout is as large as the images.
@@ -97,8 +126,33 @@ class Augment:
                     f"augment.{name}={value:g}: expected less than "
                     f"{min(height, width)}, for images of {height}×{width} pixels"
                 )
-        distorted: Array = jax.vmap(self._distort)(keys, images)
-        return distorted
+        vary = jax.vmap(self._vary)
+        if not self.outliers:
+            varied: Array = vary(keys, images)
+            return varied
+        # Batches are shuffled, so the first images are as random as any.
+        count = round(self.outliers * len(images))
+        draw = functools.partial(glyphs.draw, height=height, width=width)
+        others = jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys[:count])
+        drawn = jax.vmap(draw)(others)[..., None]
+        drawn = jnp.broadcast_to(drawn, (count, *images.shape[1:]))
+        images = jnp.concatenate([drawn, images[count:]])
+        return vary(keys, images), jnp.arange(len(images)) >= count
+
+    def _vary(self, key: Any, image: Array) -> Array:
+        """Changes strokes, form and light of one image `[height, width, channels]`."""
+        # An option that is not used changes no draw of the others.
+        ink, light, grain = (jax.random.fold_in(key, part) for part in range(3))
+        if self.thickness:
+            image = _thicker(image, self.thickness * jax.random.uniform(ink, minval=-1))
+        image = self._distort(key, image)
+        haze, noise = jnp.maximum(jax.random.uniform(light, (2,), minval=-1), 0)
+        if self.haze:
+            image += self.haze * haze * (1 - image)
+        if self.noise:
+            image += self.noise * noise * jax.random.normal(grain, image.shape)
+            image = jnp.clip(image, 0, 1)
+        return image
 
     def _distort(self, key: Any, image: Array) -> Array:
         """Distorts one image `[height, width, channels]`."""
@@ -151,6 +205,20 @@ class Augment:
         return y + (height - 1) / 2, x + (width - 1) / 2
 
 
+def _thicker(image: Array, share: Array) -> Array:
+    """Mixes in a share of the dilated image or, if negative, of the eroded image."""
+    padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
+    height, width = image.shape[:2]
+    around = jnp.stack(
+        [
+            padded[row : row + height, column : column + width]
+            for row, column in ((0, 1), (1, 0), (1, 1), (1, 2), (2, 1))
+        ]
+    )
+    changed = jnp.where(share > 0, around.max(0), around.min(0))
+    return image + jnp.abs(share) * (changed - image)
+
+
 def _interpolation(size: int) -> np.ndarray:
     """Returns `[size, 4]`: the cubic polynomial through 4 values, at `size` pixels."""
     pixels, knots = (
@@ -177,17 +245,27 @@ def apply(
     augment: Augmentation,
     key: Key[Array, ""],
     images: Float[Array, "batch height width channels"],
-) -> Float[Array, "batch height width channels"]:
-    """Returns the augmented images of one step.
+) -> tuple[Float[Array, "batch height width channels"], Bool[Array, " batch"] | None]:
+    """Returns the augmented images of one step, and which show their class if not all.
 
     The key of an image depends on `key` and its place in the batch only, so neither a
     mesh nor micro-batches change the images.
 
     Raises:
-      UserError: the augmentation does not return images of the same shape and dtype.
+      UserError: the augmentation does not return images of the same shape and dtype, or
+        what it returns beside them is not bool `[batch]`.
     """
     fold = functools.partial(jax.random.fold_in, key)
     made = augment(jax.vmap(fold)(jnp.arange(len(images))), images)
+    shows_class = None
+    if isinstance(made, tuple) and len(made) == 2:
+        made, shows_class = made
+        form = getattr(shows_class, "shape", None), getattr(shows_class, "dtype", None)
+        if form != (images.shape[:1], jnp.bool_):
+            raise UserError(
+                f"augment={shown(augment)} returned {shown(shows_class)} beside the "
+                f"images; expected bool [{len(images)}], whether each shows its class"
+            )
     same = getattr(made, "shape", None), getattr(made, "dtype", None)
     if same != (images.shape, images.dtype):
         found = type(made).__name__ if None in same else dtype_and_shape(made)
@@ -195,4 +273,4 @@ def apply(
             f"augment={shown(augment)} returned {found}; expected the shape and dtype "
             f"of the given images, {dtype_and_shape(images)}"
         )
-    return made
+    return made, shows_class

@@ -113,7 +113,9 @@ def _micro_state(
 
 
 def augmented(state: TrainState, batch: Batch) -> Batch:
-    """Returns the batch with the images that a step of `state` trains on.
+    """Returns the batch with the images and labels that a step of `state` trains on.
+
+    Images that show no class get equal probabilities of all classes as their label.
 
     Raises:
       UserError: a name, shape or dtype of the batch is invalid.
@@ -123,10 +125,19 @@ def augmented(state: TrainState, batch: Batch) -> Batch:
     batch = as_batch(batch, state.image_shape, state.num_classes)
     images = scale(batch["image"])
     key = jax.random.fold_in(state.key, state.step)
-    made = augment.apply(state.augment, key, images)
+    made, shows_class = augment.apply(state.augment, key, images)
     if state.augment_until is not None:
-        made = jnp.where(state.step < state.augment_until, made, images)
-    return batch | {"image": made}
+        is_over = state.step >= state.augment_until
+        made = jnp.where(is_over, images, made)
+        shows_class = None if shows_class is None else shows_class | is_over
+    batch = batch | {"image": made}
+    if shows_class is not None:
+        label, count = batch["label"], state.num_classes
+        targets = jax.nn.one_hot(label, count) if label.ndim == 1 else label
+        # An invalid label remains invalid.
+        keeps = shows_class | ~valid_examples(batch, count)
+        batch |= {"label": jnp.where(keeps[:, None], targets, 1 / count)}
+    return batch
 
 
 def gradient(state: TrainState, batch: Batch) -> Gradient:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from flaxmnist.core import mnist
 from flaxmnist.core.batch import MAX_CHANNELS, ImageShape
+from flaxmnist.core.energy import energy
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError
@@ -34,11 +35,17 @@ class Prediction:
       prepared: the image that the model received, with warnings.
       probabilities: of the classes, float32 `[classes]`.
       class_names: a name per class.
+      energy: high if the image is unlike the training images; in nats, see
+        :mod:`flaxmnist.core.energy`.
+      energy_limit: a prediction of a higher energy gets a warning; None if the run has
+        no limit.
     """
 
     prepared: Prepared
     probabilities: Float[np.ndarray, " classes"]
     class_names: tuple[str, ...]
+    energy: float = -math.inf
+    energy_limit: float | None = None
 
     def __repr__(self) -> str:
         likely = ", ".join(f"{name} {share:.1%}" for name, share in self.top(3))
@@ -63,8 +70,23 @@ class Prediction:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Reasons to doubt the prediction."""
-        sure = self.label is None or self.probabilities.max() >= SURE
-        return self.prepared.warnings + (() if sure else ("low confidence",))
+        found = list(self.prepared.warnings)
+        if self.is_unlike:
+            digits = self.class_names == mnist.CLASS_NAMES
+            found.append("not a digit?" if digits else "unlike the training images")
+        if self.label is not None and self.probabilities.max() < SURE:
+            found.append("low confidence")
+        return tuple(found)
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether the image is unlike those that the model was trained on.
+
+        False if no digit is found, or if the run has no limit of the energy.
+        """
+        if self.energy_limit is None or self.label is None:
+            return False
+        return self.energy > self.energy_limit
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """Returns the names of the `count` most probable classes, with probabilities.
@@ -99,43 +121,45 @@ def predict_images(
       UserError: the run does not exist, `class_names` has another length, or one of the
         pictures is not a picture.
     """
-    state, class_names = trained(run, class_names)
-    return predict_pictures(pictures, state, class_names)
+    state, class_names, limit = trained(run, class_names)
+    return predict_pictures(pictures, state, class_names, limit)
 
 
 def trained(
     run: TrainState | str | os.PathLike[str], class_names: Iterable[str] = ()
-) -> tuple[TrainState, tuple[str, ...]]:
-    """Returns a state, and a name per class; see :func:`predict_images`."""
+) -> tuple[TrainState, tuple[str, ...], float | None]:
+    """Returns state, name per class, and limit of the energy if the run has one."""
     class_names = tuple(class_names)
     if not isinstance(run, TrainState | str | os.PathLike):
         raise UserError(
             f"run is a {type(run).__name__}; expected a TrainState or the path of a "
             "run directory"
         )
+    limit = None
     if not isinstance(run, TrainState):
         # Not at the top of the module: a saved run predicts, too.
         from flaxmnist.inference.saved_run import open_run
 
         saved = open_run(run)
-        run = saved.state
+        run, limit = saved.state, saved.energy_limit
         class_names = class_names or saved.manifest.dataset.class_names
     if class_names and len(class_names) != run.num_classes:
         raise UserError(
             f"{len(class_names)} class names for a model of {run.num_classes} classes"
         )
-    return run, class_names or tuple(map(str, range(run.num_classes)))
+    return run, class_names or tuple(map(str, range(run.num_classes))), limit
 
 
 def predict_pictures(
     pictures: Iterable[Picture] | Picture,
     state: TrainState,
     class_names: tuple[str, ...] = (),
+    energy_limit: float | None = None,
 ) -> list[Prediction]:
     """Returns the predictions of a state; see :func:`predict_images`."""
     shape = state.image_shape
     prepared = [prepare_for(each, shape) for each in _several(pictures, shape)]
-    return predict_prepared(prepared, state, class_names)
+    return predict_prepared(prepared, state, class_names, energy_limit)
 
 
 def prepare_for(picture: Picture, image_shape: ImageShape) -> Prepared:
@@ -185,7 +209,10 @@ def _several(pictures: Any, image_shape: ImageShape) -> Iterable[Picture]:
 
 
 def predict_prepared(
-    prepared: Sequence[Prepared], state: TrainState, class_names: tuple[str, ...] = ()
+    prepared: Sequence[Prepared],
+    state: TrainState,
+    class_names: tuple[str, ...] = (),
+    energy_limit: float | None = None,
 ) -> list[Prediction]:
     """Returns the predictions of prepared pictures; see :func:`predict_images`."""
     names = class_names or tuple(map(str, range(state.num_classes)))
@@ -195,10 +222,13 @@ def predict_prepared(
         # One program serves any number of pictures.
         images = np.zeros((CHUNK, *chunk[0].image.shape), np.uint8)
         images[: len(chunk)] = [picture.image for picture in chunk]
-        probabilities = jax.device_get(predict_step(state, images)["probabilities"])
+        outputs = jax.device_get(predict_step(state, images))
+        energies = energy(outputs["logits"]).tolist()
         # The other rows are padding.
         found += [
-            Prediction(picture, row, names)
-            for picture, row in zip(chunk, probabilities, strict=False)
+            Prediction(picture, row, names, nats, energy_limit)
+            for picture, row, nats in zip(
+                chunk, outputs["probabilities"], energies, strict=False
+            )
         ]
     return found

@@ -135,7 +135,7 @@ def read_digits(
       UserError: `picture` is not a picture, the run does not exist, or its classes are
         not the ten digits.
     """
-    state, class_names = trained(run, class_names)
+    state, class_names, _ = trained(run, class_names)
     check_reads(state, class_names)
     ink = find_ink(picture)
     glyphs = [] if ink is None else segment(ink.strength)

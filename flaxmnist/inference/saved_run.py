@@ -84,7 +84,8 @@ class SavedRun:
 
     def predict(self, pictures: Iterable[Picture] | Picture) -> list[Prediction]:
         """Returns predictions of pictures; see :func:`flaxmnist.predict_images`."""
-        return predict_pictures(pictures, self.state, self.manifest.dataset.class_names)
+        names = self.manifest.dataset.class_names
+        return predict_pictures(pictures, self.state, names, self.energy_limit)
 
     def read(self, picture: Picture) -> Reading:
         """Returns the numbers in a picture; see :func:`flaxmnist.read_digits`."""
@@ -220,11 +221,7 @@ class SavedRun:
             return None
 
     def _evaluation(self, splits: Sequence[str] = SPLITS) -> Evaluation:
-        """Returns what evaluates some of the splits.
-
-        Raises:
-          UserError: a split is unknown, or the data cannot be found.
-        """
+        """Returns what evaluates some splits; raises UserError as :meth:`evaluate`."""
         for split in splits:
             options.check("", {"split": split}, {"split": options.one_of(SPLITS)})
         dataset, config = self.dataset, self.config
@@ -247,6 +244,11 @@ class SavedRun:
         """The content of ``summary.json``; None if it is not of this checkpoint."""
         found = workdirs.saved_summary(self.workdir)
         return found if found and found.evaluated_step == self.step else None
+
+    @property
+    def energy_limit(self) -> float | None:
+        """Of `summary`: images of a higher energy are unlike the training images."""
+        return None if self.summary is None else self.summary.energy_limit
 
 
 def open_run(
@@ -287,8 +289,7 @@ def open_run(
         raise UserError(
             f"{workdir} contains no run: config.json is missing; name a run directory"
         )
-    given = saved if config is None else config
-    given = configs.override(given, overrides)
+    given = configs.override(saved if config is None else config, overrides)
     workdirs.check_same(saved, given, allow_change=True)
     layout = make_layout(given) if use_mesh else None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:

@@ -223,6 +223,7 @@ _SUMMARY: Schema = {
     "evaluated_step": STEP,
     **dict.fromkeys(SPLITS, _FINITE_FIGURES),
     "devices": {"platform": options.text, "kind": options.text, "count": COUNT},
+    "energy_limit": options.optional(options.real(-3.5e38, below=3.5e38)),
     "seconds": options.optional(
         options.OptionType("seconds by name, and their total", _seconds)
     ),
@@ -242,6 +243,8 @@ class Summary(Description):
       validation: figures of the validation split.
       test: figures of the test split.
       devices: what the run used.
+      energy_limit: images of a higher energy are unlike the validation images, see
+        :mod:`flaxmnist.core.energy`; None in runs of older versions.
       seconds: elapsed time by activity, with ``total``; None if nothing was trained.
       images_per_second: training speed; None if nothing was trained.
     """
@@ -253,6 +256,7 @@ class Summary(Description):
     validation: Figures
     test: Figures
     devices: DevicesInfo
+    energy_limit: float | None = None
     seconds: dict[str, float] | None = None
     images_per_second: float | None = None
 

@@ -6,6 +6,7 @@ import jax
 
 from flaxmnist.config import as_dict, sources
 from flaxmnist.core import models
+from flaxmnist.core.energy import energy_limit
 from flaxmnist.core.state import TrainState
 from flaxmnist.data import SPLITS
 from flaxmnist.rundir.results import (
@@ -18,7 +19,7 @@ from flaxmnist.rundir.results import (
 )
 from flaxmnist.runtime import machine
 from flaxmnist.runtime.console import Console
-from flaxmnist.training.evaluate import evaluate
+from flaxmnist.training.evaluate import evaluate, predict
 from flaxmnist.training.experiment import Evaluation
 
 
@@ -92,6 +93,7 @@ def summarize(
       console: shows the progress.
     """
     device, figures = jax.devices()[0], evaluate_splits(run, state, console)
+    outputs = predict(state, run.eval_feeds["validation"], run.replicated)
     return Summary(
         **vars(describe(run)),
         model=ModelInfo(run.config.model.name, models.num_parameters(state.params)),
@@ -103,4 +105,5 @@ def summarize(
         devices=DevicesInfo(
             device.platform, device.device_kind, run.replicated.mesh.size
         ),
+        energy_limit=energy_limit(outputs["logits"]),
     )

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,3 +212,46 @@ def test_a_configuration_names_the_augmentation_and_its_end():
         UserError, match=r"stop_before_end=40: expected less than the run"
     ):
         options(rotate=10, stop_before_end=40)
+
+
+def test_outliers_train_equal_probabilities_and_other_images_their_class(synthetic):
+    batch = batch_of(synthetic.train, 16)
+    label = np.array(batch["label"]).astype(np.int32)
+    label[-1] = -1
+    given = {"image": batch["image"], "label": label}
+    state = state_with(Augment(outliers=0.25), augment_until=3)
+    augmented = jax.jit(objective.augmented)
+    made = augmented(state, given)
+    np.testing.assert_allclose(made["label"][:4], 0.1)
+    np.testing.assert_array_equal(made["label"][4:15], np.eye(10)[label[4:15]])
+    assert not made["label"][15].any()  # Invalid, as before.
+    plain = batch["image"].reshape(16, 28, 28, 1) / np.float32(255)
+    np.testing.assert_allclose(made["image"][4:], plain[4:], atol=1e-6)
+    glyphs = np.asarray(made["image"][:4])
+    assert (abs(glyphs - plain[:4]).max((1, 2, 3)) > 0.5).all()
+    ink = (glyphs > 0.5).sum((1, 2, 3))
+    assert ((ink > 20) & (ink < 400)).all()
+    after = augmented(dataclasses.replace(state, step=jnp.int32(3)), given)
+    np.testing.assert_array_equal(after["label"][:15], np.eye(10)[label[:15]])
+
+
+def test_an_augmentation_says_by_bools_which_images_show_their_class():
+    def wrong(keys, images):
+        return images, jnp.ones(len(images))
+
+    with pytest.raises(UserError, match=r"beside the images; expected bool \[1\]"):
+        state_with(wrong)
+
+
+def test_strokes_become_thicker_or_thinner_and_light_changes():
+    images = np.zeros((64, 9, 9, 1), np.float32)
+    images[:, 3:6] = 1
+    sums = distort(Augment(thickness=0.9), keys(64), images).sum((1, 2, 3))
+    assert sums.min() < 20 < 27 < 32 < sums.max()
+    varied = distort(Augment(haze=0.8, noise=0.1), keys(64), images)
+    paper = varied[:, 7:].mean((1, 2, 3))
+    assert 0.25 < (paper > 0.1).mean() < 0.75
+    assert 0.5 < paper.max() < 0.85
+    assert 0.02 < varied[:, 7:].std((1, 2, 3)).max() < 0.12
+    assert varied.min() >= 0
+    assert varied.max() <= 1

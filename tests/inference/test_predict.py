@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import flaxmnist
 from benchmarks.drawn_digits import HANDS, STYLES, draw
 from flaxmnist import UserError
 from flaxmnist.cli import predict
+from flaxmnist.inference.predict import predict_prepared
 from flaxmnist.pictures.prepare import prepare
 
 
@@ -330,3 +332,36 @@ def test_patterns_find_files_and_do_not_follow_links_to_directories(
     assert found("empty", "a.png") == ["empty", "a.png"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert found("~/more/*.png") == [f"{tmp_path}/more/b.png"]
+
+
+def test_pictures_of_a_high_energy_are_marked_unless_the_run_is_older(
+    finished_run, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    path = workdir / "summary.json"
+    summary = json.loads(path.read_text())
+    assert isinstance(summary["energy_limit"], float)
+    picture = tmp_path / "seven.png"
+    draw(7, "first hand", "plain").save(picture)
+
+    def predicted(limit, *flags):
+        path.write_text(json.dumps(summary | {"energy_limit": limit}))
+        assert predict.main([f"--workdir={workdir}", str(picture), *flags]) == 0
+        return capsys.readouterr().out
+
+    assert "(not a digit?)" in predicted(-1e9)
+    record = json.loads(predicted(-1e9, "--json"))
+    assert "not a digit?" in record["warnings"]
+    assert record["energy"] > record["energy_limit"] == -1e9
+    del summary["energy_limit"]
+    for limit in (1e9, None):
+        assert "not a digit" not in predicted(limit)
+    (other,) = predict_prepared(
+        [prepare(draw(7, "first hand", "plain"))],
+        flaxmnist.open_run(workdir).state,
+        tuple("abcdefghij"),
+        -1e9,
+    )
+    assert "unlike the training images" in other.warnings
+    assert other.is_unlike
