@@ -36,6 +36,7 @@ except ImportError:
     read_digits = None
 
 CHUNK = 64
+GROUPS = ("digits", "no digits", "numbers")
 
 
 def handwriting(half: str) -> Handwriting:
@@ -47,11 +48,12 @@ def handwriting(half: str) -> Handwriting:
     return Handwriting(split.images.reshape(-1, 28, 28), split.labels)
 
 
-def chosen(names: Iterable[str], wanted: list[str]) -> tuple[str, ...]:
-    """Returns the conditions that contain one of the wanted names; all without any."""
-    return tuple(
-        name for name in names if not wanted or any(part in name for part in wanted)
-    )
+def chosen(group: str, names: Iterable[str], wanted: list[str]) -> tuple[str, ...]:
+    """Returns the conditions of a group that are wanted; all if nothing is."""
+    if not wanted or group in wanted:
+        return tuple(names)
+    parts = [part for part in wanted if part not in GROUPS]
+    return tuple(name for name in names if any(part in name for part in parts))
 
 
 def save(folder: Path, samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -83,7 +85,7 @@ def read(
 ) -> list[score.NumberAnswer]:
     """Returns what a run reads, a picture at a time."""
     return [
-        score.number_answer(sample, index, reader(sample.file, run))
+        score.number_answer(sample, index, reader(sample.file, run.state))
         for index, sample in enumerate(samples)
     ]
 
@@ -106,7 +108,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--conditions",
         default="",
-        help="parts of the names of conditions, separated by commas; all by default",
+        help="parts of the names of conditions, or digits, no digits, numbers; "
+        "separated by commas; all by default",
     )
     parser.add_argument("--count", type=int, help="pictures per condition")
     parser.add_argument("--save", type=Path, help="a directory for the pictures")
@@ -138,15 +141,15 @@ def main(argv: list[str] | None = None) -> None:
     saved = (lambda samples: save(args.save, samples)) if args.save else iter
 
     figures = {}
-    if names := chosen(digits.CONDITIONS, wanted):
+    if names := chosen("digits", digits.CONDITIONS, wanted):
         samples = digits.samples(args.half, hand, names, **count)
         figures["digits"] = predict(run, saved(samples))
         score.print_digits(figures["digits"])
-    if names := chosen(others.CONDITIONS, wanted):
+    if names := chosen("no digits", others.CONDITIONS, wanted):
         samples = others.samples(args.half, names, **count)
         figures["no digits"] = predict(run, saved(samples))
         score.print_others(figures["no digits"])
-    if names := chosen(numbers.CONDITIONS, wanted):
+    if names := chosen("numbers", numbers.CONDITIONS, wanted):
         if read_digits is None:
             print("numbers: skipped, this version reads single digits only")
         else:
