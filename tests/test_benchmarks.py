@@ -116,7 +116,7 @@ def test_photographs_of_each_condition_are_the_same_each_time(small_photographs)
         files.append(sample.file)
         height, width = 160, 240
         assert len(sample.boxes) == sum(map(str.isdigit, sample.text)) >= 1
-        for top, left, bottom, right in sample.boxes:
+        for left, top, right, bottom in sample.boxes:
             assert 0 <= top < bottom <= height
             assert 0 <= left < right <= width
     assert len(set(files)) == len(files)

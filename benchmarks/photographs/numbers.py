@@ -223,7 +223,7 @@ def _write(
                 points = np.argwhere(part.ink > 0.5) + place
                 seen = view.place(points[:, ::-1])
                 (x0, y0), (x1, y1) = seen.min(0), seen.max(0) + 1
-                boxes.append(tuple(float(round(v, 1)) for v in (y0, x0, y1, x1)))
+                boxes.append(tuple(float(round(v, 1)) for v in (x0, y0, x1, y1)))
     return tuple(boxes)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from benchmarks.photographs.paper import Rng
 
 HALVES = ("choose", "report")
-# Top, left, bottom, right in pixels.
+# Left, top, right, bottom in pixels.
 Box = tuple[float, float, float, float]
 
 
@@ -22,7 +22,7 @@ class Sample:
       condition: how it was taken.
       text: the digits that it shows, a line per line.
       file: the picture, encoded.
-      boxes: of the digits in reading order: top, left, bottom, right; empty if unknown.
+      boxes: of the digits in reading order: left, top, right, bottom; empty if unknown.
       source: where the forms of the digits come from, or the kind of the number.
     """
 
