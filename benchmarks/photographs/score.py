@@ -68,6 +68,7 @@ class NumberAnswer:
       extra: number of digits that were read and are not in `truth`.
       boxes: number of digits whose box was found.
       is_whole: whether each line was read without a mistake.
+      is_flagged: whether the reading or one of its digits has a warning.
     """
 
     condition: str
@@ -79,6 +80,7 @@ class NumberAnswer:
     extra: int
     boxes: int
     is_whole: bool
+    is_flagged: bool
 
 
 def number_answer(sample: Sample, index: int, reading: Any) -> NumberAnswer:
@@ -99,6 +101,7 @@ def number_answer(sample: Sample, index: int, reading: Any) -> NumberAnswer:
         sum(map(len, text)) - right,
         _found(sample.boxes, [digit.box for digit in reading.digits]),
         truth == text,
+        bool(reading.warnings or any(digit.warnings for digit in reading.digits)),
     )
 
 
@@ -159,7 +162,10 @@ def print_others(answers: Sequence[Answer]) -> None:
 
 def print_numbers(answers: Sequence[NumberAnswer]) -> None:
     """Prints a row per kind of number and per place."""
-    print(f"{'numbers':<26}{'n':>5}{'digits':>8}{'extra':>7}{'boxes':>8}{'whole':>8}")
+    names = (
+        f"{'digits':>8}{'extra':>7}{'boxes':>8}{'whole':>8}{'warned':>8}{'wrong':>7}"
+    )
+    print(f"{'numbers':<26}{'n':>5}{names}")
     rows = collections.defaultdict(list)
     for part in (0, 1):
         for each in answers:
@@ -172,4 +178,8 @@ def print_numbers(answers: Sequence[NumberAnswer]) -> None:
         )
         whole = f"{sum(each.is_whole for each in row) / len(row):.1%}"
         extra = sum(each.extra for each in row)
-        print(f"{name:<26}{len(row):>5}{right:>8}{extra:>7}{boxes:>8}{whole:>8}")
+        faults = collections.Counter(
+            each.is_flagged for each in row if not each.is_whole
+        )
+        figures = f"{right:>8}{extra:>7}{boxes:>8}{whole:>8}"
+        print(f"{name:<26}{len(row):>5}{figures}{faults[True]:>8}{faults[False]:>7}")
