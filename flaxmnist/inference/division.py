@@ -75,13 +75,13 @@ class Part:
 
 
 def divide(
-    glyphs: Sequence[Glyph], state: TrainState
+    glyphs: Sequence[Glyph], state: TrainState, energy_limit: float | None = None
 ) -> Iterator[tuple[Part, Prediction]]:
     """Yields the digits of glyphs, in their order, with predictions."""
     options = [list(_parts(glyph)) for glyph in glyphs]
     digits = [part for parts in options for part in parts if part.height >= _LOW]
     images = [Prepared(normalize(part.glyph.strength)) for part in digits]
-    found = predict_prepared(images, state, mnist.CLASS_NAMES)
+    found = predict_prepared(images, state, mnist.CLASS_NAMES, energy_limit)
     predictions = dict(zip(digits, found, strict=True))
     margins = {part: _margin(one) for part, one in predictions.items()}
     # Networks differ in the scale of their logits.

@@ -135,8 +135,15 @@ def read_digits(
       UserError: `picture` is not a picture, the run does not exist, or its classes are
         not the ten digits.
     """
-    state, class_names, _ = trained(run, class_names)
+    state, class_names, limit = trained(run, class_names)
     check_reads(state, class_names)
+    return read_picture(picture, state, limit)
+
+
+def read_picture(
+    picture: Picture, state: TrainState, energy_limit: float | None = None
+) -> Reading:
+    """Returns what a state reads; see :func:`read_digits`."""
     ink = find_ink(picture)
     glyphs = [] if ink is None else segment(ink.strength)
     if ink is None or not glyphs:
@@ -150,7 +157,7 @@ def read_digits(
             is_wide=part.width > _WIDE,
             prediction=prediction,
         )
-        for part, prediction in divide(glyphs, state)
+        for part, prediction in divide(glyphs, state, energy_limit)
     )
     return Reading(digits, ink.warnings, ink)
 

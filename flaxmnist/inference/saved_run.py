@@ -20,7 +20,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.inference.notebook import as_html
 from flaxmnist.inference.places import DataPlaces
 from flaxmnist.inference.predict import Prediction, predict_pictures
-from flaxmnist.inference.reading import Reading, read_digits
+from flaxmnist.inference.reading import Reading, check_reads, read_picture
 from flaxmnist.inference.restore import restore
 from flaxmnist.paths import path_of
 from flaxmnist.pictures.files import Picture
@@ -89,7 +89,8 @@ class SavedRun:
 
     def read(self, picture: Picture) -> Reading:
         """Returns the numbers in a picture; see :func:`flaxmnist.read_digits`."""
-        return read_digits(picture, self.state, self.manifest.dataset.class_names)
+        check_reads(self.state, self.manifest.dataset.class_names)
+        return read_picture(picture, self.state, self.energy_limit)
 
     def evaluate(self, split: str = "test") -> Figures:
         """Returns the figures of the split "train", "validation" or "test".

@@ -32,6 +32,8 @@ Box = tuple[int, int, int, int]
 MAX_MARKS = 1_500
 # Shares of the height of a line: a gap within a digit, and a gap between groups.
 JOIN, GROUP = 0.06, 0.75
+# Width of the widest edge of a sheet, as a share of its length.
+EDGE = 0.2
 # Lowest digit, in pixels, and the height above which the image is reduced.
 MIN_HEIGHT, MAX_HEIGHT = 8, 96
 # Lines at a smaller angle, in degrees, are not turned.
@@ -92,6 +94,7 @@ def segment(strength: Strength) -> list[Glyph]:
     Args:
       strength: how much ink each pixel has, float32 from 0 to 1.
     """
+    strength = _without_edges(strength)
     labels, marks = find_marks(strength)
     to_image = np.eye(2, 3)
     if not _are_readable(marks):
@@ -110,6 +113,20 @@ def segment(strength: Strength) -> list[Glyph]:
     for number, line in enumerate(find_lines(marks)):
         glyphs += _glyphs(strength, labels, line, number, to_image)
     return glyphs
+
+
+def _without_edges(strength: Strength) -> Strength:
+    """Removes thin marks at the border: edges of a sheet or of a desk."""
+    labels, marks = find_marks(strength)
+    height, width = strength.shape
+    at_border = (marks.left == 0) | (marks.top == 0)
+    at_border |= (marks.right == width) | (marks.bottom == height)
+    sides = np.sort([marks.width, marks.height], axis=0)
+    is_edge = at_border & (sides[0] < EDGE * sides[1])
+    if not is_edge.any() or is_edge.all():
+        return strength
+    edges = np.isin(labels, marks.label[is_edge])
+    return np.where(ndimage.binary_dilation(edges, iterations=2), 0, strength)
 
 
 def _are_readable(marks: Marks) -> bool:

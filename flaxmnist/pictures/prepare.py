@@ -61,7 +61,9 @@ def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
     if "clean" in steps:
         strength, digits = _clean(strength)
         if digits > 1:
-            warnings.append(f"{digits} digits, taken for one")
+            warnings.append(
+                f"{digits} digits, taken for one; use --read or read_digits"
+            )
     return Prepared(normalize(strength, steps), tuple(warnings))
 
 

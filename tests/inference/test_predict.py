@@ -137,7 +137,8 @@ def test_an_empty_picture_is_warned_of(picture, warning):
 
 
 def test_several_digits_are_warned_of_and_a_broken_one_is_not(ink):
-    assert prepare(np.hstack([ink, ink])).warnings == ("2 digits, taken for one",)
+    (warning,) = prepare(np.hstack([ink, ink])).warnings
+    assert warning == "2 digits, taken for one; use --read or read_digits"
     broken = ink.copy()
     broken[130:136] = 0
     assert prepare(broken).warnings == ()

@@ -62,7 +62,7 @@ def test_glyphs_are_divided_where_the_parts_are_recognized(monkeypatch):
     glyphs = segment(np.asarray(image, np.float32) / 255)
     assert len(glyphs) == 1
 
-    def recognize(prepared, state, class_names):
+    def recognize(prepared, state, class_names, energy_limit):
         found = []
         for one in prepared:
             rows, columns = np.nonzero(one.image > 100)
