@@ -39,38 +39,43 @@ def plain(shape: Shape, rng: Rng) -> np.ndarray:
     return (1 + grain).astype(np.float32)[..., None] * np.float32(tint)
 
 
-def _rule(paper: np.ndarray, axis: int, places: np.ndarray, pen, width, rng) -> None:
-    """Draws straight lines across a paper, in place."""
+def _rule(paper: np.ndarray, axis: int, places: np.ndarray, width: float, ink) -> None:
+    """Draws straight lines of a color `ink` across a paper, in place."""
     at = np.arange(paper.shape[axis], dtype=np.float32)
     # Anti-aliased: a line covers a part of the pixels at its edges.
     distance = abs(at[:, None] - places).min(1, initial=np.inf)
-    cover = np.clip(width / 2 + 0.5 - distance, 0, 1) * rng.uniform(0.6, 0.95)
+    cover = np.clip(width / 2 + 0.5 - distance, 0, 1)
     cover = cover[:, None, None] if axis == 0 else cover[None, :, None]
-    paper += cover * (np.float32(pen) - paper)
+    paper += np.float32(cover) * (np.float32(ink) - paper)
+
+
+def _faded(inks: tuple[list[float], ...], rng: Rng) -> np.ndarray:
+    """Returns one of some colors, mixed with white."""
+    ink = np.array(inks[rng.integers(len(inks))])
+    return 1 - rng.uniform(0.65, 1) * (1 - ink)
 
 
 def ruled(shape: Shape, rng: Rng, pitch: float) -> np.ndarray:
     """Returns paper with lines `pitch` pixels apart, half of it with a margin."""
     paper = plain(shape, rng)
-    pens = ([0.55, 0.68, 0.85], [0.62, 0.66, 0.7], [0.5, 0.72, 0.74], [0.7, 0.6, 0.72])
+    inks = ([0.55, 0.68, 0.85], [0.62, 0.66, 0.7], [0.5, 0.72, 0.74], [0.7, 0.6, 0.72])
     lines = np.arange(rng.uniform(0, pitch), shape[0], pitch)
     width = max(1, rng.uniform(0.02, 0.045) * pitch)
-    _rule(paper, 0, lines, pens[rng.integers(len(pens))], width, rng)
+    _rule(paper, 0, lines, width, _faded(inks, rng))
     if rng.random() < 0.5:
         margin = np.array([rng.uniform(0.1, 0.2) * shape[1]])
-        _rule(paper, 1, margin, [0.88, 0.5, 0.52], 1.3 * width, rng)
+        _rule(paper, 1, margin, 1.3 * width, [0.88, 0.54, 0.56])
     return paper
 
 
 def graph(shape: Shape, rng: Rng, pitch: float) -> np.ndarray:
     """Returns paper with squares of `pitch` pixels."""
     paper = plain(shape, rng)
-    pens = ([0.6, 0.74, 0.88], [0.68, 0.7, 0.74], [0.6, 0.8, 0.7])
-    pen = pens[rng.integers(len(pens))]
+    ink = _faded(([0.6, 0.74, 0.88], [0.68, 0.7, 0.74], [0.6, 0.8, 0.7]), rng)
     width = max(1, rng.uniform(0.025, 0.05) * pitch)
     for axis in (0, 1):
         lines = np.arange(rng.uniform(0, pitch), shape[axis], pitch)
-        _rule(paper, axis, lines, pen, width, rng)
+        _rule(paper, axis, lines, width, ink)
     return paper
 
 
