@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import re
 import time
 from collections.abc import Sequence
 
@@ -9,9 +10,10 @@ from flaxmnist import config as configs
 from flaxmnist.cli import command
 from flaxmnist.errors import UserError
 from flaxmnist.paths import path_of
-from flaxmnist.rundir import new_folder
+from flaxmnist.rundir import new_folder, population
 from flaxmnist.runtime.console import Console, process_age
 from flaxmnist.training import loop, sanity
+from flaxmnist.training.population import train_members
 
 _DESCRIPTION = """\
 Trains and evaluates an image classifier, or resumes a run.
@@ -19,6 +21,7 @@ Trains and evaluates an image classifier, or resumes a run.
   %(prog)s --config configs/cnn.py
   %(prog)s --config cnn --workdir runs/a --config.optimizer.learning_rate=3e-4
   %(prog)s --workdir runs/a                  (again: resumes, or says it is finished)
+  %(prog)s --config cnn --workdir runs/p --seeds 0:8    (a population of eight runs)
 
 --config.NAME=VALUE changes any option, as in --config.model.hidden=(256,128).
 All options are listed at the end.
@@ -55,6 +58,18 @@ def _parser() -> command.Parser:
         action="store_true",
         help="print the devices of each parameter and each array of a batch",
     )
+    group = parser.add_argument_group("populations, one run after the other")
+    group.add_argument(
+        "--seeds", metavar="SEEDS", help="train with each seed: FIRST:END, or 3,5,9"
+    )
+    group.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="train with each value of an option, such as "
+        "optimizer.learning_rate=1e-3,2e-3; may be repeated",
+    )
     parser.add_devices()
     checks = parser.add_argument_group("checks that write nothing")
     checks.add_argument(
@@ -90,6 +105,77 @@ def _parse(
     return args, overrides
 
 
+def _seeds(text: str) -> list[int]:
+    """Returns the seeds of ``0:8`` (8 is excluded) or ``3,5,9``.
+
+    Raises:
+      UserError: it is something else.
+    """
+    try:
+        first, colon, end = text.partition(":")
+        if colon:
+            return [*range(int(first), int(end))]
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"--seeds={text!r}: expected FIRST:END, such as 0:8, or integers, such as "
+            "3,5,9"
+        ) from None
+
+
+def _sweep(flags: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the values of each swept option, as texts.
+
+    Raises:
+      UserError: a flag has another form, or an option is given twice.
+    """
+    sweep: dict[str, list[str]] = {}
+    for flag in flags:
+        name, _, values = flag.partition("=")
+        # A comma inside of brackets is part of a value, as in (256,128),(512,256).
+        parts = re.findall(r"(?:[^,(\[{]|[(\[{][^)\]}]*[)\]}])+", values)
+        if not name or not parts:
+            raise UserError(
+                f"--sweep={flag!r}: expected NAME=VALUES, such as "
+                "optimizer.learning_rate=1e-3,2e-3"
+            )
+        if name in sweep:
+            raise UserError(
+                f"--sweep {name} is given twice; give all its values in one"
+            )
+        sweep[name] = parts
+    return sweep
+
+
+def _members(
+    args: argparse.Namespace,
+    overrides: list[tuple[str, str]],
+    config: configs.Config,
+) -> tuple[population.Member, ...] | None:
+    """Returns the members of a population; None if the flags describe a single run.
+
+    Raises:
+      UserError: a flag is invalid, or excludes another.
+    """
+    is_new = bool(args.sweep) or args.seeds is not None
+    known = args.workdir is not None and population.saved_members(args.workdir)
+    if not is_new and not known:
+        return None
+    for flag in ("dry_run", "overfit", "allow_change"):
+        if getattr(args, flag) not in (None, False):
+            raise UserError(f"--{flag} is for a single run, not for a population")
+    if args.seeds is not None and "seed" in dict(overrides):
+        raise UserError("--config.seed has no effect with --seeds; remove one of them")
+    for name in _sweep(args.sweep).keys() & dict(overrides).keys():
+        raise UserError(
+            f"--config.{name} has no effect with --sweep {name}; remove one"
+        )
+    if not is_new:
+        return ()
+    seeds = None if args.seeds is None else _seeds(args.seeds)
+    return population.vary(config, seeds, _sweep(args.sweep))
+
+
 def run(argv: Sequence[str]) -> int:
     """Trains as the flags say; returns 1 if --overfit does not succeed.
 
@@ -100,6 +186,7 @@ def run(argv: Sequence[str]) -> int:
     args, overrides = _parse(argv)
     command.start_jax(args, several=True)
     config = command.load_config(args, overrides)
+    members = _members(args, overrides, config)
     if args.dry_run:
         sanity.dry_run(config)
         return 0
@@ -109,6 +196,9 @@ def run(argv: Sequence[str]) -> int:
     with new_folder.chosen(args.workdir, args.config or "") as workdir:
         console.line(f"workdir: {workdir}")
         started = time.perf_counter() - process_age()
+        if members is not None:
+            train_members(config, workdir, members, console=console, started=started)
+            return 0
         loop.train_and_evaluate(
             config,
             workdir,

@@ -3,12 +3,13 @@
 import functools
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Sharding
@@ -141,7 +142,7 @@ class TrainState:
 def _init(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    seed: int,
+    seed: int | jax.Array,
     sharding: Sharding | Layout | None,
     *,
     ema_decay: float | None = None,
@@ -254,11 +255,32 @@ def create_state(
     checked = options.check("", given, OPTIONS)
     if isinstance(sharding, Layout):
         sharding = sharding.for_model(model, checked["image_shape"])
-    init = functools.partial(_init, model, tx, sharding=sharding, loss=loss, **checked)
-    init = functools.partial(init, metrics=tuple(dict(metrics).items()))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init, sharding))
-    state: TrainState = jax.jit(init, out_shardings=shardings)()
+    # The seed is an argument of the compiled program, which so serves every seed.
+    number = np.uint32(checked.pop("seed"))
+    init = _initializer(
+        model,
+        by_value(tx),
+        sharding,
+        loss=loss,
+        metrics=tuple(dict(metrics).items()),
+        **checked,
+    )
+    state: TrainState = init(seed=number)
     return state
+
+
+@functools.lru_cache(maxsize=8)
+def _initializer(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    sharding: Sharding | Layout | None,
+    **options: Any,
+) -> Callable[..., TrainState]:
+    """Returns a jitted function from a seed to a state; equal arguments share it."""
+    init = functools.partial(_init, model, tx, sharding=sharding, **options)
+    like = abstract(functools.partial(init, seed=0), sharding)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(init, out_shardings=shardings)
 
 
 def _check_parts(model: Any, tx: Any, sharding: Any, loss: Any) -> None:

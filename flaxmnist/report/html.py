@@ -187,7 +187,7 @@ def write_report(
         write_file(workdir / "plots" / f"{name}.png", content)
     confusion, names = _confusion(test), summary.dataset.class_names
     flags = configs.flags_of(configs.from_dict(summary.config))
-    page = _template().render(
+    page = template("report.html.j2").render(
         name=printable(workdir.resolve().name),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         summary=summary,
@@ -198,7 +198,7 @@ def write_report(
         mistakes=int((test["labels"] != test["classes"]).sum()),
         model=results.costs,
         temperature=temperature,
-        pictures={name: _data_url(content) for name, content in figures.items()},
+        pictures={name: data_url(content) for name, content in figures.items()},
         config=json.dumps(summary.config, indent=2),
         command=shlex.join(["python", "-m", "flaxmnist.main", *flags]),
     )
@@ -246,11 +246,13 @@ def _confusion(outputs: dict[str, np.ndarray]) -> np.ndarray:
     return confusion
 
 
-def _data_url(png: bytes) -> str:
+def data_url(png: bytes) -> str:
+    """Returns a PNG file as the address of an image."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Returns a template of this package."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -260,4 +262,4 @@ def _template() -> jinja2.Template:
     )
     environment.filters["percent"] = lambda share: f"{share:.2%}"
     environment.filters["thousands"] = lambda count: f"{count:,.0f}"
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)

@@ -1,12 +1,13 @@
 """Confidence intervals and calibration of predictions."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,36 @@ def mean_interval(values: Float[np.ndarray, " count"]) -> tuple[float, float]:
     """Returns the 95 % confidence interval of a mean, by the normal approximation."""
     half = 1.96 * float(np.std(values)) / np.sqrt(len(values))
     return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """The values of several runs.
+
+    Attributes:
+      count: number of values.
+      mean: of the values.
+      sd: standard deviation of the values (divisor `count - 1`); None for one value.
+      low: lower end of the 95 % confidence interval of the mean (Student, 1908, "The
+        Probable Error of a Mean"); None for one value.
+      high: upper end of that interval; None for one value.
+    """
+
+    count: int
+    mean: float
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Returns the spread of one or more values."""
+        count, mean = len(values), float(np.mean(values))
+        if count < 2:
+            return cls(count, mean)
+        sd = float(np.std(values, ddof=1))
+        half = float(t.ppf(0.975, count - 1)) * sd / count**0.5
+        return cls(count, mean, sd, mean - half, mean + half)
 
 
 def losses(

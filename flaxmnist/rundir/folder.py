@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from errno import ENOENT
 from pathlib import Path
@@ -160,10 +160,10 @@ class Lock:
         if processes.is_first():
             (self.workdir / name).unlink(missing_ok=True)
 
-    def prepare(self) -> None:
+    def prepare(self, folders: Iterable[str] = ("checkpoints", "tensorboard")) -> None:
         """Creates what a run needs; until then, `release` leaves no trace."""
         self._kept = True
-        for folder in ("checkpoints", "tensorboard"):
+        for folder in folders:
             durable.make_directory(self.workdir / folder)
         if processes.is_first():
             integrity.remove_partial(self.workdir)

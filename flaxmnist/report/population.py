@@ -1,0 +1,55 @@
+"""The page of a population, ``report.html``, and its figure in ``plots/``."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flaxmnist.errors import printable
+from flaxmnist.report import plots
+from flaxmnist.report.html import data_url, template
+from flaxmnist.report.results import PopulationSummary, spread_cells
+from flaxmnist.rundir.history import History
+from flaxmnist.rundir.results import Summary
+from flaxmnist.runtime.durable import make_directory, write_file
+
+
+def write_population(
+    workdir: Path,
+    summary: PopulationSummary,
+    histories: dict[str, History],
+    ensemble: Summary | None = None,
+) -> Path:
+    """Writes ``report.html`` and ``plots/curves.png`` of a population.
+
+    Args:
+      workdir: the directory of the population.
+      summary: the results.
+      histories: what the members logged, by name.
+      ensemble: figures of the members together, if evaluated.
+
+    Returns:
+      the path of the page.
+    """
+    groups = {
+        setting.name or workdir.name: [
+            histories[name].records for name in setting.members
+        ]
+        for setting in summary.settings
+    }
+    png = plots.png(plots.curves(groups))
+    make_directory(workdir / "plots")
+    write_file(workdir / "plots" / "curves.png", png)
+    first = summary.members[summary.ranked[0]]
+    page = template("population.html.j2").render(
+        name=printable(workdir.resolve().name),
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        summary=summary,
+        first=first,
+        ensemble=ensemble,
+        spread_cells=spread_cells,
+        curves=data_url(png),
+        config=json.dumps(first.config, indent=2),
+    )
+    path = workdir / "report.html"
+    write_file(path, page)
+    return path

@@ -1,0 +1,242 @@
+"""Populations: runs that differ in their seed or in some options only.
+
+A population is a directory. Its ``config.json`` is the configuration of the first
+member, ``population.json`` lists the members, and each member is an ordinary run in a
+subdirectory.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flaxmnist import config as configs
+from flaxmnist import options as types
+from flaxmnist.errors import UserError, did_you_mean, shown
+from flaxmnist.rundir import integrity
+from flaxmnist.rundir.schemas import Schema, conform
+from flaxmnist.runtime import files
+
+FILE = "population.json"
+_NAME = re.compile(r"[\w+=,-][\w.+=,-]*")
+_MAX_NAME = 120
+# Options of which the members share one value: those of the data, and those that change
+# the shapes of arrays in any case.
+_SHARED = ("batch_size", "grad_accumulation", "eval_batch_size", "data", "mesh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A run of a population.
+
+    Attributes:
+      name: of its directory, inside that of the population.
+      options: in which it differs from other members, with its values.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+    @property
+    def setting(self) -> str:
+        """The options except the seed, such as ``"optimizer.learning_rate=0.001"``."""
+        return ", ".join(
+            f"{name}={value}" for name, value in self.options.items() if name != "seed"
+        )
+
+
+def _member(value: Any) -> Member:
+    found = conform(value, _MEMBER)
+    return Member(found["name"], found["options"])
+
+
+def _directory(value: Any) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError
+    return str(value)
+
+
+def _members(value: Any) -> tuple[Member, ...]:
+    members = tuple(map(_member, value))
+    if not members or len({one.name for one in members}) < len(members):
+        raise ValueError
+    return members
+
+
+_MEMBER: Schema = {
+    "name": types.OptionType("the name of a directory", _directory),
+    "options": types.OptionType("an object", lambda value: {**value}),
+}
+_SCHEMA: Schema = {"members": types.OptionType("a list of members", _members)}
+
+
+def to_json(members: Iterable[Member]) -> str:
+    """Returns the content of ``population.json``."""
+    content = {"members": [dataclasses.asdict(one) for one in members]}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def saved_members(workdir: Path) -> tuple[Member, ...] | None:
+    """Returns the members of a population; None if the directory contains none.
+
+    Raises:
+      UserError: ``population.json`` cannot be read, or a member is a link.
+    """
+    path = workdir / FILE
+    try:
+        found = conform(files.read_json(path), _SCHEMA)["members"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, KeyError, ValueError, UserError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); expected a list of members. Restore it, "
+            "or use another --workdir"
+        ) from None
+    members: tuple[Member, ...] = found
+    for one in members:
+        if (workdir / one.name).is_symlink():
+            raise UserError(
+                f"{workdir / one.name} is a link; expected the directory of a member. "
+                "Replace it with that directory"
+            )
+    return members
+
+
+def check_no_population(workdir: Path) -> None:
+    """Raises UserError if a directory contains a population instead of a run."""
+    if saved_members(workdir) is not None:
+        raise UserError(
+            f"--workdir={workdir} contains a population; to resume it, use "
+            "`flaxmnist train` or train_population. To train one run, use another "
+            "directory"
+        )
+
+
+def check_exists(workdir: Path) -> None:
+    """Raises UserError for an unknown member of an existing population."""
+    if (workdir / "config.json").exists():
+        return
+    members = saved_members(workdir.parent)
+    if members is not None and workdir.name not in (known := _names(members)):
+        raise UserError(
+            f"{workdir} is not a member of the population {workdir.parent}"
+            f"{did_you_mean(workdir.name, known)}"
+        )
+
+
+def _names(members: Iterable[Member]) -> list[str]:
+    return [one.name for one in members]
+
+
+def merged(
+    workdir: Path, config: configs.Config, members: Sequence[Member]
+) -> tuple[Member, ...]:
+    """Returns the members that a directory has or shall have, former ones first.
+
+    Args:
+      workdir: the directory of the population, which may not exist yet.
+      config: of the first of `members`.
+      members: to train; if empty, those that the directory lists.
+
+    Raises:
+      UserError: the directory contains an ordinary run, or a population with another
+        configuration or with further members.
+    """
+    former = saved_members(workdir)
+    if former is None:
+        if (workdir / "config.json").exists() or integrity.saved_steps(
+            workdir / "checkpoints"
+        ):
+            raise UserError(
+                f"--workdir={workdir} contains a run; expected a new directory, or "
+                "that of a population. Use another --workdir"
+            )
+        return tuple(members)
+    wanted = {one.name: one for one in members} or {one.name: one for one in former}
+    if missing := [one.name for one in former if one != wanted.get(one.name)]:
+        raise UserError(
+            f"--workdir={workdir} contains a population with the members "
+            f"{', '.join(_names(former))}; expected these and perhaps more, but "
+            f"{', '.join(missing)} is missing. Add its seed or value, or use another "
+            "--workdir"
+        )
+    return (*former, *(one for one in wanted.values() if one not in former))
+
+
+def vary(
+    config: configs.Config,
+    seeds: Iterable[Any] | None = None,
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+) -> tuple[Member, ...]:
+    """Returns a member for each seed and each combination of the values of `sweep`.
+
+    Args:
+      config: that the members share.
+      seeds: different integers; the seed of `config` alone if None.
+      sweep: values by the full name of an option.
+
+    Raises:
+      UserError: a seed or a value is invalid or given twice, or an option is unknown or
+        cannot be swept.
+    """
+    sweep = dict(sweep or {})
+    axes = {name: _values(config, name, values) for name, values in sweep.items()}
+    if seeds is not None:
+        axes["seed"] = _seeds(seeds)
+    members: list[Member] = []
+    for values in itertools.product(*axes.values()):
+        given = dict(zip(axes, values, strict=True))
+        name = re.sub(r"[^\w.+=,-]", "_", ",".join(map(_text, given.items())))
+        if len(name) > _MAX_NAME or name in _names(members):
+            name = f"{name[:_MAX_NAME]}-{len(members) + 1}"
+        members.append(Member(name, given))
+    return tuple(members)
+
+
+def _text(option: tuple[str, Any]) -> str:
+    name, value = option
+    return f"seed-{value}" if name == "seed" else f"{name}={value}"
+
+
+def _seeds(seeds: Iterable[Any]) -> list[int]:
+    given = (
+        [seeds] if isinstance(seeds, str) or not isinstance(seeds, Iterable) else seeds
+    )
+    found = []
+    for one in given:
+        found.append(types.check("", {"seed": one}, {"seed": types.seed})["seed"])
+        if found.count(found[-1]) > 1:
+            raise UserError(f"seeds: {one} is given twice; expected different integers")
+    if not found:
+        raise UserError("seeds is empty; expected one or more integers")
+    return found
+
+
+def _values(config: configs.Config, name: str, values: Sequence[Any]) -> list[Any]:
+    """Returns the values of a swept option in the form of a configuration."""
+    if name == "seed":
+        raise UserError("sweep: seed is not swept; use seeds, or --seeds")
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise UserError(f"sweep: {name}={shown(values)}: expected a list of values")
+    found: list[Any] = []
+    for value in values:
+        # JSON has no tuples: the same as if read again.
+        changed = configs.flat(configs.override(config, {name: value}))[name]
+        changed = json.loads(json.dumps(changed))
+        if changed in found:
+            raise UserError(f"sweep: {name}={shown(value)} is given twice")
+        if isinstance(changed, str) and ":" in changed:
+            raise UserError(
+                f"sweep: {name}={shown(value)} names code; expected values of another "
+                "kind. Train a run for each function instead"
+            )
+        found.append(changed)
+    if {name, name.partition(".")[0]} & {*_SHARED}:
+        raise UserError(
+            f"sweep: {name} cannot be swept; the members of a population share the "
+            "data and the shapes of all arrays. Train a population for each value"
+        )
+    return found
