@@ -39,7 +39,9 @@ from helpers import ROOT, tiny_config
 
 from flaxmnist import data
 from flaxmnist.core import models, sharding, state
+from flaxmnist.rundir import population
 from flaxmnist.training import loop
+from flaxmnist.training import population as training
 
 FULL_MNIST = os.environ.get("FLAXMNIST_DATA_DIR")
 
@@ -75,6 +77,15 @@ def finished_run(tmp_path_factory):
     """A finished run: its folder and its summary. Copy it before changing it."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     return workdir, loop.train_and_evaluate(tiny_config(), workdir)
+
+
+@pytest.fixture(scope="session")
+def trained_population(tmp_path_factory):
+    """A population of the seeds 0 and 1: its folder and its summary. Copy it."""
+    workdir = tmp_path_factory.mktemp("population") / "p"
+    config = tiny_config(report=True)
+    members = population.vary(config, [0, 1])
+    return workdir, training.train_members(config, workdir, members)
 
 
 @pytest.fixture

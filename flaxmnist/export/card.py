@@ -46,7 +46,7 @@ class Card:
       format: "stablehlo", "onnx" or "numpy".
       model: name of the model.
       parameters: their number.
-      step: of the checkpoint.
+      checkpoint: its step, such as "step 1,716"; of an ensemble, those of its members.
       is_best: whether that is the best on validation.
       test: figures of the test split; None if not measured.
       dataset: the data that the run was trained on.
@@ -58,7 +58,7 @@ class Card:
     format: str
     model: str
     parameters: int
-    step: int
+    checkpoint: str
     is_best: bool
     test: Figures | None
     dataset: DatasetInfo
@@ -81,7 +81,7 @@ class Card:
         return f"""\
 # {self.model}, trained on {trained_on}
 
-{self.parameters:,} parameters, from the checkpoint of step {self.step:,}, {chosen}.
+{self.parameters:,} parameters, from the checkpoint of {self.checkpoint}, {chosen}.
 {self._accuracy()}
 
 ## Use

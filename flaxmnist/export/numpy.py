@@ -10,6 +10,8 @@ import flax.linen as nn
 import numpy as np
 
 from flaxmnist.core import models, ops
+from flaxmnist.core.batch import ImageShape
+from flaxmnist.core.ensemble import Ensemble, member_of
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import UserError
 from flaxmnist.export import numpy_predictor
@@ -18,11 +20,11 @@ from flaxmnist.export.parity import Logits
 _MODELS = (models.SoftmaxRegression, models.MLP, models.CNN)
 
 
-def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def _layers(
+    model: Any, variables: Any, image_shape: ImageShape
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Returns the layers of one of our models as `numpy_predictor` reads them."""
-    model: Any = state.model
-    params: Any = state.eval_params
-    stats: Any = state.model_state.get("batch_stats", {})
+    params, stats = variables["params"], variables.get("batch_stats", {})
     arrays: dict[str, np.ndarray] = {}
     layers: list[dict[str, Any]] = []
 
@@ -42,7 +44,7 @@ def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarr
         layers.append({"kind": "activation", "name": model.activation})
 
     activations = 0
-    side: Sequence[int] = state.image_shape[:2]
+    side: Sequence[int] = image_shape[:2]
     for index, _ in enumerate(model.features if isinstance(model, models.CNN) else ()):
         pads = ops.explicit_padding(
             side, model.kernel_size, model.strides, model.padding
@@ -71,21 +73,39 @@ def _layers(state: TrainState) -> tuple[list[dict[str, Any]], dict[str, np.ndarr
     return layers, arrays
 
 
+def _numbered(layer: dict[str, Any], network: int) -> dict[str, Any]:
+    """Returns a layer whose names of arrays begin with the number of its network."""
+    return {
+        key: f"@{network}.{value[1:]}" if str(value)[0] == "@" else value
+        for key, value in layer.items()
+    }
+
+
 def write(state: TrainState, folder: Path) -> Logits:
     """Writes weights and a script that needs only NumPy.
 
     Raises:
       UserError: the model has layers that the script does not compute.
     """
-    if type(state.model) not in _MODELS:
+    variables = {"params": state.eval_params, **state.model_state}
+    model, members = state.model, [variables]
+    if isinstance(model, Ensemble):
+        members = [member_of(variables, index) for index in range(model.size)]
+        model = model.member
+    if type(model) not in _MODELS:
         names = ", ".join(model.__name__ for model in _MODELS)
         raise UserError(
             f"--format numpy supports the models {names}, "
-            f"not {type(state.model).__name__}; use --format stablehlo or onnx"
+            f"not {type(model).__name__}; use --format stablehlo or onnx"
         )
-    layers, arrays = _layers(state)
+    networks: list[list[dict[str, Any]]] = []
+    arrays: dict[str, np.ndarray] = {}
+    for index, member in enumerate(members):
+        layers, held = _layers(model, member, state.image_shape)
+        networks.append([_numbered(layer, index) for layer in layers])
+        arrays |= {f"{index}.{name}": array for name, array in held.items()}
     path = folder / "weights.npz"
-    arrays["layers"] = np.array(json.dumps(layers))
+    arrays["networks"] = np.array(json.dumps(networks))
     arrays["image_shape"] = np.array(state.image_shape)
     np.savez(path, **arrays)  # type: ignore[arg-type]
     shutil.copyfile(numpy_predictor.__file__, folder / "predict.py")

@@ -23,16 +23,22 @@ ACTIVATIONS: dict = {
 
 
 def load(path):
-    """Returns the shape of an image, and kind, options and arrays of each layer."""
+    """Returns the shape of an image, and the layers of each network of an ensemble.
+
+    A layer has its kind, options and arrays. A single model is one network.
+    """
     with np.load(path, allow_pickle=False) as file:
-        layers = [
-            {
-                key: file[value[1:]] if str(value)[0] == "@" else value
-                for key, value in layer.items()
-            }
-            for layer in json.loads(str(file["layers"]))
+        networks = [
+            [
+                {
+                    key: file[value[1:]] if str(value)[0] == "@" else value
+                    for key, value in layer.items()
+                }
+                for layer in layers
+            ]
+            for layers in json.loads(str(file["networks"]))
         ]
-        return tuple(file["image_shape"].tolist()), layers
+        return tuple(file["image_shape"].tolist()), networks
 
 
 def conv(x, layer):
@@ -66,17 +72,28 @@ LAYERS: dict = {
 
 
 def logits(model, images):
-    """Returns [count, classes] for uint8 [count, height, width, channels]."""
-    shape, layers = model
+    """Returns [count, classes] for uint8 [count, height, width, channels].
+
+    Those of an ensemble are the logarithms of its mean probabilities.
+    """
+    shape, networks = model
     found = images.shape[1:] if images.ndim == 4 else (*images.shape[1:], 1)
     if images.dtype != np.uint8 or found != shape:
         raise ValueError(
             f"images are {images.dtype} {images.shape}; expected uint8 "
             f"(count, {', '.join(map(str, shape))})"
         )
+    scores = [_scores(layers, images.reshape(-1, *shape)) for layers in networks]
+    if len(scores) == 1:
+        return scores[0]
+    logs = [each - np.logaddexp.reduce(each, axis=1, keepdims=True) for each in scores]
+    return np.logaddexp.reduce(logs) - np.log(len(logs))
+
+
+def _scores(layers, images):
     rows = [np.zeros((0, len(layers[-1]["bias"])), np.float32)]
     for start in range(0, len(images), 100):
-        x = images[start : start + 100].reshape(-1, *shape).astype(np.float32) / 255
+        x = images[start : start + 100].astype(np.float32) / 255
         for layer in layers:
             x = LAYERS[layer["kind"]](x, layer)
         rows.append(x)

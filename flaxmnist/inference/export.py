@@ -10,6 +10,7 @@ import numpy as np
 from flaxmnist import options
 from flaxmnist.config import as_dict
 from flaxmnist.core import models
+from flaxmnist.core.ensemble import Ensemble
 from flaxmnist.export.card import Card
 from flaxmnist.export.parity import CHECKED
 from flaxmnist.export.write import FORMATS, write_export
@@ -40,9 +41,9 @@ def export_run(run: "SavedRun", format: str) -> Path:
         checked_on, images = "generated", _generated(run.state.image_shape)
     card = Card(
         format=format,
-        model=run.config.model.name,
+        model=run.model_name,
         parameters=models.num_parameters(run.state.params),
-        step=run.step,
+        checkpoint=run.checkpoint,
         is_best=run.is_best,
         test=test,
         dataset=run.manifest.dataset,
@@ -57,6 +58,8 @@ def export_run(run: "SavedRun", format: str) -> Path:
         num_classes=state.num_classes,
         **as_dict(run.config.model),
     )
+    if run.members:
+        model = Ensemble(model, len(run.members))
     state = dataclasses.replace(state, model=model, layout=None)
     folder = run.workdir / "export" / format
     difference = write_export(state, folder, images, card)

@@ -16,7 +16,7 @@ def as_html(run: "SavedRun") -> str:
     dataset, summary = run.manifest.dataset, run.summary
     count = models.num_parameters(run.state.params)
     line = (
-        f"{run.config.model.name} ({count:,} parameters), step {run.step:,}, "
+        f"{run.model_name} ({count:,} parameters), {run.checkpoint}, "
         f"on {dataset.name} ({dataset.source})"
     )
     table = ""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
 from flaxmnist import options
-from flaxmnist.core import models, sharding
+from flaxmnist.core import ensemble, models, sharding
 from flaxmnist.core.state import TrainState
-from flaxmnist.data import SPLITS, Dataset
-from flaxmnist.data.feeds import FEEDS
+from flaxmnist.data import Dataset
 from flaxmnist.errors import UserError
+from flaxmnist.inference.ensemble import NO_STEP, open_members
+from flaxmnist.inference.evaluation import evaluation
 from flaxmnist.inference.notebook import as_html
 from flaxmnist.inference.places import DataPlaces
 from flaxmnist.inference.predict import Prediction, predict_pictures
@@ -25,9 +26,8 @@ from flaxmnist.inference.restore import restore
 from flaxmnist.paths import path_of
 from flaxmnist.pictures.files import Picture
 from flaxmnist.rundir import folder as workdirs
-from flaxmnist.rundir import integrity
+from flaxmnist.rundir import integrity, population
 from flaxmnist.rundir.checkpoints import Checkpoints
-from flaxmnist.rundir.history import History
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.rundir.predictions import write_predictions
 from flaxmnist.rundir.results import Figures, Summary
@@ -35,9 +35,6 @@ from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Console
 from flaxmnist.training.evaluate import predict
 from flaxmnist.training.experiment import (
-    Evaluation,
-    check_dataset,
-    eval_batch_size,
     make_layout,
 )
 from flaxmnist.training.summary import evaluate_splits, print_table, summarize
@@ -61,6 +58,9 @@ class SavedRun:
       manifest: what the checkpoint records beside its arrays.
       mesh: the devices to evaluate on.
       is_best: whether the checkpoint was chosen as the best on validation.
+      members: the runs of a population, which evaluate and predict as an ensemble: with
+        the mean of their probabilities; empty for a single run. `config` and `manifest`
+        are then those of the first member, and `step` is the largest of their steps.
     """
 
     workdir: Path
@@ -72,13 +72,27 @@ class SavedRun:
     mesh: jax.sharding.Mesh
     is_best: bool
     _places: DataPlaces
+    members: tuple["SavedRun", ...] = ()
 
     def __repr__(self) -> str:
         count = models.num_parameters(self.state.params)
         return (
-            f"SavedRun({str(self.workdir)!r}, {self.config.model.name}, "
-            f"{count:,} parameters, step {self.step:,})"
+            f"SavedRun({str(self.workdir)!r}, {self.model_name}, "
+            f"{count:,} parameters, {self.checkpoint})"
         )
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model, such as ``"cnn"`` or ``"ensemble of 8 × cnn"``."""
+        return ensemble.name_of(self.state.model, self.config.model.name)
+
+    @property
+    def checkpoint(self) -> str:
+        """The step, as ``"step 1,716"``; of an ensemble ``"steps 858 to 1,716"``."""
+        first = min((one.step for one in self.members), default=self.step)
+        if first == self.step:
+            return f"step {self.step:,}"
+        return f"steps {first:,} to {self.step:,}"
 
     _repr_html_ = as_html
 
@@ -98,7 +112,7 @@ class SavedRun:
         Raises:
           UserError: the split is unknown, or the data cannot be found.
         """
-        run = self._evaluation([split])
+        run = evaluation(self, [split])
         return evaluate_splits(run, self.state, Console(), [split])[split]
 
     def summarize(self) -> Summary:
@@ -110,9 +124,9 @@ class SavedRun:
         Raises:
           UserError: the data cannot be found.
         """
-        run, console = self._evaluation(), Console()
+        run, console = evaluation(self), Console()
         summary = summarize(run, self.state, self.last_step, self.step, console)
-        print_table(console, summary)
+        print_table(console, summary, self.checkpoint)
         return summary
 
     def predict_split(self, split: str = "test") -> Path:
@@ -128,13 +142,14 @@ class SavedRun:
             be written.
         """
         integrity.check_links(self.workdir)
-        run = self._evaluation([split])
+        run = evaluation(self, [split])
         outputs = predict(self.state, run.eval_feeds[split], run.replicated)
         path = write_predictions(self.workdir, split, outputs)
         correct = outputs["classes"] == outputs["labels"]
         Console().line(
-            f"{path}: {len(correct):,} examples of {split}, step {self.step}, "
+            f"{path}: {len(correct):,} examples of {split}, {self.checkpoint}, "
             f"accuracy {correct.mean():.2%}"
+            + (f" ({self.model_name})" if self.members else "")
         )
         return path
 
@@ -142,35 +157,15 @@ class SavedRun:
         """Writes the report of the run again; returns the path of ``report.html``.
 
         Args:
-          compare: directories of other runs to show beside it.
+          compare: directories of other runs, or of populations, to show beside it.
 
         Raises:
           UserError: a run to compare with is not finished, the data cannot be found, or
             the directory cannot be written.
         """
-        from flaxmnist.report.html import write_report
-        from flaxmnist.training.results import collect
+        from flaxmnist.inference.report import report_run
 
-        # Each run once, and this one not beside itself.
-        if isinstance(compare, str | os.PathLike):
-            compare = [compare]
-        paths = [path_of(path, "compare") for path in compare]
-        others = {os.path.realpath(path): path for path in paths}
-        others.pop(os.path.realpath(self.workdir), None)
-        integrity.check_links(self.workdir)
-        histories = [History.read(path) for path in others.values()]
-        run, console = self._evaluation(), Console()
-        summary = self.summary
-        if summary is None or summary.step != self.last_step:
-            summary = summarize(run, self.state, self.last_step, self.step, console)
-        results = collect(run, self.state, History.read(self.workdir, summary))
-        try:
-            path = write_report(results, self.workdir, histories)
-        except OSError as error:
-            why = f"{self.workdir} cannot be written ({error.strerror})"
-            raise UserError(why) from None
-        console.line(str(path))
-        return path
+        return report_run(self, compare)
 
     def export(self, format: str) -> Path:
         """Writes the model for other programs into ``export/<format>``.
@@ -221,25 +216,6 @@ class SavedRun:
                 raise
             return None
 
-    def _evaluation(self, splits: Sequence[str] = SPLITS) -> Evaluation:
-        """Returns what evaluates some splits; raises UserError as :meth:`evaluate`."""
-        for split in splits:
-            options.check("", {"split": split}, {"split": options.one_of(SPLITS)})
-        dataset, config = self.dataset, self.config
-        check_dataset(config, dataset)
-        make = FEEDS[config.data.placement]
-        size = eval_batch_size(config, dataset, self.mesh)
-        feeds = {name: make(dataset.split(name), size, self.mesh) for name in splits}
-        return Evaluation(
-            config=config,
-            dataset=dataset,
-            eval_feeds=feeds,
-            replicated=sharding.replicated(self.mesh),
-            total_steps=self.manifest.total_steps,
-            origin=self.manifest.origin,
-            changes=self.manifest.changes,
-        )
-
     @property
     def summary(self) -> Summary | None:
         """The content of ``summary.json``; None if it is not of this checkpoint."""
@@ -265,7 +241,8 @@ def open_run(
     """Opens a run to evaluate it, predict by it or export it; reads parameters only.
 
     Args:
-      workdir: the run directory, which may have been moved or copied.
+      workdir: the run directory, which may have been moved or copied; or that of a
+        population, whose members are opened as an ensemble.
       step: of the checkpoint; the best on validation if None.
       overrides: changes to the configuration, such as ``{"data.dir": "/new/place"}``.
       data: the data that the run was trained on, if a program gave them.
@@ -286,11 +263,18 @@ def open_run(
         workdirs.permit(configs.resolve(config))
     if trust_code:
         workdirs.permit_all(workdir)
+    population.check_exists(workdir)
     if (saved := workdirs.saved_config(workdir, alone=not use_mesh)) is None:
         raise UserError(
             f"{workdir} contains no run: config.json is missing; name a run directory"
         )
     given = configs.override(saved if config is None else config, overrides)
+    if (members := population.saved_members(workdir)) is not None:
+        options.check("", {"step": step}, {"step": NO_STEP})
+        open_member = functools.partial(
+            open_run, data=data, use_mesh=use_mesh, trust_code=trust_code
+        )
+        return open_members(workdir, given, members, open_member)
     workdirs.check_same(saved, given, allow_change=True)
     layout = make_layout(given) if use_mesh else None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:

@@ -1,5 +1,6 @@
 """The page of a population, ``report.html``, and its figure in ``plots/``."""
 
+import dataclasses
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,15 +10,24 @@ from flaxmnist.report import plots
 from flaxmnist.report.html import data_url, template
 from flaxmnist.report.results import PopulationSummary, spread_cells
 from flaxmnist.rundir.history import History
-from flaxmnist.rundir.results import Summary
+from flaxmnist.rundir.results import Figures
 from flaxmnist.runtime.durable import make_directory, write_file
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleFigures:
+    """Name and figures of the members together."""
+
+    name: str
+    validation: Figures
+    test: Figures
 
 
 def write_population(
     workdir: Path,
     summary: PopulationSummary,
     histories: dict[str, History],
-    ensemble: Summary | None = None,
+    ensemble: EnsembleFigures | None = None,
 ) -> Path:
     """Writes ``report.html`` and ``plots/curves.png`` of a population.
 

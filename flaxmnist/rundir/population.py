@@ -38,7 +38,7 @@ class Member:
     """
 
     name: str
-    options: dict[str, Any]
+    options: dict[str, Any] = dataclasses.field(hash=False)
 
     @property
     def setting(self) -> str:

@@ -58,27 +58,15 @@ def train_members(
             "the members one by one"
         )
     with workdirs.locked(workdir) as rundir:
-        members = population.merged(workdir, config, members)
-        runs = {
-            one.name: configs.override(config, one.options.items()) for one in members
-        }
-        config = runs[members[0].name]
-        if (saved := workdirs.saved_config(workdir)) is not None:
-            workdirs.check_same(saved, config)
-        dataset = _check(runs, members, data)
-        rundir.prepare(())
-        rundir.write(population.FILE, population.to_json(members))
-        rundir.write_config(config)
+        runs, dataset = _start(rundir, config, members, data)
         if dataset.warning:
             console.warn(dataset.warning)
             dataset = dataclasses.replace(dataset, warning=None)
         with stop_at_interrupt(_interrupted(workdir)):
             results = []
-            for number, one in enumerate(members, 1):
-                console.line(f"\nmember {number} of {len(members)}: {one.name}")
-                result = _train(
-                    runs[one.name], workdir / one.name, dataset, console, started
-                )
+            for number, (one, run) in enumerate(runs.items(), 1):
+                console.line(f"\nmember {number} of {len(runs)}: {one.name}")
+                result = _train(run, workdir / one.name, dataset, console, started)
                 results.append((one, result))
                 started = None
             summary = PopulationSummary.of(results)
@@ -93,6 +81,28 @@ def train_members(
         "predict and export use the members as an ensemble"
     )
     return summary
+
+
+def _start(
+    rundir: workdirs.Lock,
+    config: configs.Config,
+    members: Sequence[Member],
+    data: Dataset | None,
+) -> tuple[dict[Member, configs.Config], Dataset]:
+    """Writes the list of members; returns their configurations, and the data."""
+    workdir = rundir.workdir
+    members = population.merged(workdir, config, members)
+    runs = {one: configs.override(config, one.options.items()) for one in members}
+    for run in runs.values():
+        workdirs.permit(run)
+    first = runs[members[0]]
+    if (saved := workdirs.saved_config(workdir)) is not None:
+        workdirs.check_same(saved, first)
+    dataset = _check(runs, data)
+    rundir.prepare(())
+    rundir.write(population.FILE, population.to_json(members))
+    rundir.write_config(first)
+    return runs, dataset
 
 
 def _train(
@@ -141,15 +151,13 @@ def _report(workdir: Path, summary: PopulationSummary) -> None:
     write_population(workdir, summary, histories)
 
 
-def _check(
-    runs: dict[str, configs.Config], members: Sequence[Member], data: Dataset | None
-) -> Dataset:
+def _check(runs: dict[Member, configs.Config], data: Dataset | None) -> Dataset:
     """Returns the data, after a member of each setting was built; writes nothing.
 
     Raises:
       UserError: the options do not fit together, or a setting has other arrays.
     """
-    of_setting = {one.setting: runs[one.name] for one in reversed(members)}
+    of_setting = {one.setting: config for one, config in reversed(runs.items())}
     dataset, first = data, None
     for setting, config in reversed(of_setting.items()):
         experiment = Experiment.build(config, dataset)

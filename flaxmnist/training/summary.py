@@ -7,6 +7,7 @@ import jax
 from flaxmnist.config import as_dict, sources
 from flaxmnist.core import models
 from flaxmnist.core.energy import energy_limit
+from flaxmnist.core.ensemble import name_of
 from flaxmnist.core.state import TrainState
 from flaxmnist.data import SPLITS
 from flaxmnist.rundir.results import (
@@ -58,13 +59,20 @@ def evaluate_splits(
     return figures
 
 
-def print_table(console: Console, summary: Summary) -> None:
-    """Prints loss, accuracy and count of the three splits."""
+def print_table(console: Console, summary: Summary, checkpoint: str = "") -> None:
+    """Prints loss, accuracy and count of the three splits.
+
+    Args:
+      console: where to print.
+      summary: the figures.
+      checkpoint: what was evaluated; ``"step N"`` by default.
+    """
     dataset = summary.dataset
     console.line()
     console.line(
         f"{summary.model.name} ({summary.model.parameters:,} parameters), "
-        f"step {summary.evaluated_step}, on {dataset.name} ({dataset.source})"
+        f"{checkpoint or f'step {summary.evaluated_step}'}, on {dataset.name} "
+        f"({dataset.source})"
     )
     names = summary.test.metrics
     extra = "".join(f"  {name:>8}" for name in names)
@@ -96,7 +104,10 @@ def summarize(
     outputs = predict(state, run.eval_feeds["validation"], run.replicated)
     return Summary(
         **vars(describe(run)),
-        model=ModelInfo(run.config.model.name, models.num_parameters(state.params)),
+        model=ModelInfo(
+            name_of(state.model, run.config.model.name),
+            models.num_parameters(state.params),
+        ),
         step=step,
         evaluated_step=evaluated_step,
         train=figures["train"],

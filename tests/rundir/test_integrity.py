@@ -187,7 +187,7 @@ def summary_card(summary):
         format="numpy",
         model=summary.model.name,
         parameters=summary.model.parameters,
-        step=summary.evaluated_step,
+        checkpoint=f"step {summary.evaluated_step:,}",
         is_best=True,
         test=summary.test,
         dataset=summary.dataset,

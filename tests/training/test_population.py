@@ -41,16 +41,8 @@ def compilations():
         names[:] = [name for name in names if name.startswith("Compiling")]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A population of the seeds 0 and 1, and its result."""
-    workdir = tmp_path_factory.mktemp("population") / "p"
-    config = tiny_config(report=True)
-    return workdir, train_members(config, workdir, vary(config, [0, 1]))
-
-
-def test_a_member_is_the_run_of_its_seed(trained, finished_run):
-    workdir, summary = trained
+def test_a_member_is_the_run_of_its_seed(trained_population, finished_run):
+    workdir, summary = trained_population
     alone, result = finished_run
     config, member = tiny_config(), workdir / "seed-0"
     assert_identical(saved(config, member)[0], saved(config, alone)[0])
@@ -68,10 +60,10 @@ def test_a_member_is_the_run_of_its_seed(trained, finished_run):
 
 
 def test_further_seeds_compile_nothing_and_train_no_member_again(
-    trained, tmp_path, capsys
+    trained_population, tmp_path, capsys
 ):
     config, workdir = tiny_config(report=True), tmp_path / "p"
-    shutil.copytree(trained[0], workdir)
+    shutil.copytree(trained_population[0], workdir)
     with compilations() as compiled:
         train_members(config, workdir, vary(config, [6, 1, 0]))
     assert compiled == []
@@ -82,8 +74,10 @@ def test_further_seeds_compile_nothing_and_train_no_member_again(
         train_members(config, workdir, vary(config, [0, 1]))
 
 
-def test_an_interrupted_population_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
-    undisturbed, _ = trained
+def test_an_interrupted_population_goes_on_bit_for_bit(
+    trained_population, tmp_path, monkeypatch
+):
+    undisturbed, _ = trained_population
     config = tiny_config()
     with monkeypatch.context() as patch:
         # The first member logs at step 10 as well.
@@ -162,11 +156,11 @@ def test_what_cannot_be_trained_writes_nothing(flags, message, tmp_path, capsys)
     assert not workdir.exists()
 
 
-def test_a_population_and_a_run_do_not_mix(trained, finished_run, tmp_path):
+def test_a_population_and_a_run_do_not_mix(trained_population, finished_run, tmp_path):
     config = tiny_config()
     with pytest.raises(UserError, match="contains a run; expected a new directory"):
         train_members(config, finished_run[0], vary(config, [0, 1]))
-    flags = [f"--workdir={trained[0]}", "--seeds=0:2", "--config.ema=0.9"]
+    flags = [f"--workdir={trained_population[0]}", "--seeds=0:2", "--config.ema=0.9"]
     assert train.main(flags) == 2
 
 
