@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flaxmnist.core.batch import ImageShape
-from flaxmnist.pictures.files import Picture, as_pixels, is_dark
+from flaxmnist.pictures.files import Picture, as_pixels, without_opacity
 from flaxmnist.pictures.prepare import Prepared
 
 # Pillow's names of 1 to 4 channels.
@@ -30,15 +30,7 @@ def fit(picture: Picture, image_shape: ImageShape) -> Prepared:
     pixels = np.round(255 * as_pixels(picture)).astype(np.uint8)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if channels % 2 and image.mode.endswith("A"):
-        image = _without_opacity(image)
+        image = without_opacity(image)
     image = image.convert(_MODES[channels - 1])
     image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     return Prepared(np.asarray(image))
-
-
-def _without_opacity(image: Image.Image) -> Image.Image:
-    """Returns an image on white or black."""
-    rgba = image.convert("RGBA")
-    light, cover = np.moveaxis(np.asarray(rgba.convert("LA")) / 255, -1, 0)
-    color = "white" if is_dark(light, cover) else "black"
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, color), rgba)

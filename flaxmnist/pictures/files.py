@@ -1,13 +1,15 @@
 """Pictures in files and in memory, read as numbers."""
 
+import functools
+import importlib
 import io
 import math
 import os
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageFile, ImageOps
 
 from flaxmnist.errors import UserError, printable, shown
@@ -18,38 +20,36 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 MAX_PIXELS, MAX_SCANS = 64_000_000, 50
 # A larger file cannot be a picture of at most that many pixels.
 MAX_FILE_BYTES = 8 * MAX_PIXELS
-# Longer side in pixels while a picture is prepared: enough for thin strokes.
+# Longer side in pixels, at least, of the pixels for another model than MNIST's.
 SIDE = 256
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# The brands in the first bytes of an HEIC file.
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
-Gray = Float[np.ndarray, "height width"]
+Gray = UInt8[np.ndarray, "height width"]
 Pixels = Float[np.ndarray, "height width channels"]
 Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
+T = TypeVar("T")
 
 
-def as_gray(picture: Picture) -> Gray:
-    """Returns the lightness of a picture, float32 from 0 to 1.
+def as_gray(picture: Picture, side: int | None = None) -> tuple[Gray, float]:
+    """Returns the lightness of a picture, turned upright, and its scale.
 
-    The arguments and errors are those of `prepare`. Transparent pixels become white
-    if the drawing is dark, and black if it is light.
-    """
-    pixels = as_pixels(picture)
-    channels = pixels.shape[2]
-    light = pixels[..., :3] @ _LUMA if channels >= 3 else pixels[..., 0]
-    if channels in (1, 3):
-        return light
-    cover = pixels[..., -1]
-    return light * cover + is_dark(light, cover) * (1 - cover)
-
-
-def is_dark(light: Gray, cover: Gray) -> bool:
-    """Returns whether the visible part of a picture is dark and needs a white ground.
+    Transparent pixels become white if the drawing is dark, and black if it is light.
+    Pixels of more than 8 bits are scaled by their maximum, because many cameras and
+    scanners use 10 or 12 of 16 bits. The arguments and errors are those of `prepare`.
 
     Args:
-      light: lightness of each pixel, from 0 to 1.
-      cover: opacity of each pixel, from 0 to 1.
+      picture: see :func:`flaxmnist.pictures.prepare.prepare`.
+      side: a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, if both sides
+        remain at least that long; by default, it is not.
+
+    Returns:
+      uint8 `[height, width]`, and the number of its pixels per pixel of the picture
+      along a side: 1, or less for a JPEG that was reduced.
     """
-    return bool((light * cover).sum() / max(cover.sum(), 1e-6) < 0.5)
+    draft = ("L", side) if side else None
+    return _read(picture, _gray_of_image, _gray_of_array, draft)
 
 
 def as_pixels(picture: Picture) -> Pixels:
@@ -59,14 +59,47 @@ def as_pixels(picture: Picture) -> Pixels:
     in a file that is much larger than an image of a model is reduced. The arguments and
     errors are those of `prepare`.
     """
+    return _read(picture, _pixels_of_image, _pixels_of_array, (None, SIDE))
+
+
+def _is_dark(light: np.ndarray, cover: np.ndarray) -> bool:
+    """Returns whether the visible part of a picture is dark and needs a white ground.
+
+    Args:
+      light: lightness of each pixel, from 0 to 1.
+      cover: opacity of each pixel, from 0 to 1.
+    """
+    return bool((light * cover).sum() / max(cover.sum(), 1e-6) < 0.5)
+
+
+def rereadable(picture: Picture) -> Picture:
+    """Returns the picture, or a copy in memory of a stream that cannot seek."""
+    is_stream = hasattr(picture, "read") and hasattr(picture, "seekable")
+    if not is_stream or isinstance(picture, bytes | Image.Image | np.ndarray | str):
+        return picture
+    if isinstance(picture, os.PathLike) or picture.seekable():
+        return picture
+    copy = io.BytesIO(picture.read(MAX_FILE_BYTES))
+    copy.name = getattr(picture, "name", "the file")
+    return copy
+
+
+def _read(
+    picture: Picture,
+    of_image: Callable[[Image.Image], T],
+    of_array: Callable[[np.ndarray], T],
+    draft: tuple[str | None, int] | None,
+) -> T:
+    """Returns what `of_image` or `of_array` makes of a picture."""
+    of_file = functools.partial(_open_file, read=of_image, draft=draft)
     if isinstance(picture, Image.Image):
-        return _named("the image", _pixels_of_image, picture)
+        return _named("the image", of_image, picture)
     if hasattr(picture, "__array__"):
-        return _pixels_of_array(np.asarray(picture))
+        return of_array(np.asarray(picture))
     if isinstance(picture, bytes | bytearray | memoryview):
-        return _named("the encoded picture", _pixels_of_file, io.BytesIO(picture))
+        return _named("the encoded picture", of_file, io.BytesIO(picture))
     if hasattr(picture, "read"):
-        return _named(getattr(picture, "name", "the file"), _pixels_of_file, picture)
+        return _named(getattr(picture, "name", "the file"), of_file, picture)
     if not isinstance(picture, str | os.PathLike):
         raise UserError(
             f"{shown(picture)} is a {type(picture).__name__}; expected a path, an open "
@@ -75,7 +108,7 @@ def as_pixels(picture: Picture) -> Pixels:
     name = _short(os.fsdecode(picture))
     try:
         with open_regular(picture, MAX_FILE_BYTES) as file:
-            return _named(name, _pixels_of_file, file)
+            return _named(name, of_file, file)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist; expected a picture") from None
     except (OSError, ValueError) as error:
@@ -88,7 +121,7 @@ def _short(name: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _named(name: Any, read: Callable[[Any], Pixels], picture: Any) -> Pixels:
+def _named(name: Any, read: Callable[[Any], T], picture: Any) -> T:
     """Returns `read(picture)`; every error becomes a UserError about `name`."""
     try:
         return read(picture)
@@ -104,15 +137,41 @@ def _named(name: Any, read: Callable[[Any], Pixels], picture: Any) -> Pixels:
     raise UserError(f"{_short(name)} {reason}")
 
 
-def _pixels_of_file(file: IO[bytes]) -> Pixels:
-    with Image.open(file, formats=FORMATS) as image:
+def _open_file(
+    file: IO[bytes],
+    read: Callable[[Image.Image], T],
+    draft: tuple[str | None, int] | None,
+) -> T:
+    formats = (*FORMATS, "HEIF") if _is_heic(file) else FORMATS
+    with Image.open(file, formats=formats) as image:
         # A progressive JPEG is decoded once per scan, usually ten times.
         if image.info.get("progressive") and _count_scans(image) > MAX_SCANS:
             raise UserError(f"has more than {MAX_SCANS} scans; save it in another way")
         # Affects JPEG only, which can be decoded at an eighth of its size.
-        if math.prod(image.size) <= MAX_PIXELS:
-            image.draft(None, (SIDE, SIDE))
-        return _pixels_of_image(image)
+        image.info["full_size"] = image.size
+        if draft and math.prod(image.size) <= MAX_PIXELS:
+            image.draft(draft[0], (draft[1], draft[1]))
+        return read(image)
+
+
+def _is_heic(file: IO[bytes]) -> bool:
+    """Returns whether a file is HEIC; prepares Pillow to read it.
+
+    Raises:
+      UserError: pillow-heif is not installed.
+    """
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    if head[4:8] != b"ftyp" or head[8:] not in _HEIC_BRANDS:
+        return False
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ModuleNotFoundError:
+        raise UserError(
+            "is an HEIC picture; install 'flaxmnist[heic]', or save it as JPEG"
+        ) from None
+    return True
 
 
 def _count_scans(jpeg: ImageFile.ImageFile) -> int:
@@ -121,11 +180,51 @@ def _count_scans(jpeg: ImageFile.ImageFile) -> int:
     return jpeg.fp.read().count(b"\xff\xda")
 
 
-def _pixels_of_image(image: Image.Image) -> Pixels:
+def _upright(image: Image.Image) -> Image.Image:
     # Check the size before decoding, which takes four bytes per pixel.
     if math.prod(image.size) > MAX_PIXELS:
         raise Image.DecompressionBombError
-    image = ImageOps.exif_transpose(image)
+    return ImageOps.exif_transpose(image)
+
+
+def _gray_of_image(image: Image.Image) -> tuple[Gray, float]:
+    scale = max(image.size) / max(image.info.get("full_size", image.size))
+    image = _upright(image)
+    if image.mode[0] in "IF":  # 16 bits and more.
+        values = np.nan_to_num(np.asarray(image.convert("F"))).clip(0)
+        return np.round(values * (255 / (values.max() or 1))).astype(np.uint8), scale
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("L")), scale
+    return np.asarray(without_opacity(image).convert("L")), scale
+
+
+def without_opacity(image: Image.Image) -> Image.Image:
+    """Returns an image on white if it is dark, and on black if it is light."""
+    image = image.convert("RGBA")
+    factor = max(1, max(image.size) // SIDE)
+    light, cover = np.moveaxis(
+        np.asarray(image.reduce(factor).convert("LA")) / 255, -1, 0
+    )
+    ground = Image.new(
+        "RGBA", image.size, "white" if _is_dark(light, cover) else "black"
+    )
+    return Image.alpha_composite(ground, image)
+
+
+def _gray_of_array(array: np.ndarray) -> tuple[Gray, float]:
+    values = _pixels_of_array(array)
+    channels = values.shape[2]
+    light = values[..., :3] @ _LUMA if channels >= 3 else values[..., 0]
+    if channels in (2, 4):
+        cover = values[..., -1]
+        light = light * cover + _is_dark(light, cover) * (1 - cover)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        light = light / (light.max() or 1)
+    return np.round(light * 255).astype(np.uint8), 1.0
+
+
+def _pixels_of_image(image: Image.Image) -> Pixels:
+    image = _upright(image)
     # Reduce a large picture first: as floating point it would take gigabytes.
     factor = max(1, max(image.size) // (8 * SIDE))
     if image.mode[0] in "IF":  # 16 bits and more.

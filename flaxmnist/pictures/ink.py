@@ -1,21 +1,27 @@
-"""Finds the ink in a picture: what is drawn or written, without the paper."""
+"""Finds the ink in a picture: what is drawn or written, without paper, rules and desk.
+
+The ink is first found in a small copy of the picture, at several sizes of the kernel
+that estimates the ground, in both polarities and at several thresholds. The best
+finding is then measured again at a higher resolution, around the ink only.
+"""
 
 import dataclasses
 from collections.abc import Collection
 
+import cv2
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
-from flaxmnist.pictures.files import SIDE, Gray, Picture, as_gray
-from flaxmnist.pictures.normalize import resize
+from flaxmnist.pictures.background import marks, smooth
+from flaxmnist.pictures.components import Finding, search
+from flaxmnist.pictures.files import Gray, Picture, as_gray, rereadable
 
 # The steps of `find_ink`, in this order.
 STEPS = ("light", "invert")
-# Lowest contrast, as a share of the range from black to white, and as a multiple of
-# the noise around the digit.
-LEAST_CONTRAST, LEAST_SIGNAL = 0.06, 4.0
+# Longer side in pixels of the picture in which the ink is searched, and of `strength`.
+SEARCH, REFINED = 1024, 1536
+# Height of a digit in `strength`, in pixels, if the picture has as many.
+DIGIT = 160
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,54 +57,80 @@ def find_ink(picture: Picture, steps: Collection[str] = STEPS) -> Ink | None:
     Raises:
       UserError: `picture` is not a picture.
     """
-    gray = as_gray(picture)
-    scale = min(1.0, SIDE / max(gray.shape))
-    ink = _subtract_paper(resize(gray, scale), "light" in steps)
-    # A blur of one or two pixels reduces the grain of a photograph.
-    ink = ndimage.gaussian_filter(ink, max(ink.shape) / 170)
-    if np.ptp(ink) < LEAST_CONTRAST:
+    picture = rereadable(picture)
+    gray, reduced = as_gray(picture, SEARCH)
+    small, scale = _shrunk(gray, SEARCH)
+    finding = search(small, steps)
+    if finding is None:
         return None
-    if "invert" in steps and _is_dark_on_light(ink):
-        ink = -ink
-    stroke = ink > threshold_otsu(ink)
-    level = np.percentile(ink[stroke], 75)
-    paper = ink[~ndimage.binary_dilation(stroke, iterations=3)]
-    noise = (paper if paper.size > ink.size / 10 else ink[~stroke]).std()
-    if level < max(LEAST_CONTRAST, LEAST_SIGNAL * noise):
-        return None
-    floor = min(max(0.1 * level, 3 * noise), 0.5 * level)
-    return Ink(np.clip((ink - floor) / (level - floor), 0, 1), scale=scale)
+    # A small digit needs the resolution that was left out in reading the file.
+    if reduced < 1 and finding.height / scale < 48:
+        gray, full = as_gray(picture)
+        scale, reduced = scale * reduced / full, full
+    return _refined(gray, reduced, finding, scale)
 
 
-def _subtract_paper(gray: Gray, uneven: bool) -> Gray:
-    """Returns how much lighter each pixel is than the paper.
+def _shrunk(gray: Gray, side: int) -> tuple[Gray, float]:
+    """Returns a picture whose longer side is at most `side`, and its scale."""
+    scale = min(1.0, side / max(gray.shape))
+    if scale == 1:
+        return gray, scale
+    size = tuple(max(1, round(scale * extent)) for extent in gray.shape[::-1])
+    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA), scale
 
-    The paper is a quadratic surface if `uneven`, else one tone. It is fitted to the
-    frame of the picture, then repeatedly to all pixels near the fit.
+
+def _refined(gray: Gray, reduced: float, finding: Finding, scale: float) -> Ink:
+    """Returns the ink of a finding at a higher resolution.
+
+    Args:
+      gray: the picture.
+      reduced: its scale.
+      finding: made in a copy of `gray` at scale `scale`.
+      scale: of the copy.
     """
-    y, x = (
-        axis.ravel()
-        for axis in np.mgrid[-1 : 1 : gray.shape[0] * 1j, -1 : 1 : gray.shape[1] * 1j]
+    top, left, bottom, right = (side / scale for side in finding.box)
+    margin = 0.15 * max(bottom - top, right - left) + 4 / scale
+    rows = slice(max(0, int(top - margin)), int(np.ceil(bottom + margin)))
+    columns = slice(max(0, int(left - margin)), int(np.ceil(right + margin)))
+    part = gray[rows, columns]
+    zoom = min(
+        1.0,
+        max(DIGIT * scale / finding.height, scale),
+        max(REFINED / max(part.shape), scale),
     )
-    terms = (
-        [np.ones_like(x), x, y, x * x, x * y, y * y] if uneven else [np.ones_like(x)]
+    size = tuple(max(1, round(zoom * side)) for side in part.shape[::-1])
+    light = smooth(cv2.resize(part, size, interpolation=cv2.INTER_AREA))
+    matrix = np.array(
+        [
+            [scale / zoom, 0, columns.start * scale],
+            [0, scale / zoom, rows.start * scale],
+        ]
     )
-    surface, values = np.stack(terms, axis=-1), gray.ravel()
-    paper = np.maximum(abs(x), abs(y)) > 0.85
-    for _ in range(4):
-        # Normal equations: six unknowns, thousands of pixels.
-        known = surface[paper]
-        weights = np.linalg.pinv(known.T @ known) @ (known.T @ values[paper])
-        rest = values - surface @ weights
-        spread = 1.5 * np.median(abs(rest[paper]))
-        paper = abs(rest) <= max(3 * spread, 0.02)
-    # Ink darkens paper by a share of its light. Black paper has no light to share.
-    rest /= np.clip(values - rest, 0.25, 1)
-    return rest.reshape(gray.shape).astype(np.float32)
 
+    def placed(image, interpolation):
+        return cv2.warpAffine(
+            image,
+            matrix,
+            size,
+            flags=interpolation | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
 
-def _is_dark_on_light(ink: Gray) -> bool:
-    """Returns whether most of the picture and of its frame is light."""
-    light = ink > threshold_otsu(ink)
-    frame = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
-    return frame.mean() + light.mean() > 1
+    ground = placed(finding.ground, cv2.INTER_LINEAR)
+    light = light if finding.is_dark else 1 - light
+    mark = marks(light, ground)
+    mask = placed(finding.mask.astype(np.uint8), cv2.INTER_NEAREST)
+    room = 2 * max(1, round(2 * zoom / scale)) + 1
+    mask = cv2.dilate(mask, np.ones((room, room), np.uint8))
+    inside = mark[mask > 0]
+    strong = inside[inside > finding.level / 2]
+    level = float(np.percentile(strong, 60)) if strong.size else finding.level
+    floor = min(max(0.1 * level, finding.noise), 0.5 * level)
+    strength = np.clip((mark - floor) / (level - floor), 0, 1)
+    return Ink(
+        np.where(mask > 0, strength, 0).astype(np.float32),
+        rows.start / reduced,
+        columns.start / reduced,
+        zoom * reduced,
+        finding.warnings,
+    )

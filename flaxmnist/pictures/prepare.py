@@ -40,9 +40,9 @@ def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
     """Returns a picture as uint8 `[28, 28]`, white on black, like MNIST's images.
 
     The steps: ``light`` removes uneven lighting of the paper, ``invert`` makes dark
-    digits light, ``clean`` removes specks and marks that touch the border, ``crop``
-    scales the digit into 20 × 20, ``thicken`` widens thin strokes to the width of
-    MNIST's, and ``center`` moves the centre of mass to the middle.
+    digits light, ``clean`` removes specks, ``crop`` scales the digit into 20 × 20,
+    ``thicken`` widens thin strokes to the width of MNIST's, and ``center`` moves the
+    centre of mass to the middle.
 
     Args:
       picture: a path, an open file, the bytes of a file, a Pillow image, or an array:
@@ -68,25 +68,13 @@ def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
 
 
 def _clean(ink: Gray) -> tuple[Gray, int]:
-    """Removes specks and marks at the border; also returns the number of digits."""
+    """Removes specks; also returns the number of digits."""
     labels, count = ndimage.label(ink > 0.3, np.ones((3, 3)))
     if count == 0:
         return ink, 0
     sizes = ndimage.sum_labels(ink, labels, range(1, count + 1))
     boxes = ndimage.find_objects(labels)
-    inside = np.array(
-        [
-            all(
-                part.start > 0 and part.stop < side
-                for part, side in zip(box, ink.shape, strict=True)
-            )
-            for box in boxes
-        ]
-    )
-    kept = sizes >= 0.03 * sizes.max()
-    if (kept & inside).any() and sizes[inside].max() >= 0.2 * sizes.max():
-        kept &= inside
-    names = np.flatnonzero(kept) + 1
+    names = np.flatnonzero(sizes >= 0.03 * sizes.max()) + 1
     around = ndimage.binary_dilation(np.isin(labels, names), iterations=2)
     heights = [boxes[name - 1][0].stop - boxes[name - 1][0].start for name in names]
     tall = [

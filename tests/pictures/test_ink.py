@@ -1,0 +1,124 @@
+"""Photographs and screenshots in which the ink must be found."""
+
+import io
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from flaxmnist import UserError
+from flaxmnist.pictures.ink import find_ink
+from flaxmnist.pictures.prepare import prepare
+
+
+def seven(height=450, width=350, box=(150, 125, 100, 70), thickness=11):
+    """Returns a sheet with a seven in a box: top, left, height, width."""
+    top, left, tall, wide = box
+    sheet = np.full((height, width), 0.9, np.float32)
+    points = [[left, top], [left + wide, top], [left + wide // 3, top + tall]]
+    cv2.polylines(sheet, [np.int32(points)], False, 0.1, thickness, cv2.LINE_AA)
+    return sheet
+
+
+def desk(sides):
+    sheet = seven()
+    for side in sides:
+        np.rot90(sheet, side)[:50] = 0.15
+    return sheet
+
+
+def rim():
+    sheet = seven()
+    sheet[:6] = sheet[-6:] = sheet[:, :6] = sheet[:, -6:] = 0.2
+    return sheet
+
+
+def framed(inset):
+    sheet = seven()
+    corner = (sheet.shape[1] - 1 - inset, sheet.shape[0] - 1 - inset)
+    cv2.rectangle(sheet, (inset, inset), corner, 0.0, 5)
+    return sheet
+
+
+def shadow(is_sharp):
+    y, x = np.mgrid[:450, :350]
+    edge = 1 / (1 + np.exp((155 - x + 0.3 * (y - 200)) / (1 if is_sharp else 25)))
+    return seven() * (1 - 0.5 * edge)
+
+
+def title_bar():
+    sheet = seven()
+    bar = np.full((30, 350), 40, np.uint8)
+    cv2.putText(bar, "Paint", (10, 22), 0, 0.6, 230, 1)
+    sheet[:30] = bar / np.float32(255)
+    return sheet
+
+
+def underlined():
+    sheet = seven()
+    sheet[265:271, 90:240] = 0.1
+    return sheet
+
+
+def ruled():
+    sheet = seven()
+    sheet[20::40] *= 0.65
+    return sheet
+
+
+FOUND = {
+    "plain": seven,
+    "soft shadow": lambda: shadow(False),
+    "sharp shadow": lambda: shadow(True),
+    "desk on one side": lambda: desk([0]),
+    "desk on three sides": lambda: desk([0, 1, 2]),
+    "desk on four sides": lambda: desk(range(4)),
+    "thin rim of a table": rim,
+    "frame": lambda: framed(4),
+    "frame inside": lambda: framed(16),
+    "title bar": title_bar,
+    "underlined": underlined,
+    "ruled": ruled,
+    "chalk": lambda: 0.9 - 0.7 * seven(),
+    "small in a large picture": lambda: seven(1500, 1100, (1000, 200, 30, 21), 4),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_only_the_digit_is_found(name):
+    reference = prepare(seven()).image.astype(float)
+    found = prepare(FOUND[name]())
+    assert found.warnings == ()
+    assert np.corrcoef(found.image.ravel(), reference.ravel())[0, 1] > 0.9
+
+
+def test_ink_knows_its_place_in_the_picture():
+    ink = find_ink(FOUND["small in a large picture"]())
+    rows, columns = np.nonzero(ink.strength > 0.5)
+    top, left = ink.top + rows.min() / ink.scale, ink.left + columns.min() / ink.scale
+    assert abs(top - 999) < 4
+    assert abs(left - 199) < 4
+
+
+def test_a_digit_that_touches_the_border_is_read_with_a_warning():
+    tight = seven()[146:254, 121:199]
+    found = prepare(tight)
+    assert found.warnings == ("the digit touches the border",)
+    reference = prepare(seven()).image.ravel()
+    assert np.corrcoef(found.image.ravel(), reference)[0, 1] > 0.7
+
+
+def test_a_picture_of_16_bits_that_uses_10_is_found():
+    file = io.BytesIO()
+    Image.fromarray(np.uint16(1000 * seven())).save(file, "PNG")
+    reference = prepare(seven()).image.ravel()
+    image = prepare(file.getvalue()).image
+    assert np.corrcoef(image.ravel(), reference)[0, 1] > 0.98
+
+
+def test_heic_without_its_extra_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UserError, match=r"install 'flaxmnist\[heic\]'"):
+        prepare(b"\0\0\0\x18ftypheic" + bytes(50))
