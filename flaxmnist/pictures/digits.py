@@ -80,7 +80,8 @@ class Glyph:
         top, left = max(rows[0] - 1, 0), max(columns[0] - 1, 0)
         return dataclasses.replace(
             self,
-            strength=strength[top : rows[-1] + 2, left : columns[-1] + 2],
+            # A copy: a view would hold the memory of the whole glyph.
+            strength=strength[top : rows[-1] + 2, left : columns[-1] + 2].copy(),
             to_image=_moved(self.to_image, left, top),
         )
 
