@@ -12,13 +12,15 @@ from flaxmnist.pictures.files import Gray
 
 # Sides of the kernel for the ground, as shares of the picture.
 SIZES = (0.1, 0.25, 0.6)
-# Thresholds of the marks.
-LEVELS = (0.05, 0.1, 0.2, 0.4)
+# Thresholds of the marks, from the highest.
+LEVELS = (0.4, 0.2, 0.1, 0.05)
 # Contrast of a component, as multiples of the threshold.
 LEAST_RATIO, MAX_RATIO = 1.35, 3.2
 # Lowest contrast, as a share of the light, and as a multiple of the noise.
 LEAST_CONTRAST, LEAST_SIGNAL = 0.06, 4.0
 _MAX_COMPONENTS = 24
+# Larger marks, as a share of the picture, are not more likely digits.
+_MAX_SIZE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,45 +109,50 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
     """
     light = smooth(gray)
     side = max(light.shape)
-    layers: list[Layer] = []
+    grounds = []
     for is_dark in (True, False) if "invert" in steps else (False,):
         positive = light if is_dark else 1 - light
         for share in SIZES:
             ground = np.full_like(positive, np.median(positive))
             if "light" in steps:
                 ground = ground_of(positive, max(3, round(share * side)))
-            layers += _layers(positive, ground, is_dark)
-    layers = [layer for layer in layers if layer.marks]
-    if not layers:
-        return None
-    best = max(layers, key=lambda layer: max(m.score for m in layer.marks))
-    return _finding(best)
+            grounds.append((positive, ground, is_dark))
+    best, highest = None, 0.0
+    measured = [marks(positive, ground) for positive, ground, _ in grounds]
+    for threshold in LEVELS:
+        # No mark at a lower threshold has a higher score.
+        if MAX_RATIO * threshold * _MAX_SIZE**0.5 < highest:
+            break
+        for (positive, ground, is_dark), mark in zip(grounds, measured, strict=True):
+            layer = _layer(positive, ground, mark, threshold, is_dark)
+            score = max((each.score for each in layer.marks), default=0.0)
+            if score > highest:
+                best, highest = layer, score
+    return None if best is None else _finding(best)
 
 
-def _layers(light: Light, ground: Light, is_dark: bool) -> list[Layer]:
-    mark = marks(light, ground)
+def _layer(
+    light: Light, ground: Light, mark: Light, threshold: float, is_dark: bool
+) -> Layer:
+    """Returns the marks above a threshold."""
     # The marks are a small part of the picture.
-    sample = mark[::3, ::3]
+    sample = mark[::4, ::4]
     middle = float(np.median(sample))
     noise = 1.4826 * float(np.median(abs(sample - middle)))
+    paper = middle + 2 * noise
+    mask = (mark > threshold).astype(np.uint8)
+    # Chalk and dry pens leave gaps.
+    gap = np.ones((3, 3) if max(mask.shape) < 400 else (5, 5), np.uint8)
+    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, gap).astype(np.uint8)
+    if threshold < paper or not mask.any():
+        return Layer(is_dark, ground, np.zeros_like(mask, np.int32), [], paper)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        mask, connectivity=8, ltype=cv2.CV_32S
+    )
+    found = _marks(light, ground, mark, labels, stats, threshold, count)
     least = max(LEAST_CONTRAST, middle + LEAST_SIGNAL * noise)
-    layers = []
-    for threshold in LEVELS:
-        if threshold < middle + 2 * noise:
-            continue
-        mask = (mark > threshold).astype(np.uint8)
-        if not mask.any():
-            break
-        # Chalk and dry pens leave gaps.
-        gap = np.ones((3, 3) if max(mask.shape) < 400 else (5, 5), np.uint8)
-        mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, gap).astype(np.uint8)
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(
-            mask, connectivity=8, ltype=cv2.CV_32S
-        )
-        found = _marks(light, ground, mark, labels, stats, threshold, count)
-        found = [each for each in found if each.contrast >= least]
-        layers.append(Layer(is_dark, ground, labels, found, middle + 2 * noise))
-    return layers
+    found = [each for each in found if each.contrast >= least]
+    return Layer(is_dark, ground, labels, found, paper)
 
 
 def _marks(light, ground, mark, labels, stats, threshold, count) -> list[Mark]:
@@ -240,7 +247,7 @@ def _score(
     if support < 0.5:
         return 0.0
     size = max(mark.height, mark.width) / max(shape)
-    score = mark.contrast * support**4 * share * min(size, 0.5) ** 0.5
+    score = mark.contrast * support**4 * share * min(size, _MAX_SIZE) ** 0.5
     # The best threshold is half of the contrast.
     score *= np.exp(-(np.log(mark.contrast / mark.threshold / 2) ** 2))
     if mark.width > 3 * mark.height:
