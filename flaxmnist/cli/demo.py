@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import ExifTags, Image
 
-from flaxmnist.cli import command
+from flaxmnist.cli import command, exits
 from flaxmnist.core import mnist, models
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
@@ -201,4 +201,4 @@ def _compile(run: SavedRun) -> None:
     answer(run, file)
 
 
-main = functools.partial(command.exit_code, run)
+main = functools.partial(exits.exit_code, run)

@@ -15,7 +15,7 @@ import jax
 import psutil
 from packaging.requirements import Requirement
 
-from flaxmnist.cli import command
+from flaxmnist.cli import command, exits
 from flaxmnist.data import Dataset, duplicates
 from flaxmnist.data.datasets import load, locate
 from flaxmnist.data.download import cache_dir, reachable, registered
@@ -189,4 +189,4 @@ def run(argv: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-main = functools.partial(command.exit_code, run)
+main = functools.partial(exits.exit_code, run)

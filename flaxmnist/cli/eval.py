@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 
-from flaxmnist.cli import command
+from flaxmnist.cli import command, exits
 from flaxmnist.inference.saved_run import open_run
 
 _DESCRIPTION = """\
@@ -32,4 +32,4 @@ def run(argv: Sequence[str]) -> None:
     open_run(args.workdir, args.step, config=config, use_mesh=True).summarize()
 
 
-main = functools.partial(command.exit_code, run)
+main = functools.partial(exits.exit_code, run)

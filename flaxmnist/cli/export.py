@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 
-from flaxmnist.cli import command
+from flaxmnist.cli import command, exits
 from flaxmnist.errors import ParityError
 from flaxmnist.export.write import FORMATS
 from flaxmnist.inference.saved_run import open_run
@@ -36,9 +36,9 @@ def run(argv: Sequence[str]) -> int:
         run = open_run(args.workdir, args.step, overrides, trust_code=args.trust_code)
         run.export(args.format)
     except ParityError as error:
-        command.print_error(str(error))
+        exits.print_error(str(error))
         return 1
     return 0
 
 
-main = functools.partial(command.exit_code, run)
+main = functools.partial(exits.exit_code, run)

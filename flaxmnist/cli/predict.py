@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from flaxmnist.cli import command, numbers
+from flaxmnist.cli import command, exits, numbers
 from flaxmnist.core import mnist
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError, printable
@@ -110,7 +110,7 @@ def _opened(
             yield file, use(source)
         except UserError as error:
             failed.append(file)
-            command.print_error(str(error))
+            exits.print_error(str(error))
 
 
 def _line(file: str, prediction: Prediction, count: int) -> str:
@@ -265,4 +265,4 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-main = functools.partial(command.exit_code, run)
+main = functools.partial(exits.exit_code, run)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 
-from flaxmnist.cli import command
+from flaxmnist.cli import command, exits
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
@@ -44,4 +44,4 @@ def run(argv: Sequence[str]) -> None:
     run.report(args.compare)
 
 
-main = functools.partial(command.exit_code, run)
+main = functools.partial(exits.exit_code, run)

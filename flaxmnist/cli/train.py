@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from flaxmnist import config as configs
-from flaxmnist.cli import command
+from flaxmnist.cli import command, exits
 from flaxmnist.errors import UserError
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import new_folder, population
@@ -209,4 +209,4 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-main = functools.partial(command.exit_code, run)
+main = functools.partial(exits.exit_code, run)

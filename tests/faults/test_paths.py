@@ -6,7 +6,7 @@ import pytest
 from helpers import tiny_config
 
 from flaxmnist import config as configs
-from flaxmnist.cli import command, export, predict, report, train
+from flaxmnist.cli import exits, export, predict, report, train
 from flaxmnist.data import download
 from flaxmnist.errors import UserError, printable
 from flaxmnist.inference.predict import predict_images
@@ -108,7 +108,7 @@ def test_names_cannot_send_control_sequences_to_the_terminal(capsys):
     def run(argv):
         raise UserError(name)
 
-    assert command.exit_code(run, []) == 2
+    assert exits.exit_code(run, []) == 2
     out, error = capsys.readouterr()
     assert out == "a\\x1b[31m\\rb\\u202e\n\n"
     assert "\x1b" not in error

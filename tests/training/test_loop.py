@@ -27,7 +27,7 @@ from helpers import (
 from flaxmnist import config as configs
 from flaxmnist import data
 from flaxmnist.__main__ import main
-from flaxmnist.cli import command, predict, train
+from flaxmnist.cli import exits, predict, train
 from flaxmnist.core.steps import predict_step
 from flaxmnist.data import idx
 from flaxmnist.errors import StoppedError, UserError
@@ -175,7 +175,7 @@ def test_tensorboard_shows_what_summaries_and_log_tensors_ask_for(tmp_path, caps
 
 KILLED = """
 import os, signal, sys
-from flaxmnist.cli import train
+from flaxmnist.cli import exits, train
 from flaxmnist.rundir import metrics_log
 
 write = metrics_log.MetricsWriter.write
@@ -266,7 +266,7 @@ def test_a_signal_stops_a_run_which_is_saved_and_resumes_to_the_bit(
         with pytest.raises(StoppedError, match="of 40, which is saved") as stopped:
             loop.train_and_evaluate(config, tmp_path)
     assert stopped.value.number == number
-    assert command.exit_code(lambda argv: (_ for _ in ()).throw(stopped.value), []) == (
+    assert exits.exit_code(lambda argv: (_ for _ in ()).throw(stopped.value), []) == (
         128 + number
     )
     assert not (tmp_path / "summary.json").exists()
