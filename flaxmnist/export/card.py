@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from flaxmnist.core import mnist
 from flaxmnist.errors import printable
 from flaxmnist.report import statistics
-from flaxmnist.rundir.results import DatasetInfo, Figures
+from flaxmnist.rundir.description import DatasetInfo
+from flaxmnist.rundir.results import Figures
 
 # The names of classes that a card lists, at most; `labels.txt` has all of them.
 _MAX_LISTED = 40

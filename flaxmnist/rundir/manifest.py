@@ -9,18 +9,9 @@ from typing import Any
 from flaxmnist import options
 from flaxmnist.data.order import START, Origin
 from flaxmnist.errors import UserError
-from flaxmnist.rundir.results import (
-    COUNT,
-    DESCRIPTION,
-    FIGURES,
-    STEP,
-    Description,
-    Figures,
-    build,
-    build_description,
-    object_of,
-)
-from flaxmnist.rundir.schemas import Schema, conform
+from flaxmnist.rundir.description import DESCRIPTION, Description, build_description
+from flaxmnist.rundir.results import FIGURES, Figures
+from flaxmnist.rundir.schemas import COUNT, STEP, Schema, build, conform, object_of
 from flaxmnist.runtime import files
 
 # Format 1 had no number, no checksum of the manifest and no validation figures.

@@ -3,28 +3,24 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from flaxmnist import config as configs
 from flaxmnist import options
-from flaxmnist.core import mnist
-from flaxmnist.core.batch import MAX_SIDE, ImageShape
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import UserError
-from flaxmnist.rundir.changes import CHANGES, Change
-from flaxmnist.rundir.schemas import Schema, by_name, conform, number, share
+from flaxmnist.rundir.description import DESCRIPTION, Description, build_description
+from flaxmnist.rundir.schemas import (
+    COUNT,
+    STEP,
+    Schema,
+    build,
+    by_name,
+    conform,
+    number,
+    share,
+)
 
-_T = TypeVar("_T")
-
-
-def object_of(schema: Schema) -> options.OptionType:
-    """An object of that schema."""
-    return options.OptionType("an object", lambda value: conform(value, schema))
-
-
-COUNT = options.whole(0, below=2**63)
-STEP = options.whole(0, below=options.MAX_STEPS)
-_ANY_OBJECT = options.OptionType("an object", lambda value: {**value})
 # The loss of a checkpoint may be infinite or NaN, that of a summary may not.
 FIGURES: Schema = {
     "loss": number,
@@ -96,34 +92,6 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetInfo:
-    """The data of a run.
-
-    Attributes:
-      name: name of the data set.
-      source: where its files came from.
-      counts: number of examples by split.
-      fingerprint: CRC-32 of the training split, in hexadecimal digits.
-      fingerprints: the same by split; None in runs of older versions.
-      image_shape: height, width and channels.
-      class_names: a name per class.
-    """
-
-    name: str
-    source: str
-    counts: dict[str, int]
-    fingerprint: str
-    fingerprints: dict[str, str] | None = None
-    image_shape: ImageShape = mnist.IMAGE_SHAPE
-    class_names: tuple[str, ...] = mnist.CLASS_NAMES
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelInfo:
     """The name of a model and its number of parameters."""
 
@@ -138,71 +106,6 @@ class DevicesInfo:
     platform: str
     kind: str
     count: int
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not value or not all(isinstance(name, str) for name in value):
-        raise TypeError
-    return tuple(value)
-
-
-DESCRIPTION: dict[str, Schema] = {
-    "config": _ANY_OBJECT,
-    "dataset": {
-        "name": options.text,
-        "source": options.text,
-        "counts": by_name(COUNT),
-        "fingerprint": options.text,
-        "fingerprints": options.optional(by_name(options.text)),
-        "image_shape": options.optional(options.sizes(3, most=MAX_SIDE)),
-        "class_names": options.optional(options.OptionType("names", _names)),
-    },
-    "total_steps": STEP,
-    "changes": options.optional(CHANGES),
-    "sources": options.optional(by_name(options.text)),
-    "versions": options.optional(by_name(options.text)),
-    "machine": options.optional(
-        object_of(
-            {
-                "device": options.text,
-                "threads": options.optional(options.whole(1)),
-            }
-        )
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Description:
-    """Configuration, data, versions and machine of a run.
-
-    Attributes:
-      config: all options, as ``config.json`` has them.
-      dataset: the data.
-      total_steps: number of steps of a complete run.
-      versions: version by package.
-      machine: `device` and, on CPU, number of `threads`; empty in runs of older
-        versions.
-      changes: changes of options up to this step, in order.
-      sources: SHA-256 of the source of the user's code, by specification.
-    """
-
-    config: dict[str, Any]
-    dataset: DatasetInfo
-    total_steps: int
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    changes: tuple[Change, ...] = ()
-    sources: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns an object that `json.dumps` accepts.
-
-        Most runs have no `changes` and no `sources`; these are left out if empty.
-        """
-        values = dataclasses.asdict(self)
-        empty = {key for key in ("changes", "sources") if not values[key]}
-        return {key: value for key, value in values.items() if key not in empty}
 
 
 def _seconds(value: Any) -> dict[str, float]:
@@ -285,30 +188,3 @@ class Summary(Description):
             **{split: build(Figures, found[split]) for split in SPLITS},
         }
         return build(cls, found)
-
-
-def build_description(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of a `Description` that JSON represents differently."""
-    return {
-        "dataset": build(DatasetInfo, found["dataset"]),
-        "versions": found.get("versions") or {},
-        "machine": found.get("machine") or {},
-        "changes": found.get("changes") or (),
-        "sources": found.get("sources") or {},
-    }
-
-
-def build(cls: type[_T], values: dict[str, Any]) -> _T:
-    """Builds a dataclass; a missing value is its default, or None if it has none."""
-    fields = dataclasses.fields(cast(Any, cls))
-    given = {field.name: values.get(field.name) for field in fields}
-    optional = {
-        field.name for field in fields if field.default is not field.default_factory
-    }
-    return cls(
-        **{
-            name: value
-            for name, value in given.items()
-            if value is not None or name not in optional
-        }
-    )

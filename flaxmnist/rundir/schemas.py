@@ -1,10 +1,12 @@
 """Schemas of the JSON files in a run directory."""
 
-from typing import Any
+import dataclasses
+from typing import Any, TypeVar, cast
 
 from flaxmnist.errors import UserError, shown
-from flaxmnist.options import OptionType
+from flaxmnist.options import MAX_STEPS, OptionType, whole
 
+_T = TypeVar("_T")
 # The values that a JSON file may contain: a type, or a schema for each name.
 Schema = OptionType | dict[str, "Schema"]
 
@@ -39,6 +41,27 @@ def by_name(type: OptionType) -> OptionType:
     return OptionType(f"an object of values, each {type.expected}", convert)
 
 
+def object_of(schema: Schema) -> OptionType:
+    """An object of that schema."""
+    return OptionType("an object", lambda value: conform(value, schema))
+
+
+def build(cls: type[_T], values: dict[str, Any]) -> _T:
+    """Builds a dataclass; a missing value is its default, or None if it has none."""
+    fields = dataclasses.fields(cast(Any, cls))
+    given = {field.name: values.get(field.name) for field in fields}
+    optional = {
+        field.name for field in fields if field.default is not field.default_factory
+    }
+    return cls(
+        **{
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in optional
+        }
+    )
+
+
 def _share(value: Any) -> float:
     if isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError
@@ -53,3 +76,5 @@ def _any_number(value: Any) -> float:
 
 number = OptionType("a number", _any_number)
 share = OptionType("a number from 0 to 1", _share)
+COUNT = whole(0, below=2**63)
+STEP = whole(0, below=MAX_STEPS)

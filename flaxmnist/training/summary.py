@@ -10,14 +10,8 @@ from flaxmnist.core.energy import energy_limit
 from flaxmnist.core.ensemble import name_of
 from flaxmnist.core.state import TrainState
 from flaxmnist.data import SPLITS
-from flaxmnist.rundir.results import (
-    DatasetInfo,
-    Description,
-    DevicesInfo,
-    Figures,
-    ModelInfo,
-    Summary,
-)
+from flaxmnist.rundir.description import DatasetInfo, Description
+from flaxmnist.rundir.results import DevicesInfo, Figures, ModelInfo, Summary
 from flaxmnist.runtime import machine
 from flaxmnist.runtime.console import Console
 from flaxmnist.training.evaluate import evaluate, predict
