@@ -494,12 +494,17 @@ def test_no_option_of_a_run_directory_imports_code(run, strange):
             (run / "config.json").write_bytes(kept)
 
 
-def test_code_that_the_user_did_not_name_is_refused_and_named(run, strange, capsys):
+def test_code_that_the_user_did_not_name_is_refused_and_named(
+    project, run, strange, capsys
+):
     def name(content):
         content.get("config", content)["loss"] = {"name": strange, "file": "x\n"}
 
     def move(content):
         content[0]["folder"] = str(run.parent)
+
+    def unsign(content):
+        del content[0]["signature"]  # As in runs of older versions.
 
     def widen(content):
         content["model"]["width"] = 6
@@ -512,6 +517,7 @@ def test_code_that_the_user_did_not_name_is_refused_and_named(run, strange, caps
         # The user named this class with another width, and in another directory.
         ("config.json", widen, "model.name='own_nets:Net' with depth=2, width=6"),
         ("extensions.json", move, f"first searched for in '{run.parent}'"),
+        ("extensions.json", unsign, f"width=5, first searched for in '{project}'"),
     ):
         kept = (run / file).read_bytes()
         edit(run / file, change)
@@ -539,19 +545,19 @@ def test_a_run_of_another_user_is_opened_if_its_code_is_trusted(
     error = capsys.readouterr().err
     assert "names code that you did not name on this machine" in error
     assert "add --trust_code, or trust_code=True in open_run" in error
-    assert not (tmp_path / "cache/key-0").exists()
+    assert not (tmp_path / "cache").exists()
     assert "own_nets" not in sys.modules
     assert open_run(run, trust_code=True).step == 2
     trust._permitted.clear()
     # Whoever names the code trusts it.
     config = configs.load(f"{project}/my.py")
-    config = configs.override(config, {"model.depth": 2, "num_steps": 3})
-    assert open_run(run, config=config).step == 2
+    trust.permit(configs.resolve(configs.override(config, {"model.depth": 2})))
+    assert workdirs.saved_config(run) is not None
     trust._permitted.clear()
-    # From now on, it is this user's.
+    # A run that resumes with this flag is this user's from then on.
     assert train.main([*flags, "--trust_code"]) == 0
     trust._permitted.clear()
-    assert open_run(run, 3).step == 3
+    assert workdirs.saved_config(run) is not None
 
 
 def test_a_key_is_made_once_and_is_private(tmp_path, monkeypatch):
@@ -561,13 +567,18 @@ def test_a_key_is_made_once_and_is_private(tmp_path, monkeypatch):
     with ThreadPoolExecutor() as pool:
         (signature,) = set(pool.map(signing.sign, ["text"] * 20))
     assert signing.is_signed("text", signature)
-    assert not signing.is_signed("texts", signature)
+    for text, other in (("texts", signature), ("text", "\ud800é")):
+        assert not signing.is_signed(text, other)
     (key,) = (tmp_path / "cache").iterdir()
     assert key.stat().st_mode & 0o777 == 0o600
-    key.chmod(0o640)
-    assert not signing.is_signed("text", signature)
-    with pytest.raises(UserError, match=r"is not a private key; .* Remove it"):
-        signing.sign("text")
+    content = key.read_bytes()
+    for other, mode in ((content, 0o640), (b"", 0o600), (content * 2, 0o600)):
+        key.write_bytes(other)
+        key.chmod(mode)
+        assert not signing.is_signed("text", signature)
+        with pytest.raises(UserError, match=r"is not a private key; .* Remove it") as e:
+            signing.sign("text")
+        assert signing.key_problem() == str(e.value)
     key.unlink()
     assert signing.sign("text") != signature
 
@@ -581,7 +592,7 @@ def test_a_run_without_a_key_is_trained_and_says_so(run, tmp_path, monkeypatch, 
     said = " ".join(capsys.readouterr().err.split())
     assert "Set FLAXMNIST_CACHE_DIR to a writable directory; until then, op" in said
     trust._permitted.clear()
-    with pytest.raises(UserError, match="--trust_code"):
+    with pytest.raises(UserError, match=r"--trust_code[\s\S]*/key-.* cannot be read"):
         workdirs.saved_config(run)
 
 

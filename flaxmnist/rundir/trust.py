@@ -124,7 +124,7 @@ def check(values: Any, workdir: Path) -> None:
             user_code.load(code.spec)
         except UserError as error:
             places = {_key(one): one.file for one in _records(workdir)}
-            place = places.get(_key(code)) or "a notebook"
+            place = places.get(_key(code), "an unknown file") or "a notebook"
             raise UserError(
                 f"{workdir} was trained with {code.option}={code.spec!r} of {place}, "
                 f"which cannot be imported any more.\n{code.option}={code.spec!r}"
@@ -140,6 +140,8 @@ def _not_permitted(workdir: Path, named: list[configs.NamedCode]) -> UserError:
         for key, code in found.items()
         if key not in _permitted
     )
+    if problem := signing.key_problem():
+        listed += f"\n{problem}"
     return UserError(
         f"{workdir} names code that you did not name on this machine; expected a run "
         f"of yours. To run this code, read it and add --trust_code, or trust_code=True "
@@ -177,7 +179,11 @@ def _read(path: Path) -> Any:
 def _records(workdir: Path) -> list[_Record]:
     path = workdir / EXTENSIONS
     try:
-        found = [conform(each, _SCHEMA) for each in files.read_json(path)]
+        # Older versions signed nothing.
+        found = [
+            conform({"signature": "", **each}, _SCHEMA)
+            for each in files.read_json(path)
+        ]
         names = [field.name for field in dataclasses.fields(_Record)]
         return [_Record(**{name: each[name] for name in names}) for each in found]
     except (FileNotFoundError, NotADirectoryError):

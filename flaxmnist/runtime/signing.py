@@ -1,5 +1,6 @@
 """Signatures with a key that only this user on this machine has."""
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -40,7 +41,21 @@ def is_signed(text: str, signature: str) -> bool:
         expected = _hmac(_read(_path()), text)
     except (OSError, UserError):
         return False
-    return hmac.compare_digest(expected.encode(), signature.encode())
+    found = signature.encode(errors="replace")  # JSON may contain any characters.
+    return hmac.compare_digest(expected.encode(), found)
+
+
+def key_problem() -> str:
+    """Returns why no signature of this user can be checked; "" if that is possible."""
+    try:
+        _read(_path())
+    except FileNotFoundError:  # This user has signed nothing yet.
+        return ""
+    except OSError as error:
+        return f"{shown(str(_path()))} cannot be read ({error.strerror})"
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _path() -> Path:
@@ -69,17 +84,17 @@ def _read(path: Path) -> bytes:
       OSError: it cannot be read.
       UserError: it is not a key, or others could have read or written it.
     """
-    with files.open_regular(path, _KEY_BYTES) as file:
+    with contextlib.suppress(UserError), files.open_regular(path, _KEY_BYTES) as file:
         key, status = file.read(), os.fstat(file.fileno())
-    shared = os.name != "nt" and (
-        status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077
-    )
-    if shared or len(key) != _KEY_BYTES:
-        raise UserError(
-            f"{shown(str(path))} is not a private key; expected {_KEY_BYTES} bytes "
-            "that only this user can read. Remove it"
+        is_private = os.name == "nt" or (
+            status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077
         )
-    return key
+        if is_private and len(key) == _KEY_BYTES:
+            return key
+    raise UserError(
+        f"{shown(str(path))} is not a private key; expected {_KEY_BYTES} bytes that "
+        "only this user can read. Remove it"
+    )
 
 
 def _hmac(key: bytes, text: str) -> str:
