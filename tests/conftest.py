@@ -46,12 +46,24 @@ from flaxmnist.training import population as training
 FULL_MNIST = os.environ.get("FLAXMNIST_DATA_DIR")
 
 
+def use_new_caches(monkeypatch, folder):
+    monkeypatch.delenv("FLAXMNIST_DATA_DIR", raising=False)
+    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(folder / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches_of_shared_fixtures(tmp_path_factory):
+    """No fixture reads or writes the user's caches, or finds data by accident."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_new_caches(patch, tmp_path_factory.mktemp("shared"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's caches, or finds data by accident."""
-    monkeypatch.delenv("FLAXMNIST_DATA_DIR", raising=False)
-    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
+    """Nor does a test, and none depends on the cache of another."""
+    use_new_caches(monkeypatch, tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture(scope="session")
