@@ -35,6 +35,8 @@ from .inference.reading import read_digits as read_digits
 from .inference.saved_run import SavedRun as SavedRun
 from .inference.saved_run import open_run as open_run
 from .inference.train import train as train
+from .inference.train import train_population as train_population
+from .report.results import PopulationSummary as PopulationSummary
 from .rundir.metrics_log import Record as Record
 from .rundir.results import Summary as Summary
 from .rundir.state_file import load_state as load_state

@@ -14,7 +14,9 @@ Writes a run's report.html again, alone or with other runs.
   %(prog)s --workdir runs/a
   %(prog)s --workdir runs/a --compare runs/b runs/c
 
-Runs that differ only in their seed are drawn as one: mean and standard deviation.
+Runs that differ only in their seed are one row and one curve: mean and standard
+deviation. Each row is compared with the first: two runs by McNemar's test, several
+seeds by a t test. A directory may be that of a population.
 If the data have moved, name their directory with --config.data.dir=DIR.
 """
 
@@ -33,7 +35,7 @@ def run(argv: Sequence[str]) -> None:
         metavar="DIR",
         nargs="+",
         default=[],
-        help="other runs to show beside this one",
+        help="other runs or populations to compare with this one",
     )
     args, overrides = parser.parse_config_args(argv)
     command.start_jax(args)

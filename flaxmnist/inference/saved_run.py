@@ -160,8 +160,8 @@ class SavedRun:
           compare: directories of other runs, or of populations, to show beside it.
 
         Raises:
-          UserError: a run to compare with is not finished, the data cannot be found, or
-            the directory cannot be written.
+          UserError: a directory to compare with contains no run, the data cannot be
+            found, or the directory cannot be written.
         """
         from flaxmnist.inference.report import report_run
 

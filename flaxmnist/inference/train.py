@@ -1,7 +1,7 @@
-"""The door of Python: trains a model and opens the finished run."""
+"""The door of Python: trains a model or a population, and returns the result."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +13,12 @@ from flaxmnist.data.datasets import NAMES
 from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.paths import path_of
-from flaxmnist.rundir import new_folder
+from flaxmnist.report.results import PopulationSummary
+from flaxmnist.rundir import new_folder, population
 from flaxmnist.rundir.metrics_log import Record
 from flaxmnist.rundir.results import Summary
 from flaxmnist.training.loop import train_and_evaluate
+from flaxmnist.training.population import train_members
 
 Arrays = tuple[Any, Any]
 
@@ -52,20 +54,67 @@ def train(
       StoppedError: as `train_and_evaluate`.
       HookError: as `train_and_evaluate`.
     """
+    config, dataset, spec = _prepare(config, data, options)
+    path = None if workdir is None else path_of(workdir, "workdir")
+    with new_folder.chosen(path, spec) as path:
+        train_and_evaluate(config, path, hooks, dataset)
+    several = jax.process_count() > 1
+    return open_run(path, data=dataset, use_mesh=several)
+
+
+def train_population(
+    config: ConfigDict | configs.Config | str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    seeds: Iterable[int] | None = None,
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+    data: Dataset | tuple[Arrays, Arrays] | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> PopulationSummary:
+    """Trains runs that differ in their seed or in some options, or resumes them.
+
+    They are trained in turn, with the data read once; seeds share one compilation. Each
+    is an ordinary run in a subdirectory of `workdir`. ``open_run(workdir)`` opens all
+    of them as an ensemble.
+
+    Args:
+      config: as :func:`train` takes it.
+      workdir: the directory of the population; as of `train` if None.
+      seeds: of the runs, such as ``range(8)``; that of `config` alone if None.
+      sweep: values of options, named as in `options`, such as ``{"learning_rate":
+        [1e-3, 2e-3]}``. Every combination is trained, with each seed.
+      data: as `train` takes it.
+      **options: as of `train`, for all runs.
+
+    Raises:
+      UserError: as `train`; or a seed or a value is given twice, a swept option changes
+        the shapes of arrays, or `workdir` contains something else.
+      StoppedError: as `train`; the same call continues.
+    """
+    config, dataset, spec = _prepare(config, data, options)
+    if seeds is None and not sweep:
+        raise UserError(
+            "seeds and sweep are missing; expected one of them, such as "
+            "seeds=range(8). For a single run, use train"
+        )
+    members = population.vary(config, seeds, _full_names(config, sweep or {}))
+    path = None if workdir is None else path_of(workdir, "workdir")
+    with new_folder.chosen(path, spec) as path:
+        return train_members(config, path, members, dataset)
+
+
+def _prepare(
+    config: Any, data: Any, options: Mapping[str, Any]
+) -> tuple[configs.Config, Dataset | None, str]:
+    """Returns a configuration, data in memory if any, and a name for a directory."""
     spec = None
     if isinstance(config, str | os.PathLike):
         spec = os.fspath(config)
         config = configs.load(spec)
     config = configs.resolve(config)
     dataset, place = _data(data)
-    changes = place | _full_names(config, options)
-    config = configs.override(config, changes)
-    spec = spec or config.model.name.rpartition(":")[2]
-    path = None if workdir is None else path_of(workdir, "workdir")
-    with new_folder.chosen(path, spec) as path:
-        train_and_evaluate(config, path, hooks, dataset)
-    several = jax.process_count() > 1
-    return open_run(path, data=dataset, use_mesh=several)
+    config = configs.override(config, place | _full_names(config, options))
+    return config, dataset, spec or config.model.name.rpartition(":")[2]
 
 
 def _data(data: Any) -> tuple[Dataset | None, dict[str, Any]]:

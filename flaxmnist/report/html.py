@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from flaxmnist.core.metrics import Metrics
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import printable
 from flaxmnist.report import plots, statistics
+from flaxmnist.report.comparison import Group, Unfinished, compare, group
 from flaxmnist.report.gallery import drawable, filters, mistakes
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.results import Figures, Summary
@@ -24,37 +25,6 @@ from flaxmnist.runtime.durable import make_directory, write_file
 
 # Most images of mistakes, and most pairs of classes and classes in a table.
 _SHOWN_MISTAKES, _SHOWN_PAIRS, _SHOWN_CLASSES = 36, 20, plots.MAX_NAMED
-
-
-def _group(histories: Sequence[History]) -> dict[str, list[History]]:
-    """Returns the runs of each recipe, by the name of the first run."""
-    recipes: dict[str, list[History]] = {}
-    for history in histories:
-        recipes.setdefault(history.recipe, []).append(history)
-    return {runs[0].name: runs for runs in recipes.values()}
-
-
-def _comparison(groups: dict[str, list[History]]) -> list[dict[str, Any]]:
-    """Returns a row per recipe: mean and standard deviation of test over its seeds."""
-    rows = []
-    for runs in groups.values():
-        accuracies = [run.summary.test.accuracy for run in runs]
-        losses = [run.summary.test.loss for run in runs]
-        summary = runs[0].summary
-        dataset = summary.dataset
-        rows.append(
-            {
-                "names": ", ".join(run.name for run in runs),
-                "data": f"{dataset.name} ({dataset.source})",
-                "count": summary.test.count,
-                "seeds": len({run.summary.config["seed"] for run in runs}),
-                "parameters": summary.model.parameters,
-                "accuracy": np.mean(accuracies),
-                "loss": np.mean(losses),
-                "spread": np.std(accuracies, ddof=1) if len(runs) > 1 else None,
-            }
-        )
-    return rows
 
 
 def _splits(
@@ -164,7 +134,10 @@ class Results:
 
 
 def write_report(
-    results: Results, workdir: Path, others: Sequence[History] = ()
+    results: Results,
+    workdir: Path,
+    others: Sequence[History | Unfinished] = (),
+    correct: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Writes ``report.html``, one file that needs no other, and ``plots/*.png``.
 
@@ -172,12 +145,16 @@ def write_report(
       results: of the run.
       workdir: the run directory.
       others: runs to show beside it.
+      correct: see :func:`flaxmnist.report.comparison.compare`; without this run.
 
     Returns:
       the path of the page.
     """
     path, summary, test = workdir / "report.html", results.summary, results.test
-    groups = _group([results.history, *others])
+    finished = [one for one in others if isinstance(one, History)]
+    groups = group([results.history, *finished])
+    own = {results.history.name: test["labels"] == test["classes"]}
+    rows = compare([*groups.values()], own | dict(correct or {}))
     temperature = statistics.fit_temperature(
         results.validation["logits"], results.validation["labels"]
     )
@@ -194,7 +171,8 @@ def write_report(
         splits=_splits(summary, results.outputs),
         classes=_classes(confusion, names),
         confused=_confused(confusion, names) if len(names) > plots.MAX_NAMED else [],
-        comparison=_comparison(groups) if others else [],
+        comparison=rows if others else [],
+        unfinished=[one for one in others if isinstance(one, Unfinished)],
         mistakes=int((test["labels"] != test["classes"]).sum()),
         model=results.costs,
         temperature=temperature,
@@ -207,7 +185,7 @@ def write_report(
 
 
 def _draw(
-    results: Results, groups: dict[str, list[History]], temperature: float
+    results: Results, groups: dict[str, Group], temperature: float
 ) -> dict[str, bytes]:
     """Returns the figures of the page as PNG files, by name."""
     test, dataset = results.test, results.summary.dataset
@@ -223,7 +201,7 @@ def _draw(
     ]
     figures = {
         "curves": plots.curves(
-            {name: [one.records for one in runs] for name, runs in groups.items()},
+            {name: one.records for name, one in groups.items()},
             [change.step for change in results.summary.changes],
         ),
         "confusion": plots.confusion(_confusion(test), names),

@@ -106,3 +106,15 @@ def test_a_mistake_is_named_and_leaves_nothing(given, said, tmp_path, monkeypatc
     with pytest.raises(UserError, match=said):
         flaxmnist.train("cnn", **given)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_population_is_named_like_the_options_of_a_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(door, "train_members", lambda *given: given)
+    config, workdir, members, data = flaxmnist.train_population(
+        "mlp:smoke", tmp_path, seeds=range(2), sweep={"learning_rate": [0.1, 0.2]}
+    )
+    assert (config.model.name, workdir, data) == ("mlp", tmp_path, None)
+    assert members[1].options == {"optimizer.learning_rate": 0.1, "seed": 1}
+    assert len(members) == 4
+    with pytest.raises(flaxmnist.UserError, match="seeds and sweep are missing"):
+        flaxmnist.train_population("mlp:smoke", tmp_path)

@@ -17,6 +17,7 @@ from flaxmnist.errors import DamagedError, UserError
 from flaxmnist.export.card import Card
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.report import html
+from flaxmnist.report.comparison import Group, compare
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity, metrics_log, tensorboard
 from flaxmnist.rundir.checkpoints import Checkpoints
@@ -212,7 +213,7 @@ def test_a_changed_summary_is_read_completely_or_refused(run, finished_run):
             History("run", found, []).recipe  # noqa: B018
             (
                 html._splits(found, {}),
-                html._comparison({"run": [History("run", found, [])]}),
+                compare([Group((History("run", found, []),))]),
             )
             assert summary_card(found).render(0.0)
     assert refused > 300

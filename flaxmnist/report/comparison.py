@@ -1,0 +1,167 @@
+"""Comparison of runs, and of groups of runs that differ in their seed only."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, t
+
+from flaxmnist.report.statistics import Spread
+from flaxmnist.rundir.history import History
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+    """A run without a result: its directory, and the last step that is saved."""
+
+    name: str
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+      runs: all of them.
+    """
+
+    runs: tuple[History, ...]
+
+    @property
+    def by_seed(self) -> dict[int, History]:
+        """The first run of each seed: a repetition of a seed is no further sample."""
+        return {run.summary.config["seed"]: run for run in reversed(self.runs)}
+
+    @property
+    def records(self) -> list[list[dict[str, Any]]]:
+        """What a run of each seed logged."""
+        return [run.records for run in self.by_seed.values()]
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """The accuracy on test, by seed."""
+        return {seed: run.summary.test.accuracy for seed, run in self.by_seed.items()}
+
+    @property
+    def test_data(self) -> str | None:
+        """The fingerprint of the test split, if known."""
+        return (self.runs[0].summary.dataset.fingerprints or {}).get("test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A group in the table of a comparison.
+
+    Attributes:
+      group: the runs.
+      names: their names.
+      accuracy: on test, over seeds.
+      loss: mean of the test loss over seeds.
+      difference: a test of the difference to the first group, as text.
+    """
+
+    group: Group
+    names: str
+    accuracy: Spread
+    loss: float
+    difference: str
+
+
+def group(histories: Iterable[History]) -> dict[str, Group]:
+    """Returns the runs of each recipe, by the name of the first run."""
+    recipes: dict[str, list[History]] = {}
+    for history in histories:
+        recipes.setdefault(history.recipe, []).append(history)
+    return {runs[0].name: Group(tuple(runs)) for runs in recipes.values()}
+
+
+def compare(
+    groups: Sequence[Group], correct: Mapping[str, np.ndarray] | None = None
+) -> list[Row]:
+    """Returns a row for each group.
+
+    Args:
+      groups: of runs; the others are compared with the first.
+      correct: whether each test image is classified correctly, bool `[count]`, by the
+        name of a run; of the groups with a single seed.
+    """
+    first = groups[0]
+    return [
+        Row(
+            one,
+            ", ".join(run.name for run in one.runs),
+            Spread.of([*one.accuracies.values()]),
+            float(np.mean([run.summary.test.loss for run in one.by_seed.values()])),
+            "" if one is first else _difference(first, one, correct or {}),
+        )
+        for one in groups
+    ]
+
+
+def _difference(first: Group, other: Group, correct: Mapping[str, np.ndarray]) -> str:
+    """Returns a test of whether two groups differ in accuracy on test, as text."""
+    if not first.test_data or first.test_data != other.test_data:
+        return "other test images"
+    if min(len(first.accuracies), len(other.accuracies)) > 1:
+        return t_test(first.accuracies, other.accuracies)
+    one, two = (correct.get(group.runs[0].name) for group in (first, other))
+    if one is None or two is None:
+        return "one seed against several: no test"
+    return mcnemar(one, two)
+
+
+def mcnemar(first: np.ndarray, other: np.ndarray) -> str:
+    """Returns McNemar's test of two models on the same images, as text.
+
+    It is exact: of the images that only one model classifies correctly, each model has
+    half if they are equally good (McNemar, 1947, "Note on the sampling error of the
+    difference between correlated proportions or percentages").
+
+    Args:
+      first: whether a model classifies each image correctly, bool `[count]`.
+      other: the same of the other model.
+    """
+    worse, better = int((first & ~other).sum()), int((other & ~first).sum())
+    p = binomtest(better, better + worse).pvalue if better + worse else 1.0
+    return (
+        f"{better} only here correct, {worse} only in the first: p = {p:.2g} "
+        f"(McNemar, exact, n = {len(first):,} images)"
+    )
+
+
+def t_test(first: Mapping[int, float], other: Mapping[int, float]) -> str:
+    """Returns a t test of the difference of two means, with its interval, as text.
+
+    Groups with the same seeds are compared seed by seed (Student, 1908), because runs
+    of one seed may be dependent. Otherwise the test is Welch's (Welch, 1947, "The
+    generalization of 'Student's' problem when several different population variances
+    are involved").
+
+    Args:
+      first: accuracy by seed; two or more.
+      other: the same of the other group.
+    """
+    if first.keys() == other.keys():
+        found = Spread.of([other[seed] - first[seed] for seed in first])
+        mean, error = found.mean, (found.sd or 0) / math.sqrt(found.count)
+        freedom, name = found.count - 1.0, f"paired t, {found.count} seeds"
+    else:
+        spreads = [Spread.of([*one.values()]) for one in (first, other)]
+        mean = spreads[1].mean - spreads[0].mean
+        squares = [(one.sd or 0) ** 2 / one.count for one in spreads]
+        error = math.sqrt(sum(squares))
+        parts = zip(squares, spreads, strict=True)
+        below = sum(square**2 / (one.count - 1) for square, one in parts)
+        freedom = sum(squares) ** 2 / below if below else 1.0
+        name = f"Welch's t, {len(first)} and {len(other)} seeds"
+    if not error:
+        return f"{mean:+.2%}, without spread: no test ({name})"
+    half = float(t.ppf(0.975, freedom)) * error
+    p = 2 * float(t.sf(abs(mean) / error, freedom))
+    return (
+        f"{mean:+.2%} (95 %: {mean - half:+.2%} to {mean + half:+.2%}), p = {p:.2g} "
+        f"({name})"
+    )
