@@ -54,6 +54,13 @@ def trackers(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def docs(session: nox.Session) -> None:
+    """Builds the documentation; a warning, such as of a dead link, is an error."""
+    session.install("-e", ".[docs]")
+    session.run("sphinx-build", "-qW", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
     """Checks style, format and types."""
     session.install("-e", ".[dev]")

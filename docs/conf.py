@@ -25,11 +25,13 @@ default_role = "literal"
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-# Arrays appear as jaxtyping writes them, and defaults as the source does.
+# Defaults appear as in the source.
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 78
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+# Signatures have the types.
+napoleon_attr_annotations = False
 
 html_title = "flaxmnist"
 html_theme = "sphinx_book_theme"
@@ -44,6 +46,14 @@ html_theme_options = {
     "use_edit_page_button": True,
     "show_toc_level": 2,
     "home_page_in_toc": True,
+    # The side bar has the search field.
+    "navbar_persistent": [],
+    # Wide tables take the place of the contents.
+    "secondary_sidebar_items": {
+        "**": ["page-toc"],
+        "reference/options": [],
+        "results": [],
+    },
 }
 
 

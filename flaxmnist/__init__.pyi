@@ -1,9 +1,9 @@
 from . import config as config
 from . import data as data
-from .core import models as models
-from .core import nn as nn
-from .core import optim as optim
-from .core import sharding as sharding
+from . import models as models
+from . import nn as nn
+from . import optim as optim
+from . import sharding as sharding
 from .core.augment import Augment as Augment
 from .core.losses import CrossEntropy as CrossEntropy
 from .core.losses import Focal as Focal

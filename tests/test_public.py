@@ -1,5 +1,7 @@
 """The public names: those that the documents use, and what they print."""
 
+import importlib
+
 import jax
 import optax
 import pytest
@@ -57,3 +59,12 @@ def test_every_exception_is_public():
         if isinstance(value, type) and issubclass(value, BaseException)
     }
     assert raised <= set(flaxmnist.__all__)
+
+
+@pytest.mark.parametrize("name", ["models", "nn", "optim", "sharding"])
+def test_a_public_module_of_core_is_imported_by_its_own_name(name):
+    public = importlib.import_module(f"flaxmnist.{name}")
+    inner = importlib.import_module(f"flaxmnist.core.{name}")
+    assert getattr(flaxmnist, name) is public
+    assert public.__all__ == inner.__all__
+    assert all(getattr(public, one) is getattr(inner, one) for one in inner.__all__)

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 from flax import linen
 
-from flaxmnist import Metrics, models, nn
-from flaxmnist.core import steps
+from flaxmnist import Metrics
+from flaxmnist.core import models, nn, steps
 from flaxmnist.core.state import abstract_state
 
 IMAGES = (2, 9, 8, 8)

@@ -1,0 +1,27 @@
+"""A mesh of devices, and rules that split arrays over its axes.
+
+Batches are split over the axis ``"data"``. A :class:`Layout` can split dense layers
+over ``"model"`` and the whole state over ``"data"``. The compiler propagates the
+shardings of a program's arguments and inserts the communication; a step constrains only
+its state.
+"""
+
+from flaxmnist.core.sharding import (
+    Layout,
+    dense_rules,
+    make_mesh,
+    placement,
+    put_tree,
+    replicated,
+    split_over_data,
+)
+
+__all__ = [
+    "Layout",
+    "dense_rules",
+    "make_mesh",
+    "placement",
+    "put_tree",
+    "replicated",
+    "split_over_data",
+]
