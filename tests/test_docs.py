@@ -25,7 +25,7 @@ COMMAND = re.compile(r"(?:\$ )?(?:flaxmnist (\w+)|python -m flaxmnist\.main) (.*
 # Other tests run these, or check them without training.
 ELSEWHERE = ("README.md", "docs/how-to/trackers.md")
 SHORTER = {
-    '"cnn", data="fashion_mnist", num_epochs=1': '"softmax:smoke", "runs/new", num_steps=2',
+    '"cnn", data="fashion_mnist", num_epochs=1': '"softmax:smoke", num_steps=2',
     '"mlp:smoke", "runs/arrays"': '"softmax:smoke", "runs/arrays"',
 }
 

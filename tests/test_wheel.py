@@ -78,7 +78,9 @@ def test_every_link_of_the_docs_works():
     for page in pages:
         for link in links_of(page.read_text()):
             path = page.parent / link.partition("#")[0]
-            assert link.startswith(("https://", "http://")) or path.exists(), f"{page}: {link}"
+            assert link.startswith(("https://", "http://")) or path.exists(), (
+                f"{page}: {link}"
+            )
 
 
 def test_every_link_of_the_readme_works_outside_the_repository(metadata):
