@@ -27,13 +27,16 @@ ELSEWHERE = ("README.md", "docs/how-to/trackers.md")
 SHORTER = {
     '"cnn", data="fashion_mnist", num_epochs=1': '"softmax:smoke", num_steps=2',
     '"mlp:smoke", "runs/arrays"': '"softmax:smoke", "runs/arrays"',
+    '"mlp", "runs/p", seeds=range(8)': '"softmax:smoke", "runs/p", seeds=range(2)',
+    '"mlp", "runs/q", seeds=(3, 5)': '"softmax:smoke", "runs/q", seeds=(3,)',
+    "[1e-3, 2e-3, 4e-3]": "[1e-3]",
 }
 
 
 @pytest.fixture
 def place(finished_run, tmp_path, monkeypatch):
     """A directory with the files that the documentation names."""
-    for name in ("a", "b", "p"):
+    for name in ("a", "b"):
         shutil.copytree(finished_run[0], tmp_path / "runs" / name)
     for name in ("configs", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -93,6 +96,8 @@ def parsed(*args, **kwargs):
 @pytest.mark.parametrize("page", [page for page in PAGES if [*commands(page)]])
 def test_the_commands_of_a_page_accept_their_flags(page, place, monkeypatch):
     [*write_files(page)]
+    for name in ("c", "p"):
+        shutil.copytree("runs/a", f"runs/{name}")
     monkeypatch.setattr(loop, "train_and_evaluate", parsed)
     monkeypatch.setattr(sanity, "dry_run", parsed)
     monkeypatch.setattr(train, "train_members", parsed)
