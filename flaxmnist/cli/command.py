@@ -10,6 +10,7 @@ from flaxmnist.core.sharding import MAX_CPU_DEVICES
 from flaxmnist.errors import UserError, did_you_mean
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir import population
 from flaxmnist.runtime import devices, processes
 from flaxmnist.runtime.console import output_errors
 from flaxmnist.runtime.devices import PLATFORMS
@@ -176,6 +177,7 @@ def load_config(
     elif (found := workdirs.saved_config(args.workdir)) is not None:
         config = found
     else:
+        population.check_exists(args.workdir)
         start = "" if "step" in args else ", or --config to start a run"
         raise UserError(
             f"--workdir={args.workdir} contains no run; expected a run directory{start}"

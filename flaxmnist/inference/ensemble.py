@@ -10,7 +10,7 @@ from flaxmnist import config as configs
 from flaxmnist.core.ensemble import Ensemble, stack
 from flaxmnist.errors import UserError
 from flaxmnist.options import OptionType
-from flaxmnist.rundir.population import Member
+from flaxmnist.rundir.population import MODEL, Member
 
 if TYPE_CHECKING:
     from flaxmnist.inference.saved_run import SavedRun
@@ -79,7 +79,7 @@ def check_alike(first: "SavedRun", run: "SavedRun") -> None:
     """Raises UserError unless two runs have the same model and data."""
     changes = configs.changed_options(first.config, run.config).items()
     for name, (one, other) in changes:
-        if name.partition(".")[0] in ("model", "precision"):
+        if name.partition(".")[0] in MODEL:
             raise UserError(
                 f"an ensemble requires runs of one model: {name} is {one} in "
                 f"{first.workdir} and {other} in {run.workdir}. Open one of them"

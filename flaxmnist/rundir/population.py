@@ -26,6 +26,8 @@ _MAX_NAME = 120
 # Options of which the members share one value: those of the data, and those that change
 # the shapes of arrays in any case.
 _SHARED = ("batch_size", "grad_accumulation", "eval_batch_size", "data", "mesh")
+# Options, and groups of options, that decide what a model computes.
+MODEL = ("model", "precision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,15 @@ class Member:
         )
 
 
+def _names_code(value: Any) -> bool:
+    """Returns whether a value contains a text like ``"my_models:ResNet"``."""
+    return ":" in json.dumps(value, separators=(",", ""))
+
+
 def _member(value: Any) -> Member:
     found = conform(value, _MEMBER)
+    if _names_code(found["options"]):  # The file may be of another person.
+        raise ValueError
     return Member(found["name"], found["options"])
 
 
@@ -71,6 +80,12 @@ _MEMBER: Schema = {
     "options": types.OptionType("an object", lambda value: {**value}),
 }
 _SCHEMA: Schema = {"members": types.OptionType("a list of members", _members)}
+
+
+def has_one_model(members: Iterable[Member]) -> bool:
+    """Returns whether all members have the same model, so that they are an ensemble."""
+    names = {name.partition(".")[0] for one in members for name in one.options}
+    return names.isdisjoint(MODEL)
 
 
 def to_json(members: Iterable[Member]) -> str:
@@ -228,7 +243,7 @@ def _values(config: configs.Config, name: str, values: Sequence[Any]) -> list[An
         changed = json.loads(json.dumps(changed))
         if changed in found:
             raise UserError(f"sweep: {name}={shown(value)} is given twice")
-        if isinstance(changed, str) and ":" in changed:
+        if _names_code(changed):
             raise UserError(
                 f"sweep: {name}={shown(value)} names code; expected values of another "
                 "kind. Train a run for each function instead"

@@ -76,9 +76,11 @@ def train_members(
                 rundir.check()
                 _report(workdir, summary)
     report = "report.html, " if config.report else ""
+    use = ""
+    if population.has_one_model(runs):
+        use = "; eval, predict and export use the members as an ensemble"
     console.line(
-        f"\n{workdir}: {report}summary.json, and a run directory per member; eval, "
-        "predict and export use the members as an ensemble"
+        f"\n{workdir}: {report}summary.json, and a run directory per member{use}"
     )
     return summary
 

@@ -63,7 +63,9 @@ def test_the_report_of_a_population_shows_its_ensemble(workdir):
     assert page.count("ensemble of 2 × cnn") == 2
 
 
-def test_what_is_no_ensemble_is_refused(workdir, tmp_path):
+def test_what_is_no_ensemble_is_refused(workdir, tmp_path, capsys):
+    assert eval.main([f"--workdir={workdir / 'seed-2'}"]) == 2
+    assert "seed-2 is not a member of the population" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"seed-2 is not a member .*mean 'seed-"):
         open_run(workdir / "seed-2")
     with pytest.raises(UserError, match="step=20: expected no step, as each member"):

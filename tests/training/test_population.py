@@ -136,6 +136,7 @@ def test_a_killed_population_resumes_bit_for_bit(tmp_path):
         ("--sweep=optimizer.name=adam,sgd", "changes the shapes of arrays: "),
         ("--sweep=batch_size=10,20", "batch_size cannot be swept"),
         ("--sweep=data.name=mnist", "data.name cannot be swept"),
+        ("--sweep=metrics=optax:sigmoid_binary_cross_entropy", "names code"),
         ("--sweep=seed=1,2", "use seeds, or --seeds"),
         ("--sweep=optimizer.learning_rate", "expected NAME=VALUES"),
         ("--sweep=optimizer.learning_rate=1e-3,0.001", "'0.001' is given twice"),
@@ -203,7 +204,9 @@ def test_the_interval_of_a_mean_is_students():
 
 def test_a_damaged_list_of_members_is_refused(tmp_path):
     path = tmp_path / population.FILE
-    for content in ("{", "{}", '{"members": [{"name": "../a", "options": {}}]}'):
+    up = '{"members": [{"name": "../a", "options": {}}]}'
+    code = population.to_json([Member("a", {"metrics": ["os:system"]})])
+    for content in ("{", "{}", up, code):
         path.write_text(content)
         with pytest.raises(UserError, match="cannot be read"):
             population.saved_members(tmp_path)
