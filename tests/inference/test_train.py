@@ -57,7 +57,9 @@ def test_arrays_are_trained_on_and_the_run_knows_them(tmp_path, monkeypatch, cap
     assert f"<code>{run.workdir / 'report.html'}</code>" in run._repr_html_()
 
     pairs = (make(120), make(20))
-    longer = flaxmnist.train(run.config, run.workdir, data=pairs, num_steps=30)
+    with pytest.raises(UserError, match=r"with 'dark' as class 0, but .* now has '0'"):
+        flaxmnist.train(run.config, run.workdir, data=pairs, num_steps=30)
+    longer = flaxmnist.train(run.config, run.workdir, data=dataset, num_steps=30)
     assert "resumes at step 20 of 30" in capsys.readouterr().out
     assert longer.last_step == 30
 
