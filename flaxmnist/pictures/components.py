@@ -11,7 +11,7 @@ from flaxmnist.pictures.background import Light, ground_of, marks, smooth
 from flaxmnist.pictures.files import Gray
 
 # Sides of the kernel for the ground, as shares of the picture.
-SIZES = (0.1, 0.25, 0.6)
+SIZES = (0.06, 0.25, 0.6)
 # Thresholds of the marks, from the highest.
 LEVELS = (0.4, 0.2, 0.1, 0.05)
 # Contrast of a component, as multiples of the threshold.
