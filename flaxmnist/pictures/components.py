@@ -99,6 +99,15 @@ class Layer:
     marks: list[Mark]
     noise: float
 
+    @property
+    def score(self) -> float:
+        """How likely the marks are digits; a number counts more than one digit."""
+        best = max(self.marks, key=lambda mark: mark.score, default=None)
+        if best is None:
+            return 0.0
+        alike = sum(_is_alike(mark, best) for mark in self.marks)
+        return best.score * alike**0.5
+
 
 def search(gray: Gray, steps: Collection[str]) -> Finding | None:
     """Returns the marks that most likely are digits; None if nothing is found.
@@ -125,9 +134,8 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
             break
         for (positive, ground, is_dark), mark in zip(grounds, measured, strict=True):
             layer = _layer(positive, ground, mark, threshold, is_dark)
-            score = max((each.score for each in layer.marks), default=0.0)
-            if score > highest:
-                best, highest = layer, score
+            if layer.score > highest:
+                best, highest = layer, layer.score
     return None if best is None else _finding(best)
 
 
@@ -275,6 +283,13 @@ def _finding(layer: Layer) -> Finding:
         layer.noise,
         ("the digit touches the border",) if best.contact else (),
     )
+
+
+def _is_alike(mark: Mark, other: Mark) -> bool:
+    """Returns whether two marks may be digits of one number."""
+    sizes = sorted((mark.height, other.height))
+    scores = sorted((mark.score, other.score))
+    return sizes[0] > 0.6 * sizes[1] and scores[0] > 0.5 * scores[1]
 
 
 def _belongs(mark: Mark, best: Mark) -> bool:
