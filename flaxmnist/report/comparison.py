@@ -11,6 +11,9 @@ from scipy.stats import binomtest, t
 from flaxmnist.report.statistics import Spread
 from flaxmnist.rundir.history import History
 
+# Most runs of a group of which a table lists all names.
+_MAX_NAMES = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Unfinished:
@@ -92,13 +95,21 @@ def compare(
     return [
         Row(
             one,
-            ", ".join(run.name for run in one.runs),
+            _names(one.runs),
             Spread.of([*one.accuracies.values()]),
             float(np.mean([run.summary.test.loss for run in one.by_seed.values()])),
             "" if one is first else _difference(first, one, correct or {}),
         )
         for one in groups
     ]
+
+
+def _names(runs: Sequence[History]) -> str:
+    names = [run.name for run in runs]
+    if len(names) > _MAX_NAMES:
+        names[1:-1] = ["…"]
+        names.append(f"{len(runs)} runs")
+    return ", ".join(names)
 
 
 def _difference(first: Group, other: Group, correct: Mapping[str, np.ndarray]) -> str:

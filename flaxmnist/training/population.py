@@ -70,6 +70,7 @@ def train_members(
                 results.append((one, result))
                 started = None
             summary = PopulationSummary.of(results)
+            rundir.remove("report.html")  # It is of an earlier summary.
             rundir.write("summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
             console.line(f"\n{summary.tables()}")
             if config.report:

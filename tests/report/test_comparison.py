@@ -56,6 +56,8 @@ def test_a_seed_that_was_trained_twice_counts_once(finished_run):
     assert row.names == "run3, run3, run4"
     assert (row.accuracy.count, row.accuracy.mean) == (2, 0.55)
     assert len(row.group.records) == 2
+    (row,) = compare([*group([*runs, *runs]).values()])
+    assert row.names == "run3, …, run4, 6 runs"
     two = [*group(runs).values(), comparison.Group((runs[0],))]
     assert compare(two)[1].difference == "one seed against several: no test"
 
