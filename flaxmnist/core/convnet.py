@@ -173,7 +173,8 @@ def _pool(x: Array, name: str, window: int) -> Array:
         pooled: Array = (jnp.max if name == "max" else jnp.mean)(x, (1, 2))
         return pooled
     missing = [(0, -length % window) for length in x.shape[1:3]]
-    x = jnp.pad(x, ((0, 0), *missing, (0, 0)), mode="edge")
+    if any(map(any, missing)):  # jax2onnx converts an empty edge wrongly.
+        x = jnp.pad(x, ((0, 0), *missing, (0, 0)), mode="edge")
     pooled = POOLS[name](x, (window, window), (window, window))
     return pooled
 
