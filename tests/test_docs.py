@@ -12,7 +12,7 @@ from helpers import ROOT
 
 import flaxmnist
 from flaxmnist.cli import command, train
-from flaxmnist.training import loop, sanity
+from flaxmnist.training import finish, loop, sanity
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -22,7 +22,9 @@ PAGES = {
 BLOCK = re.compile(r"(?:`(\w+\.py)`:\n\n)?```python\n(.*?)```", re.S)
 SHELL = re.compile(r"```(?:bash|sh|)\n(.*?)```", re.S)
 COMMAND = re.compile(r"(?:\$ )?(?:flaxmnist (\w+)|python -m flaxmnist\.main) (.*)")
-# Other tests run these, or check them without training.
+# Trains several runs.
+LONG = "docs/how-to/seeds.md"
+# Other tests run these.
 ELSEWHERE = ("README.md", "docs/how-to/trackers.md")
 SHORTER = {
     '"cnn", data="fashion_mnist", num_epochs=1': '"softmax:smoke", num_steps=2',
@@ -61,12 +63,17 @@ def write_files(page):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if BLOCK.search(PAGES[page]) and page not in ELSEWHERE],
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page == LONG else [])
+        for page, text in PAGES.items()
+        if BLOCK.search(text) and page not in ELSEWHERE
+    ],
 )
 def test_the_code_of_a_page_runs(page, place, monkeypatch):
     # The tests of the report draw it.
     report = mock.create_autospec(flaxmnist.SavedRun.report)
     monkeypatch.setattr(flaxmnist.SavedRun, "report", report)
+    monkeypatch.setattr(finish, "_report", lambda *_: None)
     values = {}
     for code in write_files(page):
         for long, short in SHORTER.items():
