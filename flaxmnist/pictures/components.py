@@ -9,6 +9,7 @@ from jaxtyping import Bool
 
 from flaxmnist.pictures.background import Light, ground_of, marks, smooth
 from flaxmnist.pictures.files import Gray
+from flaxmnist.pictures.rules import without_rules
 
 # Sides of the kernel for the ground, as shares of the picture.
 SIZES = (0.06, 0.25, 0.6)
@@ -106,7 +107,7 @@ class Layer:
         if best is None:
             return 0.0
         alike = sum(_is_alike(mark, best) for mark in self.marks)
-        return best.score * alike**0.5
+        return best.score * alike**0.15
 
 
 def search(gray: Gray, steps: Collection[str]) -> Finding | None:
@@ -144,7 +145,7 @@ def _layer(
 ) -> Layer:
     """Returns the marks above a threshold."""
     # The marks are a small part of the picture.
-    sample = mark[::4, ::4]
+    sample = mark[::8, ::8]
     middle = float(np.median(sample))
     noise = 1.4826 * float(np.median(abs(sample - middle)))
     paper = middle + 2 * noise
@@ -154,8 +155,10 @@ def _layer(
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, gap).astype(np.uint8)
     if threshold < paper or not mask.any():
         return Layer(is_dark, ground, np.zeros_like(mask, np.int32), [], paper)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        mask, connectivity=8, ltype=cv2.CV_32S
+    mask = without_rules(mask)
+    # Three times as fast as OpenCV's default.
+    count, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
+        mask, 8, cv2.CV_32S, cv2.CCL_GRANA
     )
     found = _marks(light, ground, mark, labels, stats, threshold, count)
     least = max(LEAST_CONTRAST, middle + LEAST_SIGNAL * noise)
@@ -303,6 +306,8 @@ def _belongs(mark: Mark, best: Mark) -> bool:
     if mark.width > 3 * mark.height and mark.width > 1.1 * best.width:
         return False
     is_digit = mark.height >= 0.4 * tall and mark.score >= 0.2 * best.score
+    # Ink of one pen has about the same contrast everywhere, also in a shadow.
+    is_digit &= mark.contrast >= 0.7 * best.contrast
     return is_digit or _gap(mark, best) < 0.15 * tall
 
 

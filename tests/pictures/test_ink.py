@@ -68,6 +68,12 @@ def ruled():
     return sheet
 
 
+def on_a_rule():
+    sheet = seven()
+    sheet[180:183] = sheet[:, 60:63] = 0.1
+    return sheet
+
+
 FOUND = {
     "plain": seven,
     "soft shadow": lambda: shadow(False),
@@ -81,6 +87,7 @@ FOUND = {
     "title bar": title_bar,
     "underlined": underlined,
     "ruled": ruled,
+    "crossed by a rule as dark as the digit": on_a_rule,
     "chalk": lambda: 0.9 - 0.7 * seven(),
     "small in a large picture": lambda: seven(1500, 1100, (1000, 200, 30, 21), 4),
 }
