@@ -2,7 +2,8 @@
 
 python -m flaxmnist.main --config configs/cifar10.py --config.data.dir=DIR
 
-DIR contains train/<class>/*.png (or JPEG) and test/<class>/*.png.
+DIR contains train/<class>/*.png (or JPEG) and test/<class>/*.png. Seed 0 reaches
+84.92 % on test; see docs/results.md.
 """
 
 from flaxmnist.config import make_config, variant
@@ -23,7 +24,7 @@ VARIANTS = {
 def get_config(arg=None):
     """Returns the configuration; `arg` names a variant."""
     recipe = {
-        "num_epochs": 8,
+        "num_epochs": 12,
         "batch_size": 128,
         "eval_every": "2 epochs",
         "model": {
@@ -39,6 +40,6 @@ def get_config(arg=None):
             "weight_decay": 0.05,
         },
         "loss": {"label_smoothing": 0.1},
-        "augment": {"flip": True},
+        "augment": {"flip": True, "crop": 2},
     }
     return make_config(**(recipe | variant(arg, VARIANTS)))
