@@ -13,6 +13,8 @@ from flaxmnist.pictures.rules import without_rules
 
 # Sides of the kernel for the ground, as shares of the picture.
 SIZES = (0.06, 0.25, 0.6)
+# Smallest kernel in pixels: in a small picture, a stroke is wider than 6 % of it.
+_LEAST_KERNEL = 25
 # Thresholds of the marks, from the highest.
 LEVELS = (0.4, 0.2, 0.1, 0.05)
 # Contrast of a component, as multiples of the threshold.
@@ -125,7 +127,7 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
         for share in SIZES:
             ground = np.full_like(positive, np.median(positive))
             if "light" in steps:
-                ground = ground_of(positive, max(3, round(share * side)))
+                ground = ground_of(positive, max(_LEAST_KERNEL, round(share * side)))
             grounds.append((positive, ground, is_dark))
     best, highest = None, 0.0
     measured = [marks(positive, ground) for positive, ground, _ in grounds]
@@ -145,7 +147,8 @@ def _layer(
 ) -> Layer:
     """Returns the marks above a threshold."""
     # The marks are a small part of the picture.
-    sample = mark[::8, ::8]
+    step = max(1, max(mark.shape) // 128)
+    sample = mark[::step, ::step]
     middle = float(np.median(sample))
     noise = 1.4826 * float(np.median(abs(sample - middle)))
     paper = middle + 2 * noise

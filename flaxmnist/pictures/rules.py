@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 # Shares of the longer side of a picture: shortest straight run, and widest rule.
 RUN, THICK = 1 / 24, 1 / 80
 # Length of the shortest rule, as a share of the picture.
-LENGTH = 0.7
+LENGTH = 0.85
 
 Mask = UInt8[np.ndarray, "height width"]
 
@@ -31,14 +31,18 @@ def _without_horizontal(mask: Mask) -> Mask:
     _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
         joined, 8, cv2.CV_32S, cv2.CCL_GRANA
     )
-    thickness = stats[:, cv2.CC_STAT_AREA] / stats[:, cv2.CC_STAT_WIDTH] - 2
-    is_rule = stats[:, cv2.CC_STAT_WIDTH] >= LENGTH * width
+    # The dilation adds two rows.
+    wide = np.maximum(stats[:, cv2.CC_STAT_WIDTH], 1)
+    thickness = np.maximum(stats[:, cv2.CC_STAT_AREA] / wide - 2, 1)
+    is_rule = wide >= LENGTH * width
     is_rule &= thickness <= THICK * side
     is_rule[0] = False
     if not is_rule.any():
         return mask
     rule = straight * is_rule[labels]
     rest = mask - rule
+    if not rest.any():  # A 1 that fills the picture.
+        return mask
     # Strokes that cross the rule remain whole.
     gap = 2 * int(np.ceil(thickness[is_rule].max())) + 1
     crossed = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((gap, 1), np.uint8))
