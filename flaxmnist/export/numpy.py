@@ -73,10 +73,10 @@ def _layers(
     return layers, arrays
 
 
-def _numbered(layer: dict[str, Any], network: int) -> dict[str, Any]:
-    """Returns a layer whose names of arrays begin with the number of its network."""
+def _prefixed(layer: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns a layer whose names of arrays begin with a prefix."""
     return {
-        key: f"@{network}.{value[1:]}" if str(value)[0] == "@" else value
+        key: f"@{prefix}{value[1:]}" if str(value)[0] == "@" else value
         for key, value in layer.items()
     }
 
@@ -101,9 +101,10 @@ def write(state: TrainState, folder: Path) -> Logits:
     networks: list[list[dict[str, Any]]] = []
     arrays: dict[str, np.ndarray] = {}
     for index, member in enumerate(members):
-        layers, held = _layers(model, member, state.image_shape)
-        networks.append([_numbered(layer, index) for layer in layers])
-        arrays |= {f"{index}.{name}": array for name, array in held.items()}
+        layers, own = _layers(model, member, state.image_shape)
+        prefix = f"{index}." if len(members) > 1 else ""
+        networks.append([_prefixed(layer, prefix) for layer in layers])
+        arrays |= {prefix + name: array for name, array in own.items()}
     path = folder / "weights.npz"
     arrays["networks"] = np.array(json.dumps(networks))
     arrays["image_shape"] = np.array(state.image_shape)
