@@ -220,7 +220,7 @@ def _predict_pictures(args: argparse.Namespace) -> list[str]:
 
 def _read_pictures(args: argparse.Namespace) -> list[str]:
     """Prints the numbers in pictures and returns the files that cannot be read."""
-    saved = open_run(args.workdir, args.step)
+    saved = open_run(args.workdir, args.step, trust_code=args.trust_code)
     check_reads(saved.state, saved.manifest.dataset.class_names)
     console = Console()
     failed: list[str] = []
