@@ -21,7 +21,8 @@ LEVELS = (0.4, 0.2, 0.1, 0.05)
 LEAST_RATIO, MAX_RATIO = 1.35, 3.2
 # Lowest contrast, as a share of the light, and as a multiple of the noise.
 LEAST_CONTRAST, LEAST_SIGNAL = 0.06, 4.0
-_MAX_COMPONENTS = 24
+# Marks that are measured in each layer, and in the one that is chosen.
+_MAX_COMPONENTS, _MAX_CHOSEN = 24, 1_500
 # Larger marks, as a share of the picture, are not more likely digits.
 _MAX_SIZE = 0.5
 
@@ -129,21 +130,32 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
             if "light" in steps:
                 ground = ground_of(positive, max(_LEAST_KERNEL, round(share * side)))
             grounds.append((positive, ground, is_dark))
-    best, highest = None, 0.0
+    best, highest, source = None, 0.0, None
     measured = [marks(positive, ground) for positive, ground, _ in grounds]
     for threshold in LEVELS:
         # No mark at a lower threshold has a higher score.
         if MAX_RATIO * threshold * _MAX_SIZE**0.5 < highest:
             break
         for (positive, ground, is_dark), mark in zip(grounds, measured, strict=True):
-            layer = _layer(positive, ground, mark, threshold, is_dark)
+            given = positive, ground, mark, threshold, is_dark
+            layer = _layer(*given)
             if layer.score > highest:
-                best, highest = layer, layer.score
-    return None if best is None else _finding(best)
+                best, highest, source = layer, layer.score, given
+    if best is None or source is None:
+        return None
+    if len(best.marks) > _MAX_COMPONENTS // 2:  # A page of numbers.
+        best = _layer(*source, most=_MAX_CHOSEN)
+    return _finding(best)
 
 
 def _layer(
-    light: Light, ground: Light, mark: Light, threshold: float, is_dark: bool
+    light: Light,
+    ground: Light,
+    mark: Light,
+    threshold: float,
+    is_dark: bool,
+    *,
+    most: int = _MAX_COMPONENTS,
 ) -> Layer:
     """Returns the marks above a threshold."""
     # The marks are a small part of the picture.
@@ -160,17 +172,17 @@ def _layer(
         return Layer(is_dark, ground, np.zeros_like(mask, np.int32), [], paper)
     mask = without_rules(mask)
     # Three times as fast as OpenCV's default.
-    count, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
+    _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
         mask, 8, cv2.CV_32S, cv2.CCL_GRANA
     )
-    found = _marks(light, ground, mark, labels, stats, threshold, count)
+    found = _marks(light, ground, mark, labels, stats, threshold, most)
     least = max(LEAST_CONTRAST, middle + LEAST_SIGNAL * noise)
     found = [each for each in found if each.contrast >= least]
     return Layer(is_dark, ground, labels, found, paper)
 
 
-def _marks(light, ground, mark, labels, stats, threshold, count) -> list[Mark]:
-    flat = labels.ravel()
+def _marks(light, ground, mark, labels, stats, threshold, most) -> list[Mark]:
+    flat, count = labels.ravel(), len(stats)
     on = flat > 0
     values, names = mark.ravel()[on], flat[on]
     first = np.bincount(names, values, count)
@@ -183,7 +195,7 @@ def _marks(light, ground, mark, labels, stats, threshold, count) -> list[Mark]:
     chosen = np.flatnonzero(good)
     extent = np.maximum(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
     weight = contrast * extent**0.5
-    chosen = chosen[np.argsort(-weight[chosen])[:_MAX_COMPONENTS]]
+    chosen = chosen[np.argsort(-weight[chosen])[:most]]
     found = []
     for label in chosen:
         left, top, wide, tall, area = map(int, stats[label])

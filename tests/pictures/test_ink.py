@@ -109,6 +109,12 @@ def test_ink_knows_its_place_in_the_picture():
     assert abs(left - 199) < 4
 
 
+def test_every_digit_of_a_page_is_found():
+    one = seven(90, 70, (20, 20, 50, 30), 6)
+    ink = find_ink(np.tile(one, (6, 10)))
+    assert cv2.connectedComponents(np.uint8(ink.strength > 0.5))[0] - 1 == 60
+
+
 def test_a_digit_that_touches_the_border_is_read_with_a_warning():
     tight = seven()[146:254, 121:199]
     found = prepare(tight)
