@@ -168,7 +168,8 @@ def t_test(first: Mapping[int, float], other: Mapping[int, float]) -> str:
         below = sum(square**2 / (one.count - 1) for square, one in parts)
         freedom = sum(squares) ** 2 / below if below else 1.0
         name = f"Welch's t, {len(first)} and {len(other)} seeds"
-    if not error:
+    # Equal differences may differ in the last bit.
+    if error < 1e-9:
         return f"{mean:+.2%}, without spread: no test ({name})"
     half = float(t.ppf(0.975, freedom)) * error
     p = 2 * float(t.sf(abs(mean) / error, freedom))

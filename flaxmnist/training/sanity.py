@@ -123,8 +123,10 @@ def _few_batches(config: Config, batches: int) -> tuple[Experiment, int]:
         "optimizer.warmup": None,
         "optimizer.decay_rate": None,
     }
-    if hasattr(config.model, "dropout_rate"):
-        changes["model.dropout_rate"] = 0.0
+    for path in ("model.dropout_rate", "augment.outliers"):
+        group, name = path.split(".")
+        if hasattr(getattr(config, group), name):
+            changes[path] = 0.0
     config = override(config, changes.items())
     experiment = Experiment.build(config)
     config, train = experiment.config, experiment.dataset.train
