@@ -5,6 +5,7 @@ import re
 import shutil
 
 import numpy as np
+import pytest
 from scipy import stats
 
 from flaxmnist.cli import report
@@ -62,6 +63,7 @@ def test_a_seed_that_was_trained_twice_counts_once(finished_run):
     assert compare(two)[1].difference == "one seed against several: no test"
 
 
+@pytest.mark.slow
 def test_runs_and_populations_are_compared(finished_run, trained_population, tmp_path):
     run, other, part = (tmp_path / name for name in ("run", "other", "part"))
     for place in (run, other, part):

@@ -59,6 +59,7 @@ class Embedding(nn.Module):
         return nn.Dense(10, name="head")(rows.mean(axis=1))
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, "embedding", Embedding)
     config = tiny_config(

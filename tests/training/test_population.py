@@ -74,6 +74,7 @@ def test_further_seeds_compile_nothing_and_train_no_member_again(
         train_members(config, workdir, vary(config, [0, 1]))
 
 
+@pytest.mark.slow
 def test_an_interrupted_population_goes_on_bit_for_bit(
     trained_population, tmp_path, monkeypatch
 ):
