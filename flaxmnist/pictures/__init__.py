@@ -1,6 +1,6 @@
-"""Pictures: read, the ink found, one digit made an image like those of MNIST.
+"""Reads pictures, finds the ink, and makes images like those of MNIST from digits.
 
-Plain image processing, without models and without JAX. OpenCV computes morphology with
-wide kernels and connected components: a closing of 100 × 100 in a picture of 1024 × 768
-takes 2 ms. scikit-image has no decomposition of wide kernels and takes seconds.
+This is plain image processing, without models and without JAX. OpenCV serves for
+morphology and connected components, because `find_ink` needs closings with kernels of
+hundreds of pixels in milliseconds.
 """
