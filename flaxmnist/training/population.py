@@ -116,7 +116,7 @@ def _train(
     started: float | None,
 ) -> Summary:
     """Trains a member, unless it is finished; returns its summary."""
-    if (summary := _finished(workdir, config)) is not None:
+    if (summary := _finished(workdir, config, dataset)) is not None:
         console.line(f"{workdir} is finished at step {summary.step}")
         return summary
     try:
@@ -129,13 +129,24 @@ def _train(
         ) from None
 
 
-def _finished(workdir: Path, config: configs.Config) -> Summary | None:
-    """Returns the summary of a member that this configuration has finished."""
+def _finished(
+    workdir: Path, config: configs.Config, dataset: Dataset
+) -> Summary | None:
+    """Returns the summary of a member that is finished with this configuration.
+
+    Returns None, too, if its data or code have changed: resuming the member reports it.
+    """
     summary, steps = workdirs.saved_summary(workdir), workdirs.saved_steps(workdir)
     if summary is None or steps[-1:] != [summary.step]:
         return None
     has_report = (workdir / "report.html").exists() or not config.report
-    is_same = configs.from_dict(summary.config) == config
+    former = summary.dataset
+    is_same = (
+        configs.from_dict(summary.config) == config
+        and summary.sources == configs.sources(config)
+        and former.fingerprints == dataset.fingerprints
+        and former.class_names == dataset.class_names
+    )
     return summary if has_report and is_same else None
 
 

@@ -60,7 +60,7 @@ def test_a_member_is_the_run_of_its_seed(trained_population, finished_run):
 
 
 def test_further_seeds_compile_nothing_and_train_no_member_again(
-    trained_population, tmp_path, capsys
+    trained_population, synthetic, tmp_path, capsys
 ):
     config, workdir = tiny_config(report=True), tmp_path / "p"
     shutil.copytree(trained_population[0], workdir)
@@ -72,6 +72,9 @@ def test_further_seeds_compile_nothing_and_train_no_member_again(
     assert names == ["seed-0", "seed-1", "seed-6"]
     with pytest.raises(UserError, match="seed-6; expected these and perhaps"):
         train_members(config, workdir, vary(config, [0, 1]))
+    other = dataclasses.replace(synthetic, train=synthetic.test)
+    with pytest.raises(UserError, match="with other examples in train"):
+        train_members(config, workdir, data=other)
 
 
 @pytest.mark.slow
