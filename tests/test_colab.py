@@ -64,7 +64,7 @@ def shortened(name: str) -> nbformat.NotebookNode:
         pytest.param("from_tensorflow", marks=pytest.mark.slow),
         pytest.param("functional_steps", marks=pytest.mark.slow),
         pytest.param("quickstart", marks=pytest.mark.slow),
-        "devices",
+        pytest.param("devices", marks=pytest.mark.slow),
     ],
 )
 def test_a_notebook_runs_from_top_to_bottom(name, few_images, tmp_path, monkeypatch):

@@ -13,11 +13,13 @@ from flaxmnist.core import ops, winograd
 SHAPES = [
     # image, kernel, strides, padding
     ((2, 8, 8, 3), (5, 5), (1, 1), "SAME"),
-    ((1, 7, 9, 2), (3, 2), (1, 1), "SAME"),
+    pytest.param((1, 7, 9, 2), (3, 2), (1, 1), "SAME", marks=pytest.mark.slow),
     ((2, 9, 7, 2), (3, 3), (2, 2), "SAME"),
-    ((2, 8, 8, 1), (5, 3), (1, 1), "VALID"),
+    pytest.param((2, 8, 8, 1), (5, 3), (1, 1), "VALID", marks=pytest.mark.slow),
     ((1, 11, 8, 2), (4, 4), (3, 2), "VALID"),
-    ((2, 6, 6, 2), (3, 3), (2, 1), ((2, 0), (1, 3))),
+    pytest.param(
+        (2, 6, 6, 2), (3, 3), (2, 1), ((2, 0), (1, 3)), marks=pytest.mark.slow
+    ),
     ((2, 5, 5, 4), (1, 1), (1, 1), "SAME"),
     # By Winograd's algorithm: channels enough, square kernels of 3 or 5, stride 1.
     ((2, 14, 14, 8), (5, 5), (1, 1), "SAME"),

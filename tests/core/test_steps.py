@@ -42,6 +42,7 @@ def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_learns(make_state, synthetic):
     state = make_state()
     before = steps.eval_step(state, batch_of(synthetic.test, 500)).compute()
@@ -161,7 +162,9 @@ def test_batch_statistics_are_kept_and_used(make_state, synthetic):
     assert_equal(jax.device_get(state.model_state), moved)
 
 
-@pytest.mark.parametrize("placement", [DeviceFeed, HostFeed])
+@pytest.mark.parametrize(
+    "placement", [DeviceFeed, pytest.param(HostFeed, marks=pytest.mark.slow)]
+)
 def test_many_steps_in_one_dispatch_are_those_steps(
     placement, make_state, synthetic, mesh
 ):

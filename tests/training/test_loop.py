@@ -206,9 +206,10 @@ def run_command(flags, *, script=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "placement"),
-    [pytest.param("cnn", "device", marks=pytest.mark.slow), ("mlp", "host")],
+    [("cnn", "device"), ("mlp", "host")],
 )
 def test_killed_and_resumed_is_bit_identical(network, placement, synthetic, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
