@@ -1,11 +1,4 @@
 """Models that map images to logits."""
 
-from flaxmnist.core.models import CNN, MLP, ConvNet, SoftmaxRegression, scale
-
-__all__ = [
-    "CNN",
-    "MLP",
-    "ConvNet",
-    "SoftmaxRegression",
-    "scale",
-]
+from flaxmnist.core.models import *  # noqa: F403
+from flaxmnist.core.models import __all__ as __all__

@@ -3,10 +3,5 @@
 They have the names, arguments, parameters and values of linen's.
 """
 
-from flaxmnist.core.nn import Conv, avg_pool, max_pool
-
-__all__ = [
-    "Conv",
-    "avg_pool",
-    "max_pool",
-]
+from flaxmnist.core.nn import *  # noqa: F403
+from flaxmnist.core.nn import __all__ as __all__

@@ -1,8 +1,4 @@
 """Optimizers with their learning-rate schedules, built by name."""
 
-from flaxmnist.core.optim import build, build_schedule
-
-__all__ = [
-    "build",
-    "build_schedule",
-]
+from flaxmnist.core.optim import *  # noqa: F403
+from flaxmnist.core.optim import __all__ as __all__

@@ -6,22 +6,5 @@ shardings of a program's arguments and inserts the communication; a step constra
 its state.
 """
 
-from flaxmnist.core.sharding import (
-    Layout,
-    dense_rules,
-    make_mesh,
-    placement,
-    put_tree,
-    replicated,
-    split_over_data,
-)
-
-__all__ = [
-    "Layout",
-    "dense_rules",
-    "make_mesh",
-    "placement",
-    "put_tree",
-    "replicated",
-    "split_over_data",
-]
+from flaxmnist.core.sharding import *  # noqa: F403
+from flaxmnist.core.sharding import __all__ as __all__

@@ -20,7 +20,7 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, shown
 from flaxmnist.inference.predict import Prediction
-from flaxmnist.inference.reading import Reading
+from flaxmnist.inference.reading import Reading, is_of_digits
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.page_server import MAX_REQUEST_BYTES, PageServer
@@ -65,8 +65,7 @@ def answer(run: SavedRun, picture: io.BytesIO) -> dict[str, Any]:
     Raises:
       UserError: `picture` is not a picture.
     """
-    names = run.manifest.dataset.class_names
-    if run.state.image_shape == mnist.IMAGE_SHAPE and names == mnist.CLASS_NAMES:
+    if is_of_digits(run.state, run.manifest.dataset.class_names):
         reading = run.read(picture)
         picture.seek(0)
         if len(reading.digits) > 1:

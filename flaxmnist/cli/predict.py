@@ -24,8 +24,8 @@ from flaxmnist.inference.predict import (
     predict_prepared,
     prepare_for,
 )
-from flaxmnist.inference.reading import check_reads
-from flaxmnist.inference.saved_run import open_run
+from flaxmnist.inference.reading import check_reads, read_picture
+from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.paths import path_of
 from flaxmnist.pictures.files import FORMATS, MAX_FILE_BYTES
 from flaxmnist.runtime.console import Console
@@ -193,9 +193,8 @@ def _parser() -> command.Parser:
     return parser
 
 
-def _predict_pictures(args: argparse.Namespace) -> list[str]:
+def _predict_pictures(args: argparse.Namespace, saved: SavedRun) -> list[str]:
     """Prints predictions and returns the files that cannot be read."""
-    saved = open_run(args.workdir, args.step, trust_code=args.trust_code)
     state, class_names = saved.state, saved.manifest.dataset.class_names
     limit = saved.energy_limit
     console = Console()
@@ -218,13 +217,15 @@ def _predict_pictures(args: argparse.Namespace) -> list[str]:
     return failed
 
 
-def _read_pictures(args: argparse.Namespace) -> list[str]:
+def _read_pictures(args: argparse.Namespace, saved: SavedRun) -> list[str]:
     """Prints the numbers in pictures and returns the files that cannot be read."""
-    saved = open_run(args.workdir, args.step, trust_code=args.trust_code)
     check_reads(saved.state, saved.manifest.dataset.class_names)
+    read = functools.partial(
+        read_picture, state=saved.state, energy_limit=saved.energy_limit
+    )
     console = Console()
     failed: list[str] = []
-    readings = _opened(_expand(args.files), saved.read, failed)
+    readings = _opened(_expand(args.files), read, failed)
     for index, (file, reading) in enumerate(readings):
         if args.save_preprocessed is not None and reading.ink is not None:
             _save(args.save_preprocessed, index, file, reading.annotated())
@@ -257,7 +258,8 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--top={args.top}: expected at least 1")
     command.start_jax(args, several=args.split is not None)
     if args.split is None:
-        failed = (_read_pictures if args.read else _predict_pictures)(args)
+        saved = open_run(args.workdir, args.step, trust_code=args.trust_code)
+        failed = (_read_pictures if args.read else _predict_pictures)(args, saved)
         return 1 if failed else 0
     config = command.load_config(args, overrides)
     saved = open_run(args.workdir, args.step, config=config, use_mesh=True)

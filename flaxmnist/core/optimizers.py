@@ -164,7 +164,7 @@ def _declare(name: str, parameter: inspect.Parameter) -> Option | None:
 
 
 def stretched(options: Mapping[str, Any]) -> str:
-    """Returns what changes with the length of the run, such as "cosine schedule".
+    """Names the part that changes with the length of the run: "cosine schedule".
 
     Args:
       options: all options of the optimizer by name; "" is returned if nothing changes.

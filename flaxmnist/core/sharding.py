@@ -1,10 +1,4 @@
-"""A mesh of devices, and rules that split arrays over its axes.
-
-Batches are split over the axis ``"data"``. A :class:`Layout` can split dense layers
-over ``"model"`` and the whole state over ``"data"``. The compiler propagates the
-shardings of a program's arguments and inserts the communication; a step constrains only
-its state.
-"""
+"""Meshes, layouts and placements; `flaxmnist.sharding` describes the public names."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence

@@ -35,7 +35,7 @@ _TOUCH = 0.05
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """What lies between two borders of a glyph.
+    """The part of a glyph between two borders.
 
     Attributes:
       first: index of the border at its left; 0 is that of the glyph.

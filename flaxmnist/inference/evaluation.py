@@ -1,4 +1,4 @@
-"""What evaluates a saved run on its splits."""
+"""The feeds and figures to evaluate a saved run on its splits."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def evaluation(run: "SavedRun", splits: Sequence[str] = SPLITS) -> Evaluation:
-    """Returns what evaluates some splits; raises UserError as :meth:`evaluate`."""
+    """Returns an evaluation of splits; raises UserError as :meth:`evaluate`."""
     for split in splits:
         options.check("", {"split": split}, {"split": options.one_of(SPLITS)})
     dataset, config = run.dataset, run.config

@@ -58,7 +58,7 @@ class Reading:
     Attributes:
       digits: in reading order: lines from the top, each from left to right.
       warnings: reasons to doubt the reading.
-      ink: what was found in the picture; None if nothing was.
+      ink: the ink of the picture; None if no ink was found.
     """
 
     digits: tuple[Digit, ...]
@@ -143,7 +143,7 @@ def read_digits(
 def read_picture(
     picture: Picture, state: TrainState, energy_limit: float | None = None
 ) -> Reading:
-    """Returns what a state reads; see :func:`read_digits`."""
+    """Returns the numbers that a state reads; see :func:`read_digits`."""
     ink = find_ink(picture)
     glyphs = [] if ink is None else segment(ink.strength)
     if ink is None or not glyphs:
@@ -162,9 +162,14 @@ def read_picture(
     return Reading(digits, ink.warnings, ink)
 
 
+def is_of_digits(state: TrainState, class_names: tuple[str, ...]) -> bool:
+    """Returns whether a model classifies images of the ten digits, like MNIST's."""
+    return state.image_shape == mnist.IMAGE_SHAPE and class_names == mnist.CLASS_NAMES
+
+
 def check_reads(state: TrainState, class_names: tuple[str, ...]) -> None:
     """Raises a UserError if a model does not classify images of the ten digits."""
-    if state.image_shape == mnist.IMAGE_SHAPE and class_names == mnist.CLASS_NAMES:
+    if is_of_digits(state, class_names):
         return
     size = " × ".join(map(str, state.image_shape))
     raise UserError(

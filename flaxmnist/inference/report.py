@@ -99,10 +99,13 @@ def _correct(
     finished = [one for one in others if isinstance(one, History)]
     own, *groups = group([history, *finished]).values()
     found: dict[str, np.ndarray] = {}
+    evaluated = None
     for one in groups if len(own.by_seed) == 1 else ():
         if len(one.by_seed) == 1 and own.test_data == one.test_data is not None:
             other = open_run(one.runs[0].name)
-            feeds = evaluation(run, ["test"])
-            outputs = predict(other.state, feeds.eval_feeds["test"], feeds.replicated)
+            # The data are the same for every run.
+            evaluated = evaluated or evaluation(run, ["test"])
+            test, replicated = evaluated.eval_feeds["test"], evaluated.replicated
+            outputs = predict(other.state, test, replicated)
             found[one.runs[0].name] = outputs["classes"] == outputs["labels"]
     return found

@@ -225,7 +225,8 @@ class SavedRun:
     @property
     def energy_limit(self) -> float | None:
         """Of `summary`: images of a higher energy are unlike the training images."""
-        return None if self.summary is None else self.summary.energy_limit
+        summary = self.summary
+        return None if summary is None else summary.energy_limit
 
 
 def open_run(

@@ -1,4 +1,4 @@
-"""The door of Python: trains a model or a population, and returns the result."""
+"""Trains a model or a population from Python, and returns the result."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from flaxmnist.pictures.files import Gray
 
-# Light below this share of white is not divided by: black has no light to share.
+# Light is divided by at least this share of white: a quotient by black is noise.
 LEAST_LIGHT = 0.25
 # Kernels wider than this many pixels work on a reduced picture.
 _WIDE = 256

@@ -90,7 +90,7 @@ def _read(
     of_array: Callable[[np.ndarray], T],
     draft: tuple[str | None, int] | None,
 ) -> T:
-    """Returns what `of_image` or `of_array` makes of a picture."""
+    """Returns the result of `of_image` or `of_array` for a picture."""
     of_file = functools.partial(_open_file, read=of_image, draft=draft)
     if isinstance(picture, Image.Image):
         return _named("the image", of_image, picture)

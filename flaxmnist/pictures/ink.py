@@ -1,4 +1,4 @@
-"""Finds the ink in a picture: what is drawn or written, without paper, rules and desk.
+"""Finds the ink of a drawing or of writing, without paper, rules and desk.
 
 The ink is first found in a small copy of the picture, at several sizes of the kernel
 that estimates the ground, in both polarities and at several thresholds. The best

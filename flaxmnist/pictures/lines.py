@@ -104,7 +104,7 @@ def find_lines(marks: Marks) -> list[Marks]:
     """Returns the lines from top to bottom, their marks from left to right."""
     smallest = DIGIT * marks.typical_height
     found: list[Marks] = []
-    # Tall marks show where the lines are. What is in none of them may be smaller text.
+    # Tall marks show where the lines are. Other marks may be smaller text.
     while len(marks) and marks.height.max() >= smallest:
         tall = marks[marks.height >= TALL * marks.typical_height]
         rest = marks[~np.isin(marks.label, tall.label)]

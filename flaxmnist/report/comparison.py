@@ -40,7 +40,7 @@ class Group:
 
     @property
     def records(self) -> list[list[dict[str, Any]]]:
-        """What a run of each seed logged."""
+        """The logged records of one run per seed."""
         return [run.records for run in self.by_seed.values()]
 
     @property

@@ -1,4 +1,4 @@
-"""What checkpoints and summaries record of a run: its options, data and versions."""
+"""The description of a run in checkpoints and summaries: options, data, versions."""
 
 import dataclasses
 from typing import Any

@@ -48,7 +48,7 @@ class _Record(configs.NamedCode):
 
     @property
     def content(self) -> str:
-        """What is signed."""
+        """The text that is signed."""
         return canonical_json({**dataclasses.asdict(self), "signature": ""})
 
 
@@ -172,7 +172,7 @@ def _named_in(workdir: Path) -> Iterator[configs.NamedCode]:
 def _read(path: Path) -> Any:
     try:
         return files.read_json(path)
-    except (OSError, ValueError, UserError):  # Whoever needs it reports the error.
+    except (OSError, ValueError, UserError):  # Reading it for use reports the error.
         return None
 
 
