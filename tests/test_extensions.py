@@ -533,7 +533,7 @@ def test_code_that_the_user_did_not_name_is_refused_and_named(
     assert workdirs.saved_summary(run) is None
     with pytest.raises(UserError, match="contains no finished run"):
         History.read(run)
-    assert report.main([f"--workdir={run}", f"--compare={run}"]) == 0
+    assert report.main([f"--workdir={run}"]) == 0
 
 
 def test_a_run_of_another_user_is_opened_if_its_code_is_trusted(

@@ -52,13 +52,13 @@ class Parser(argparse.ArgumentParser):
             "-v", "--verbose", action="store_true", help="show the logs of libraries"
         )
 
-    def add_run(self) -> None:
+    def add_run(self, required: bool = True) -> None:
         """Adds the flags that name a run and one of its checkpoints."""
         self.add_argument(
             "--workdir",
             type=path_of,
             metavar="DIR",
-            required=True,
+            required=required,
             help="the run directory",
         )
         self.add_argument(
@@ -132,17 +132,18 @@ class Parser(argparse.ArgumentParser):
         Raises:
           UserError: a flag is unknown, or has no value.
         """
-        args, rest = self.parse_known_args(argv)
-        overrides = []
-        remaining = iter(rest)
+        overrides, others = [], []
+        remaining = iter(argv)
         for flag in remaining:
             name, equals, value = flag.partition("=")
             key = name.removeprefix("--config.")
             if not name.startswith("--config.") or not key:
-                raise self.refuse(flag)
+                others.append(flag)
+                continue
             if not equals and (value := next(remaining, "")) == "":
                 raise UserError(f"{flag} has no value: expected {flag}=VALUE")
             overrides.append((key, value))
+        args = self.parse_args(others)
         if getattr(args, "devices", None) is not None:
             overrides.append(("mesh.devices", args.devices))
         return args, overrides

@@ -154,13 +154,17 @@ class SavedRun:
         return path
 
     def report(self, compare: Iterable[str | os.PathLike[str]] = ()) -> Path:
-        """Writes the report of the run again; returns the path of ``report.html``.
+        """Writes ``report.html`` again, or compares the run with others.
 
         Args:
-          compare: directories of other runs, or of populations, to show beside it.
+          compare: directories of other runs, or of populations. If given, the page is
+            ``comparison.html`` in the run directory, and the report is left as it is.
+
+        Returns:
+          the path of the page.
 
         Raises:
-          UserError: a directory to compare with contains no run, the data cannot be
+          UserError: a directory to compare with does not exist, the data cannot be
             found, or the directory cannot be written.
         """
         from flaxmnist.inference.report import report_run
@@ -200,6 +204,11 @@ class SavedRun:
         if dataset.warning:
             Console().warn(dataset.warning)
         return dataset
+
+    @property
+    def given_data(self) -> Dataset | None:
+        """The data that `open_run` was given; None if it was not."""
+        return self._places.given
 
     def local_dataset(self) -> Dataset | None:
         """Returns the data if they are on this machine; downloads nothing.

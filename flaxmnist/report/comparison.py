@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, t
 
-from flaxmnist.report.statistics import Spread
+from flaxmnist import config as configs
+from flaxmnist.report.charts import Log
+from flaxmnist.report.statistics import Spread, interval
 from flaxmnist.rundir.history import History
+from flaxmnist.rundir.results import Summary
 
 # Most runs of a group of which a table lists all names.
 _MAX_NAMES = 3
@@ -17,10 +20,17 @@ _MAX_NAMES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Unfinished:
-    """A run without a result: its directory, and the last step that is saved."""
+    """A run without a result.
+
+    Attributes:
+      name: the directory.
+      status: why, such as ``"unfinished, step 40"``.
+      log: what the run logged so far.
+    """
 
     name: str
-    step: int
+    status: str
+    log: Log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +54,11 @@ class Group:
         return [run.records for run in self.by_seed.values()]
 
     @property
+    def logs(self) -> list[Log]:
+        """The logs of one run per seed."""
+        return [log_of(run) for run in self.by_seed.values()]
+
+    @property
     def accuracies(self) -> dict[int, float]:
         """The accuracy on test, by seed."""
         return {seed: run.summary.test.accuracy for seed, run in self.by_seed.items()}
@@ -62,14 +77,23 @@ class Row:
       group: the runs.
       names: their names.
       accuracy: on test, over seeds.
+      interval: the 95 % confidence interval of the accuracy: Student's over several
+        seeds, and Wilson's over the images for one.
+      validation: mean accuracy on validation.
       loss: mean of the test loss over seeds.
+      seconds: mean time of a run; None if unknown.
+      speed: mean number of images per second in training; None if unknown.
       difference: a test of the difference to the first group, as text.
     """
 
     group: Group
     names: str
     accuracy: Spread
+    interval: tuple[float, float]
+    validation: float
     loss: float
+    seconds: float | None
+    speed: float | None
     difference: str
 
 
@@ -93,15 +117,78 @@ def compare(
     """
     first = groups[0]
     return [
-        Row(
-            one,
-            _names(one.runs),
-            Spread.of([*one.accuracies.values()]),
-            float(np.mean([run.summary.test.loss for run in one.by_seed.values()])),
-            "" if one is first else _difference(first, one, correct or {}),
-        )
+        _row(one, "" if one is first else _difference(first, one, correct or {}))
         for one in groups
     ]
+
+
+def _row(group: Group, difference: str) -> Row:
+    summaries = [run.summary for run in group.by_seed.values()]
+    accuracy = Spread.of([*group.accuracies.values()])
+    count = summaries[0].test.count
+    low, high = interval(round(accuracy.mean * count), count)
+    if accuracy.low is not None and accuracy.high is not None:
+        low, high = accuracy.low, accuracy.high
+    return Row(
+        group,
+        _names(group.runs),
+        accuracy,
+        (low, high),
+        float(np.mean([one.validation.accuracy for one in summaries])),
+        float(np.mean([one.test.loss for one in summaries])),
+        _mean([one.seconds["total"] for one in summaries if one.seconds]),
+        _mean([one.images_per_second for one in summaries if one.images_per_second]),
+        difference,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def log_of(run: History) -> Log:
+    """Returns what a finished run logged."""
+    return Log(run.records, run.summary.dataset.counts["train"])
+
+
+def differences(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Returns the values of each option that differs, by group, as texts.
+
+    The data, the machine and the versions of packages are among them if they differ.
+    The seed is not.
+    """
+    facts = [[_facts(run.summary) for run in one.runs] for one in groups]
+    names = dict.fromkeys(name for runs in facts for run in runs for name in run)
+    found = {}
+    for name in names:
+        values = [
+            [*dict.fromkeys(run.get(name, "–") for run in runs)] for runs in facts
+        ]
+        if len({value for some in values for value in some}) > 1:
+            found[name] = [" / ".join(some) for some in values]
+    return found
+
+
+def _facts(summary: Summary) -> dict[str, str]:
+    data = summary.dataset
+    options = configs.flat(configs.from_dict(summary.config))
+    del options["seed"]
+    facts = options | {
+        "data": f"{data.name} ({data.source})",
+        "training images": f"{data.counts['train']:,}",
+        "test images": f"{data.counts['test']:,}",
+        "fingerprint of training images": data.fingerprint,
+        "fingerprint of test images": (data.fingerprints or {}).get("test", "–"),
+        "steps": f"{summary.total_steps:,}",
+        "changes during the run": "; ".join(
+            f"step {change.step:,}: {change}" for change in summary.changes
+        )
+        or "–",
+        "device": f"{summary.devices.count} × {summary.devices.kind}",
+        **summary.machine,
+        **summary.versions,
+    }
+    return {name: str(value) for name, value in facts.items()}
 
 
 def _names(runs: Sequence[History]) -> str:
@@ -118,9 +205,11 @@ def _difference(first: Group, other: Group, correct: Mapping[str, np.ndarray]) -
         return "other test images"
     if min(len(first.accuracies), len(other.accuracies)) > 1:
         return t_test(first.accuracies, other.accuracies)
+    if len(first.accuracies) != len(other.accuracies):
+        return "one seed against several: no test"
     one, two = (correct.get(group.runs[0].name) for group in (first, other))
     if one is None or two is None:
-        return "one seed against several: no test"
+        return "no predictions of the test images: no test"
     return mcnemar(one, two)
 
 
@@ -138,7 +227,7 @@ def mcnemar(first: np.ndarray, other: np.ndarray) -> str:
     worse, better = int((first & ~other).sum()), int((other & ~first).sum())
     p = binomtest(better, better + worse).pvalue if better + worse else 1.0
     return (
-        f"{better} only here correct, {worse} only in the first: p = {p:.2g} "
+        f"{better} correct only here, {worse} correct only in the first: p = {p:.2g} "
         f"(McNemar, exact, n = {len(first):,} images)"
     )
 

@@ -1,15 +1,13 @@
 """A run on one page, ``report.html``, and its figures in ``plots/``."""
 
-import base64
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from flaxmnist import config as configs
@@ -17,8 +15,8 @@ from flaxmnist.core.metrics import Metrics
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import printable
 from flaxmnist.report import plots, statistics
-from flaxmnist.report.comparison import Group, Unfinished, compare, group
 from flaxmnist.report.gallery import drawable, filters, mistakes
+from flaxmnist.report.page import data_url, template
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.results import Figures, Summary
 from flaxmnist.runtime.durable import make_directory, write_file
@@ -136,29 +134,21 @@ class Results:
 def write_report(
     results: Results,
     workdir: Path,
-    others: Sequence[History | Unfinished] = (),
-    correct: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Writes ``report.html``, one file that needs no other, and ``plots/*.png``.
 
     Args:
       results: of the run.
       workdir: the run directory.
-      others: runs to show beside it.
-      correct: see :func:`flaxmnist.report.comparison.compare`; without this run.
 
     Returns:
       the path of the page.
     """
     path, summary, test = workdir / "report.html", results.summary, results.test
-    finished = [one for one in others if isinstance(one, History)]
-    groups = group([results.history, *finished])
-    own = {results.history.name: test["labels"] == test["classes"]}
-    rows = compare([*groups.values()], own | dict(correct or {}))
     temperature = statistics.fit_temperature(
         results.validation["logits"], results.validation["labels"]
     )
-    figures = _draw(results, groups, temperature)
+    figures = _draw(results, temperature)
     make_directory(workdir / "plots")
     for name, content in figures.items():
         write_file(workdir / "plots" / f"{name}.png", content)
@@ -171,8 +161,6 @@ def write_report(
         splits=_splits(summary, results.outputs),
         classes=_classes(confusion, names),
         confused=_confused(confusion, names) if len(names) > plots.MAX_NAMED else [],
-        comparison=rows if others else [],
-        unfinished=[one for one in others if isinstance(one, Unfinished)],
         mistakes=int((test["labels"] != test["classes"]).sum()),
         model=results.costs,
         temperature=temperature,
@@ -184,9 +172,7 @@ def write_report(
     return path
 
 
-def _draw(
-    results: Results, groups: dict[str, Group], temperature: float
-) -> dict[str, bytes]:
+def _draw(results: Results, temperature: float) -> dict[str, bytes]:
     """Returns the figures of the page as PNG files, by name."""
     test, dataset = results.test, results.summary.dataset
     names = dataset.class_names
@@ -201,7 +187,7 @@ def _draw(
     ]
     figures = {
         "curves": plots.curves(
-            {name: one.records for name, one in groups.items()},
+            {printable(results.history.name): [results.history.records]},
             [change.step for change in results.summary.changes],
         ),
         "confusion": plots.confusion(_confusion(test), names),
@@ -222,22 +208,3 @@ def _confusion(outputs: dict[str, np.ndarray]) -> np.ndarray:
     confusion = np.zeros((outputs["probabilities"].shape[1],) * 2, int)
     np.add.at(confusion, (outputs["labels"], outputs["classes"]), 1)
     return confusion
-
-
-def data_url(png: bytes) -> str:
-    """Returns a PNG file as the address of an image."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def template(name: str) -> jinja2.Template:
-    """Returns a template of this package."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["percent"] = lambda share: f"{share:.2%}"
-    environment.filters["thousands"] = lambda count: f"{count:,.0f}"
-    return environment.get_template(name)

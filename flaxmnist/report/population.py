@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from flaxmnist.errors import printable
 from flaxmnist.report import plots
-from flaxmnist.report.comparison import Group, Unfinished, compare, group
-from flaxmnist.report.html import data_url, template
+from flaxmnist.report.comparison import Group
+from flaxmnist.report.page import data_url, template
 from flaxmnist.report.results import PopulationSummary, spread_cells
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.results import Figures
@@ -30,7 +30,6 @@ def write_population(
     summary: PopulationSummary,
     histories: Mapping[str, History],
     ensemble: EnsembleFigures | None = None,
-    others: Sequence[History | Unfinished] = (),
 ) -> Path:
     """Writes ``report.html`` and ``plots/curves.png`` of a population.
 
@@ -39,7 +38,6 @@ def write_population(
       summary: the results.
       histories: what the members logged, by name.
       ensemble: figures of the members together, if evaluated.
-      others: runs to compare with the setting that is the best on validation.
 
     Returns:
       the path of the page.
@@ -48,9 +46,7 @@ def write_population(
         one.name or workdir.name: Group(tuple(histories[name] for name in one.members))
         for one in summary.settings
     }
-    finished = [one for one in others if isinstance(one, History)]
-    groups = settings | group(finished)
-    curves = {name: one.records for name, one in groups.items()}
+    curves = {name: one.records for name, one in settings.items()}
     png = plots.png(plots.curves(curves))
     make_directory(workdir / "plots")
     write_file(workdir / "plots" / "curves.png", png)
@@ -61,8 +57,6 @@ def write_population(
         summary=summary,
         first=first,
         ensemble=ensemble,
-        comparison=compare([*groups.values()]) if others else [],
-        unfinished=[one for one in others if isinstance(one, Unfinished)],
         spread_cells=spread_cells,
         curves=data_url(png),
         config=json.dumps(first.config, indent=2),

@@ -11,6 +11,20 @@ from flaxmnist.rundir.metrics_log import records
 from flaxmnist.rundir.results import Summary
 
 
+def read_records(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the lines of ``metrics.jsonl``; none if the file does not exist.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    try:
+        return list(records(workdir / "metrics.jsonl"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror})") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class History:
     """The results of a finished run.
@@ -36,15 +50,7 @@ class History:
         Raises:
           UserError: the directory contains no finished run.
         """
-        found: list[dict[str, Any]] = []
-        try:
-            found = list(records(workdir / "metrics.jsonl"))
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError as error:
-            raise UserError(
-                f"{error.filename} cannot be read ({error.strerror})"
-            ) from None
+        found = read_records(workdir)
         if summary is None:
             workdirs.saved_config(workdir, alone=True)
             summary = workdirs.saved_summary(workdir)

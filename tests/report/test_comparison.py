@@ -1,6 +1,7 @@
 """Comparison of runs: tests against SciPy, seeds that count once, unfinished runs."""
 
 import dataclasses
+import json
 import re
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 from scipy import stats
 
 from flaxmnist.cli import report
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.report import comparison
 from flaxmnist.report.comparison import compare, group, mcnemar, t_test
 from flaxmnist.rundir.history import History
@@ -20,7 +22,7 @@ def test_mcnemars_test_is_exact():
     other[:2], other[-9:] = False, True
     p = stats.binomtest(2, 11).pvalue
     assert mcnemar(first, other) == (
-        f"9 only here correct, 2 only in the first: p = {p:.2g} "
+        f"9 correct only here, 2 correct only in the first: p = {p:.2g} "
         "(McNemar, exact, n = 100 images)"
     )
     assert "p = 1 (" in mcnemar(first, first)
@@ -56,38 +58,103 @@ def test_a_seed_that_was_trained_twice_counts_once(finished_run):
     (row,) = compare([*group(runs).values()])
     assert row.names == "run3, run3, run4"
     assert (row.accuracy.count, row.accuracy.mean) == (2, 0.55)
-    assert len(row.group.records) == 2
+    assert len(row.group.logs) == 2
     (row,) = compare([*group([*runs, *runs]).values()])
     assert row.names == "run3, …, run4, 6 runs"
     two = [*group(runs).values(), comparison.Group((runs[0],))]
     assert compare(two)[1].difference == "one seed against several: no test"
+    alone = [comparison.Group((run,)) for run in runs[1:]]
+    assert compare(alone)[1].difference.endswith("of the test images: no test")
+
+
+@pytest.fixture
+def compared(finished_run, tmp_path):
+    """A run, the same model as another recipe, an unfinished run, and a file."""
+    for name in ("run", "other", "part"):
+        shutil.copytree(finished_run[0], tmp_path / name)
+    path = tmp_path / "other/summary.json"
+    path.write_text(re.sub('"ema": null', '"ema": 0.9', path.read_text()))
+    (tmp_path / "part/summary.json").unlink()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "run/report.html").write_text("the report")
+    return tmp_path
+
+
+def test_a_comparison_is_a_page_of_its_own(compared, capsys):
+    page = compared / "new/compare.html"
+    paths = [str(compared / name) for name in ("run", "other", "part", "notes.txt")]
+    assert report.main([*paths, f"--output={page}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(page)
+    text = page.read_text()
+    assert "0 correct only here, 0 correct only in the first: p = 1 (McNemar" in text
+    assert '<th scope="row">part</th>' in text
+    assert "unfinished, step 40</td>" in text
+    assert "notes.txt" not in text
+    # What differs, and nothing else.
+    (table,) = re.findall('aria-label="What differs"><table>(.*?)</table>', text, re.S)
+    assert re.findall('<th scope="col">(.*?)</th>', table) == ["runs", "ema"]
+    assert re.findall("<td>(.*?)</td>", table) == ["None", "0.9"]
+    assert '<a href="../run/report.html">run</a>' in text
+    (data,) = re.findall('id="chart-data">(.*?)</script>', text)
+    data = json.loads(data)
+    assert data["groups"] == ["run", "other", "part (unfinished, step 40)"]
+    lines = {chart["title"]: chart["lines"] for chart in data["charts"]}
+    assert lines.keys() >= {"Accuracy", "Loss", "Learning rate", "Training speed"}
+    assert [line["group"] for line in lines["Loss"]] == [0, 0, 1, 1, 2, 2]
+    assert lines["Loss"][0]["step"] == [10, 20, 30, 40]
+    assert lines["Loss"][1]["epoch"] == [1.0, 2.0]
+    seconds = lines["Loss"][0]["seconds"]
+    assert 0 < seconds[0] < seconds[-1]
+
+
+def test_a_comparison_changes_no_report(compared):
+    run, other = compared / "run", compared / "other"
+    assert report.main([f"--workdir={run}", "--compare", str(other)]) == 0
+    assert "Comparison of 2 runs" in (run / "comparison.html").read_text()
+    (run / "comparison.html").unlink()
+    page = open_run(run).report(compare=[other])
+    assert page == run / "comparison.html"
+    assert "p = 1 (McNemar" in page.read_text()
+    flags = [str(run), str(other), f"--output={run / 'report.html'}"]
+    assert report.main(flags) == 2
+    assert (run / "report.html").read_text() == "the report"
+
+
+def test_runs_without_data_are_compared_without_a_test(compared, capsys):
+    run, other = (str(compared / name) for name in ("run", "other"))
+    flags = [run, other, f"--output={compared / 'c.html'}"]
+    flags += ["--config.data.source", "npz", "--config.data.dir", "missing"]
+    assert report.main(flags) == 0
+    assert "without its predictions" in capsys.readouterr().err
+    assert "of the test images: no test" in (compared / "c.html").read_text()
 
 
 @pytest.mark.slow
-def test_runs_and_populations_are_compared(finished_run, trained_population, tmp_path):
-    run, other, part = (tmp_path / name for name in ("run", "other", "part"))
-    for place in (run, other, part):
-        shutil.copytree(finished_run[0], place)
-    (part / "summary.json").unlink()
-    # The same model, as another recipe.
-    path = other / "summary.json"
-    path.write_text(re.sub('"ema": null', '"ema": 0.9', path.read_text()))
-    flags = [f"--workdir={run}", "--compare", str(part), str(other)]
+def test_members_of_populations_are_compared(
+    finished_run, trained_population, tmp_path
+):
+    page = tmp_path / "c.html"
+    flags = [str(trained_population[0]), str(finished_run[0]), f"--output={page}"]
     assert report.main(flags) == 0
-    page = (run / "report.html").read_text()
-    assert "0 only here correct, 0 only in the first: p = 1 (McNemar" in page
-    assert f"<td>{part}</td>" in page
-    assert "unfinished, step 40</td>" in page
-    copy = tmp_path / "p"
-    shutil.copytree(trained_population[0], copy)
-    assert report.main([f"--workdir={copy}", "--compare", str(other)]) == 0
-    assert "one seed against several" in (copy / "report.html").read_text()
-    assert report.main([f"--workdir={other}", "--compare", str(copy)]) == 0
-    row = f"<td>{copy / 'seed-0'}, {copy / 'seed-1'}</td>"
-    assert row in (other / "report.html").read_text()
+    text = page.read_text()
+    assert "p/seed-0, " in text
+    assert "one seed against several" in text
 
 
-def test_a_directory_without_a_run_is_refused(finished_run, tmp_path, capsys):
-    flags = [f"--workdir={finished_run[0]}", "--compare", str(tmp_path)]
-    assert report.main(flags) == 2
-    assert "contains no finished run" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "expected run directories"),
+        (["{0}/missing", "{0}/empty"], "missing does not exist"),
+        (["{0}/empty", "--output={0}/c.html"], "no finished run"),
+        (["{0}/empty", "--output=c.txt"], "ends in .html"),
+        (["--compare", "{0}/empty"], "--compare needs --workdir"),
+        (["{0}/empty", "{0}", "--step=3"], "--step is for the report of one run"),
+    ],
+)
+def test_flags_without_runs_or_without_effect_are_refused(
+    flags, said, tmp_path, capsys
+):
+    (tmp_path / "empty").mkdir()
+    assert report.main([flag.format(tmp_path) for flag in flags]) == 2
+    assert said in capsys.readouterr().err

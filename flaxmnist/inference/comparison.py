@@ -1,0 +1,137 @@
+"""The comparison of saved runs."""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flaxmnist.data import Dataset
+from flaxmnist.errors import UserError
+from flaxmnist.inference.evaluation import evaluation
+from flaxmnist.inference.saved_run import SavedRun, open_run
+from flaxmnist.report.charts import Log
+from flaxmnist.report.comparison import Group, Unfinished, group
+from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir import integrity, population
+from flaxmnist.rundir.history import History, read_records
+from flaxmnist.runtime.console import Console
+from flaxmnist.training.evaluate import predict
+
+Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]
+
+
+def compare_runs(
+    paths: Sequence[Path],
+    output: Path,
+    overrides: Overrides = (),
+    data: Dataset | None = None,
+) -> Path:
+    """Writes a comparison of runs, and of the members of populations, as one page.
+
+    Args:
+      paths: the run directories; files among them are skipped.
+      output: the page.
+      overrides: changes to the configurations, such as ``{"data.dir": "/new/place"}``.
+      data: that the runs were trained on, if a program gave them.
+
+    Returns:
+      `output`.
+
+    Raises:
+      UserError: a directory does not exist, no run is finished, or the page cannot be
+        written.
+    """
+    # Matplotlib takes long to import.
+    from flaxmnist.report.comparison_page import write_comparison
+
+    if output.name == "report.html" and (output.parent / "config.json").exists():
+        raise UserError(
+            f"--output={output} is the report of a run; expected another name"
+        )
+    console = Console()
+    runs = list(_read(paths))
+    finished = [one for one in runs if isinstance(one, History)]
+    for one in runs:
+        if isinstance(one, Unfinished):
+            console.line(f"{one.name}: {one.status}")
+    if not finished:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no finished run; expected directories of "
+            "finished runs"
+        )
+    open_one = functools.partial(open_run, overrides=dict(overrides), data=data)
+    correct = _correct([*group(finished).values()], open_one, console)
+    try:
+        path = write_comparison(output, runs, correct)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror})") from None
+    console.line(str(path))
+    return path
+
+
+def _read(paths: Iterable[Path]) -> Iterator[History | Unfinished]:
+    """Yields the runs in directories, and the members of populations, once each.
+
+    Raises:
+      UserError: a directory does not exist.
+    """
+    seen = set()
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; expected a run directory")
+        if path.is_file():  # As `runs/*` names it.
+            continue
+        members = population.saved_members(path)
+        for place in [path / one.name for one in members or ()] or [path]:
+            if (real := os.path.realpath(place)) not in seen:
+                seen.add(real)
+                yield _read_run(place)
+
+
+def _read_run(workdir: Path) -> History | Unfinished:
+    try:
+        integrity.check_links(workdir)
+        if (workdir / "summary.json").exists():
+            return History.read(workdir)
+        if not (workdir / "config.json").exists():
+            return Unfinished(str(workdir), "contains no run", Log([], 1))
+        steps = workdirs.saved_steps(workdir)
+        status = f"unfinished, step {steps[-1] if steps else 0:,}"
+        return Unfinished(str(workdir), status, Log(read_records(workdir), 1))
+    except UserError as error:
+        return Unfinished(str(workdir), str(error), Log([], 1))
+
+
+def _correct(
+    groups: Sequence[Group], open_one: Callable[[str], SavedRun], console: Console
+) -> dict[str, np.ndarray]:
+    """Returns whether single runs classify each test image correctly, by name.
+
+    Those with the test images of the first group are evaluated, if that is a single
+    run, too.
+    """
+    first = groups[0]
+    single = [
+        one.runs[0].name
+        for one in groups
+        if len(one.by_seed) == 1 and one.test_data == first.test_data is not None
+    ]
+    found: dict[str, np.ndarray] = {}
+    if len(first.by_seed) > 1 or len(single) < 2:
+        return found
+    evaluated = None
+    for name in single:
+        try:
+            run = open_one(name)
+            # The data are the same for every run.
+            evaluated = evaluated or evaluation(run, ["test"])
+        except UserError as error:
+            console.warn(f"{name} is compared without its predictions: {error}")
+            continue
+        test, replicated = evaluated.eval_feeds["test"], evaluated.replicated
+        outputs = predict(run.state, test, replicated)
+        found[name] = outputs["classes"] == outputs["labels"]
+    return found

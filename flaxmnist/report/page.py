@@ -1,0 +1,34 @@
+"""Parts that all pages have in common: their templates, pictures and scripts."""
+
+import base64
+from pathlib import Path
+
+import jinja2
+import markupsafe
+
+_FOLDER = Path(__file__).parent
+
+
+def data_url(png: bytes) -> str:
+    """Returns a PNG file as the address of an image."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def template(name: str) -> jinja2.Template:
+    """Returns a template of this package."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["percent"] = lambda share: f"{share:.2%}"
+    environment.filters["thousands"] = lambda count: f"{count:,.0f}"
+    environment.globals["asset"] = _asset
+    return environment.get_template(name)
+
+
+def _asset(name: str) -> markupsafe.Markup:
+    """Returns a script or a style sheet of this package, to embed as it is."""
+    return markupsafe.Markup((_FOLDER / name).read_text(encoding="utf-8"))
