@@ -15,6 +15,7 @@ from benchmarks.photographs.inks import Handwriting
 from benchmarks.photographs.sample import Sample
 
 
+@pytest.mark.slow
 def test_the_accelerator_benchmark_runs_on_cpu(tmp_path, capsys):
     path = tmp_path / "figures.json"
     path.write_text(json.dumps({"device": "another", "runs": {}}))

@@ -351,6 +351,7 @@ def test_the_advice_on_a_default_directory_can_be_followed(
     assert train.main([*SMALL, f"{flag}=elsewhere"]) == 0
 
 
+@pytest.mark.slow
 def test_advice_on_virtual_devices_can_be_followed(capsys):
     assert train.main([*SMALL, "--devices=0,9", "--dry_run"]) == 2
     (flag,) = re.findall("or add (--num_cpu_devices=[0-9]+)$", capsys.readouterr().err)

@@ -382,6 +382,7 @@ def test_a_damaged_config_json_names_the_file(content, capsys, finished_run, tmp
     assert "config.json cannot be read" in error
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_checkpoint_takes_another_configuration(capsys, tmp_path):
     rate = "--config.optimizer.learning_rate"
     flags = [*TINY, f"--workdir={tmp_path}", "--config.optimizer.name=sgd"]

@@ -82,8 +82,8 @@ def test_architectures_are_the_tutorials(name, shapes):
     ("name", "variance"),
     [
         ("mlp:mechanics", TRUNCATED**2 / 32),
-        ("cnn:layers", 2 / (1024 + 10)),
-        ("cnn:deep", (TRUNCATED * 0.1) ** 2),
+        pytest.param("cnn:layers", 2 / (1024 + 10), marks=pytest.mark.slow),
+        pytest.param("cnn:deep", (TRUNCATED * 0.1) ** 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_first_loss_is_what_the_initialization_predicts(name, variance, synthetic):
@@ -222,7 +222,7 @@ def test_models_take_every_form_that_a_configuration_takes():
     assert (ours.features, ours.kernel_size, ours.hidden) == ((16,), (3, 3), (8,))
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_batch_statistics_are_of_the_whole_batch_on_any_mesh(
     name, make_state, synthetic
 ):

@@ -69,6 +69,7 @@ def test_the_cross_entropy_stays_finite_where_probabilities_vanish(make_state):
     assert not steps.all_finite(jax.tree.map(lambda x: x / 0, {"a": jnp.ones(2)}))
 
 
+@pytest.mark.slow
 def test_the_naive_cross_entropy_breaks_where_ours_does_not(make_state):
     """The tutorials' warning about ``-sum(y * log(softmax(logits)))``."""
     state = make_state(models.SoftmaxRegression())
@@ -162,9 +163,8 @@ def test_batch_statistics_are_kept_and_used(make_state, synthetic):
     assert_equal(jax.device_get(state.model_state), moved)
 
 
-@pytest.mark.parametrize(
-    "placement", [DeviceFeed, pytest.param(HostFeed, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", [DeviceFeed, HostFeed])
 def test_many_steps_in_one_dispatch_are_those_steps(
     placement, make_state, synthetic, mesh
 ):
@@ -437,7 +437,10 @@ def test_bfloat16_computes_what_float32_keeps(model, synthetic):
     "model",
     [
         models.MLP(hidden=(32,), dropout_rate=0.2, dtype="bfloat16"),
-        models.CNN(features=(2, 4), hidden=(16,), dtype="bfloat16"),
+        pytest.param(
+            models.CNN(features=(2, 4), hidden=(16,), dtype="bfloat16"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda model: type(model).__name__,
 )

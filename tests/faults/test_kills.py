@@ -232,16 +232,21 @@ def unreliable(run):
 
 
 FAULTS = [
+    (no_room, "before it is saved", r"\(No space left on device: .*checkpoints"),
+    (gone, "before a line is written", r"\(No such file .*run\)"),
+]
+FURTHER_FAULTS = [
     (unreliable, "before it is saved", r"\(Input/output error"),
     (no_room, "before a line is written", r"\(No space left on device"),
-    (no_room, "before it is saved", r"\(No space left on device: .*checkpoints"),
     (no_permission, "before it is saved", r"\((Operation not|Permission).*checkpoints"),
-    (gone, "before a line is written", r"\(No such file .*run\)"),
     (gone, "before it is saved", r"\(No such file .*run\)"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "when", "said"), FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "when", "said"),
+    FAULTS + [pytest.param(*one, marks=pytest.mark.slow) for one in FURTHER_FAULTS],
+)
 def test_a_failing_directory_is_a_clear_error_and_the_run_resumes_later(
     fault, when, said, finished_run, small_disk, tmp_path, monkeypatch
 ):

@@ -111,6 +111,7 @@ def assert_trained_alike(one, other):
     assert_close(parameters(one)[0], parameters(other)[0])
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_a_state_train_as_one(tmp_path):
     first, second = run(tmp_path / "two", 2, 2, "--config.mesh.fsdp=True")
     assert [first[0], second[0]] == [0, 0], (first, second)

@@ -28,7 +28,9 @@ def short(**changes):
     )
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.parametrize(
+    "placement", ["device", pytest.param("host", marks=pytest.mark.slow)]
+)
 def test_a_run_on_arrays_in_colour_trains_resumes_and_is_opened(placement, tmp_path):
     dataset = Dataset.from_arrays(make(120), make(30), NAMES)
     assert (dataset.image_shape, dataset.num_classes) == ((12, 10, 3), 3)
