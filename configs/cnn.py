@@ -1,12 +1,16 @@
-"""Two convolutions and a dense layer: 99.2 % and more in four epochs.
+"""Two convolutions and a dense layer: 99.51 ± 0.03 % on test in four epochs.
 
 python -m flaxmnist.main --config configs/cnn.py
 python -m flaxmnist.main --config configs/cnn.py:smoke     # seconds, made-up data
 
-`accurate` has residual blocks, distorted images and label smoothing: 99.67 ± 0.03 % on
-test (mean and standard deviation of seeds 0 to 9), in 16 epochs; see docs/results.md.
+Accuracies are means and standard deviations of seeds 0 to 9; see docs/results.md.
+
+`accurate` has residual blocks and distorted images: 99.67 ± 0.03 % in 16 epochs.
+`fast` reaches 99 % in one epoch. `tiny` has 9,640 parameters.
 
 python -m flaxmnist.main --config configs/cnn.py:accurate
+python -m flaxmnist.main --config configs/cnn.py:fast
+python -m flaxmnist.main --config configs/cnn.py:tiny
 
 `robust` trains the same network on rotated, scaled, sheared, shifted and distorted
 digits with thinner and thicker strokes, haze and noise. A fifth of its images are
@@ -30,8 +34,12 @@ python -m flaxmnist.main --config configs/cnn.py:deep
 
 from flaxmnist.config import make_config, variant
 
+# The training of the tutorials: neither label smoothing nor other images.
+PLAIN = {"loss": {}, "augment": {}}
+
 VARIANTS = {
-    "smoke": {
+    "smoke": PLAIN
+    | {
         "num_epochs": None,
         "num_steps": 40,
         "log_every": 10,
@@ -40,7 +48,8 @@ VARIANTS = {
         "model": {"name": "cnn", "features": (4, 8), "hidden": (32,)},
         "data": {"source": "synthetic"},
     },
-    "layers": {
+    "layers": PLAIN
+    | {
         "num_epochs": None,
         "num_steps": 20_000,
         "batch_size": 100,
@@ -78,8 +87,47 @@ VARIANTS = {
             "stop_before_end": "1 epochs",
         },
     },
+    "fast": {
+        "num_epochs": 1,
+        "model": {"name": "convnet", "layers": "16C5-MP2-32C3-MP2-256N"},
+        "optimizer": {
+            "name": "adam",
+            "learning_rate": 1e-2,
+            "schedule": "one_cycle",
+            "b1": 0.7,
+            "b2": 0.9,
+        },
+        "loss": {"label_smoothing": 0.05},
+        "augment": {},
+    },
+    "tiny": {
+        "num_epochs": 16,
+        "eval_every": "16 epochs",
+        "model": {
+            "name": "convnet",
+            "layers": ("10C3-BN-10C3-BN-MP2-14C3-BN-14C3-BN-MP2-18C3-BN-18C3-BN-AP"),
+        },
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": 5e-3,
+            "schedule": "cosine",
+            "warmup": "1 epochs",
+            "b2": 0.99,
+            "weight_decay": 0.02,
+        },
+        "loss": {},
+        "augment": {
+            "rotate": 10.0,
+            "scale": 0.1,
+            "shear": 0.1,
+            "translate": 1.5,
+            "elastic": 1.0,
+            "stop_before_end": "1 epochs",
+        },
+    },
     "robust": {
         "num_epochs": 8,
+        "loss": {},
         "augment": {
             "rotate": 20.0,
             "scale": 0.15,
@@ -93,7 +141,8 @@ VARIANTS = {
             "stop_before_end": "1 epochs",
         },
     },
-    "deep": {
+    "deep": PLAIN
+    | {
         "num_epochs": None,
         "num_steps": 20_000,
         "batch_size": 50,
@@ -122,7 +171,9 @@ def get_config(arg=None):
             "name": "adamw",
             "learning_rate": 3e-3,
             "schedule": "one_cycle",
-            "weight_decay": 0.2,
+            "weight_decay": 0.05,
         },
+        "loss": {"label_smoothing": 0.1},
+        "augment": {"crop": 1},
     }
     return make_config(**(recipe | variant(arg, VARIANTS)))
