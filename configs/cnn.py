@@ -89,7 +89,7 @@ VARIANTS = {
     },
     "fast": {
         "num_epochs": 1,
-        "model": {"name": "convnet", "layers": "16C5-MP2-32C3-MP2-256N"},
+        "model": {"name": "convnet", "layers": "16C5-MP2-32C3-MP2-128N"},
         "optimizer": {
             "name": "adam",
             "learning_rate": 1e-2,

@@ -1,0 +1,100 @@
+"""The shortest way to 99 %: seconds from the start of a process to its test accuracy.
+
+pip install -e '.[benchmarks]' && python -m benchmarks.fast --output docs/fast.json
+
+`cnn:fast` beside PyTorch with the same network and recipe, and beside PyTorch's example
+of MNIST (github.com/pytorch/examples), which trains epochs until the test accuracy is
+99 %. Rounds alternate between them, with another seed each. The programs that JAX
+compiles are in its cache; PyTorch reads arrays that need no decoding.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers.fast_torch import EXAMPLE, RECIPE
+from flaxmnist import data
+from flaxmnist.runtime.machine import cpu_kind, versions
+
+OURS = "flaxmnist cnn:fast"
+ACCURACY = re.compile(r"^test\s.*?(\d+\.\d+)%")
+
+
+def command(name: str, seed: int, folder: Path) -> list[str]:
+    """Returns the command that trains `name`; its last line begins with "test"."""
+    if name == OURS:
+        train = ["-m", "flaxmnist", "train", "--platform=cpu", "--config=cnn:fast"]
+        return [*train, f"--config.seed={seed}", f"--workdir={folder / 'run'}"]
+    return ["-m", "benchmarks.peers.fast_torch", name, str(seed), str(folder)]
+
+
+def measure(name: str, seed: int) -> tuple[float, float]:
+    """Returns seconds until the test accuracy was printed, and the accuracy."""
+    with tempfile.TemporaryDirectory() as folder:
+        if name != OURS:
+            write_arrays(Path(folder))
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *command(name, seed, Path(folder))],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        assert process.stdout
+        results = [
+            (time.perf_counter() - began, float(found[1]))
+            for line in process.stdout
+            if (found := ACCURACY.match(line))
+        ]
+        if process.wait():
+            raise SystemExit(f"{name} failed")
+    return results[-1]
+
+
+def write_arrays(folder: Path) -> None:
+    """Writes the splits of MNIST as arrays of NumPy."""
+    mnist = data.load("mnist")
+    for split in ("train", "validation", "test"):
+        arrays = getattr(mnist, split)
+        np.save(folder / f"{split}-images.npy", np.asarray(arrays.images))
+        np.save(folder / f"{split}-labels.npy", np.asarray(arrays.labels))
+
+
+def main() -> None:
+    """Measures, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
+    args = parser.parse_args()
+    names = (OURS, RECIPE, EXAMPLE)
+    measure(OURS, 0)  # Fills the cache of compiled programs.
+    found = {name: [] for name in names}
+    for seed in range(args.rounds):
+        for name in names:
+            found[name].append(measure(name, seed))
+            print(f"round {seed + 1}: {name}: {found[name][-1]}", flush=True)
+    print(f"{cpu_kind()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print("| | seconds: median (range) | test accuracy: mean |\n|---|---|---|")
+    for name, figures in found.items():
+        seconds, accuracies = zip(*figures, strict=True)
+        print(
+            f"| {name} | {statistics.median(seconds):.1f} ({min(seconds):.1f}–"
+            f"{max(seconds):.1f}) | {statistics.mean(accuracies):.2f}% |"
+        )
+    if args.output:
+        record = {"cpu": cpu_kind(), "versions": versions(), "figures": found}
+        args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
