@@ -16,8 +16,9 @@ from flaxmnist.errors import UserError
 
 # The picture of a camera takes a few million bytes, a drawing about 20,000.
 MAX_REQUEST_BYTES = 1 << 26
-# Pictures that are read at once. Each takes memory of several times its pixels.
-_MAX_READERS = 2
+# Pictures that are received at once, and of these, those that are read: each of the
+# latter takes memory of several times its pixels.
+_MAX_UPLOADS, _MAX_READERS = 16, 2
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data:; connect-src 'self'; frame-ancestors 'none'"
@@ -55,6 +56,7 @@ class PageServer(socketserver.ThreadingTCPServer):
         super().__init__((host, port), _Handler)
         host, port = self.socket.getsockname()[:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.uploads = threading.BoundedSemaphore(_MAX_UPLOADS)
         self.readers = threading.BoundedSemaphore(_MAX_READERS)
         self.only_local = ipaddress.ip_address(host).is_loopback
         self.local = {"localhost", "127.0.0.1", "::1", host}
@@ -89,11 +91,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             # The body is not read: it must not be taken for the next request.
             self.close_connection = True
             return self._send(status, "refused")
-        with self.server.readers:
+        with self.server.uploads:
             picture = io.BytesIO(self.rfile.read(length))
             picture.name = urllib.parse.parse_qs(url.query).get("name", ["picture"])[0]
             try:
-                values = self.server.answer(picture)
+                with self.server.readers:
+                    values = self.server.answer(picture)
             except UserError as error:
                 values = {"warnings": [str(error)]}
         self._send(200, json.dumps(values), "application/json")
