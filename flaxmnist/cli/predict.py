@@ -172,7 +172,6 @@ def _parser() -> command.Parser:
     pictures.add_argument(
         "--top",
         type=int,
-        default=2,
         metavar="K",
         help="number of classes to show, at most all of them; default: 2",
     )
@@ -252,8 +251,18 @@ def run(argv: Sequence[str]) -> int:
         )
     if args.files and overrides:
         raise UserError(f"--config.{overrides[0][0]} has no effect on pictures")
-    if args.read and args.split is not None:
-        raise UserError("--read has no effect on --split; give PICTURE instead")
+    if args.split is not None:
+        for flag in ("read", "json", "top", "save_preprocessed"):
+            if getattr(args, flag):
+                raise UserError(
+                    f"--{flag} has no effect on --split; give PICTURE instead"
+                )
+    if args.top is None:
+        args.top = 2
+    elif args.read:
+        raise UserError(
+            "--top has no effect on --read; --json prints all probabilities"
+        )
     if args.top < 1:
         raise UserError(f"--top={args.top}: expected at least 1")
     command.start_jax(args, several=args.split is not None)

@@ -294,6 +294,9 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
         (["--workdir=nowhere", "a.png"], "nowhere contains no run"),
         (["--workdir=nowhere", "--tpo=3", "a.png"], "did you mean '--top'"),
         (["--workdir=nowhere", "--top=0", "a.png"], "--top=0: expected at least 1"),
+        (["--workdir=x", "--split=test", "--json"], "--json has no effect on --split"),
+        (["--workdir=x", "--split=test", "--top=2"], "--top has no effect on --split"),
+        (["--workdir=x", "--read", "--top=3", "a.png"], "no effect on --read"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told(flags, message, capsys):
