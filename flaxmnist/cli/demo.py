@@ -12,16 +12,17 @@ import jax.numpy as jnp
 import jinja2
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import ExifTags, Image
+from PIL import Image
 
 from flaxmnist.cli import command, exits
 from flaxmnist.core import mnist, models
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, shown
-from flaxmnist.inference.predict import Prediction
+from flaxmnist.inference.predict import Prediction, predict_prepared, prepare_for
 from flaxmnist.inference.reading import Reading, is_of_digits
 from flaxmnist.inference.saved_run import SavedRun, open_run
+from flaxmnist.pictures.prepare import prepare_ink
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.page_server import MAX_REQUEST_BYTES, PageServer
 
@@ -65,12 +66,15 @@ def answer(run: SavedRun, picture: io.BytesIO) -> dict[str, Any]:
     Raises:
       UserError: `picture` is not a picture.
     """
-    if is_of_digits(run.state, run.manifest.dataset.class_names):
+    names = run.manifest.dataset.class_names
+    if is_of_digits(run.state, names):
         reading = run.read(picture)
-        picture.seek(0)
         if len(reading.digits) > 1:
-            return _number(reading, picture)
-    (prediction,) = run.predict(picture)
+            return _number(reading)
+        prepared = prepare_ink(reading.ink)
+    else:
+        prepared = prepare_for(picture, run.state.image_shape)
+    (prediction,) = predict_prepared([prepared], run.state, names, run.energy_limit)
     values = {"bars": _bars(prediction), "warnings": prediction.warnings}
     if prediction.label is None:
         return values
@@ -85,16 +89,13 @@ def answer(run: SavedRun, picture: io.BytesIO) -> dict[str, Any]:
     }
 
 
-def _number(reading: Reading, picture: io.BytesIO) -> dict[str, Any]:
+def _number(reading: Reading) -> dict[str, Any]:
     """Returns the values that the page shows for several digits.
 
     A box is left, top, right and bottom, as shares of the picture.
     """
-    with Image.open(picture) as image:
-        # A camera notes from 5 to 8 if it was held upright.
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        width, height = image.size[::-1] if is_turned else image.size
-    size = np.array([width, height, width, height])
+    assert reading.ink is not None
+    size = np.array(2 * reading.ink.size)
     warnings = [
         f"{digit.prediction.label}, digit {place}: {warning}"
         for place, digit in enumerate(reading.digits, 1)

@@ -189,4 +189,5 @@ def _in_picture(box: Box, ink: Ink) -> Box:
         int(np.ceil(start + side / ink.scale))
         for start, side in zip((ink.left, ink.top), box[2:], strict=True)
     )
-    return max(left, 0), max(top, 0), right, bottom
+    width, height = ink.size
+    return max(left, 0), max(top, 0), min(right, width), min(bottom, height)

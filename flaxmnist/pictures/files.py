@@ -1,5 +1,6 @@
 """Pictures in files and in memory, read as numbers."""
 
+import dataclasses
 import functools
 import importlib
 import io
@@ -23,8 +24,9 @@ MAX_FILE_BYTES = 8 * MAX_PIXELS
 # Longer side in pixels, at least, of the pixels for another model than MNIST's.
 SIDE = 256
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# The brands in the first bytes of an HEIC file.
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+# The brands of HEIC files, and of AVIF files, which may name those for both, too.
+_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
+_AVIF_BRANDS = {b"avif", b"avis"}
 
 Gray = UInt8[np.ndarray, "height width"]
 Pixels = Float[np.ndarray, "height width channels"]
@@ -32,8 +34,24 @@ Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
 T = TypeVar("T")
 
 
-def as_gray(picture: Picture, side: int | None = None) -> tuple[Gray, float]:
-    """Returns the lightness of a picture, turned upright, and its scale.
+@dataclasses.dataclass(frozen=True)
+class Lightness:
+    """The lightness of a picture, turned upright.
+
+    Attributes:
+      pixels: uint8 `[height, width]`.
+      scale: number of these pixels per pixel of the picture along a side: 1, or 1/2,
+        1/4 or 1/8 for a JPEG that was reduced.
+      size: width and height of the picture.
+    """
+
+    pixels: Gray
+    scale: float
+    size: tuple[int, int]
+
+
+def as_gray(picture: Picture, side: int | None = None) -> Lightness:
+    """Returns the lightness of a picture, turned upright.
 
     Transparent pixels become white if the drawing is dark, and black if it is light.
     Pixels of more than 8 bits are scaled by their maximum, because many cameras and
@@ -43,10 +61,6 @@ def as_gray(picture: Picture, side: int | None = None) -> tuple[Gray, float]:
       picture: see :func:`flaxmnist.pictures.prepare.prepare`.
       side: a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, if both sides
         remain at least that long; by default, it is not.
-
-    Returns:
-      uint8 `[height, width]`, and the number of its pixels per pixel of the picture
-      along a side: 1, or less for a JPEG that was reduced.
     """
     draft = ("L", side) if side else None
     return _read(picture, _gray_of_image, _gray_of_array, draft)
@@ -99,7 +113,8 @@ def _read(
     if isinstance(picture, bytes | bytearray | memoryview):
         return _named("the encoded picture", of_file, io.BytesIO(picture))
     if hasattr(picture, "read"):
-        return _named(getattr(picture, "name", "the file"), of_file, picture)
+        name = getattr(picture, "name", "the file")
+        return _named(name, of_file, rereadable(picture))
     if not isinstance(picture, str | os.PathLike):
         raise UserError(
             f"{shown(picture)} is a {type(picture).__name__}; expected a path, an open "
@@ -161,9 +176,14 @@ def _is_heic(file: IO[bytes]) -> bool:
       UserError: pillow-heif is not installed.
     """
     file.seek(0)
-    head = file.read(12)
+    head = file.read(256)
     file.seek(0)
-    if head[4:8] != b"ftyp" or head[8:] not in _HEIC_BRANDS:
+    if head[4:8] != b"ftyp":
+        return False
+    # The length of the box, its type, the brand, a version, and compatible brands.
+    end = int.from_bytes(head[:4], "big")
+    brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(end, 256), 4))}
+    if head[8:12] not in _HEIC_BRANDS or brands & _AVIF_BRANDS:
         return False
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
@@ -184,18 +204,31 @@ def _upright(image: Image.Image) -> Image.Image:
     # Check the size before decoding, which takes four bytes per pixel.
     if math.prod(image.size) > MAX_PIXELS:
         raise Image.DecompressionBombError
-    return ImageOps.exif_transpose(image)
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    # Pillow raises many kinds of errors for damaged EXIF data beside intact pixels.
+    except Exception:
+        return image
 
 
-def _gray_of_image(image: Image.Image) -> tuple[Gray, float]:
-    scale = max(image.size) / max(image.info.get("full_size", image.size))
-    image = _upright(image)
+def _gray_of_image(image: Image.Image) -> Lightness:
+    size = image.info.get("full_size", image.size)
+    # Exact: a side that 8 does not divide is rounded up.
+    scale = 1 / round(max(size) / max(image.size))
+    upright = _upright(image)
+    if upright.size != image.size:
+        size = size[::-1]
+    return Lightness(_gray_pixels(upright), scale, size)
+
+
+def _gray_pixels(image: Image.Image) -> Gray:
     if image.mode[0] in "IF":  # 16 bits and more.
         values = np.nan_to_num(np.asarray(image.convert("F"))).clip(0)
-        return np.round(values * (255 / (values.max() or 1))).astype(np.uint8), scale
-    if not image.has_transparency_data:
-        return np.asarray(image.convert("L")), scale
-    return np.asarray(without_opacity(image).convert("L")), scale
+        return np.round(values * (255 / (values.max() or 1))).astype(np.uint8)
+    if image.has_transparency_data:
+        image = without_opacity(image)
+    return np.asarray(image.convert("L"))
 
 
 def without_opacity(image: Image.Image) -> Image.Image:
@@ -211,7 +244,7 @@ def without_opacity(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(ground, image)
 
 
-def _gray_of_array(array: np.ndarray) -> tuple[Gray, float]:
+def _gray_of_array(array: np.ndarray) -> Lightness:
     values = _pixels_of_array(array)
     channels = values.shape[2]
     light = values[..., :3] @ _LUMA if channels >= 3 else values[..., 0]
@@ -220,7 +253,8 @@ def _gray_of_array(array: np.ndarray) -> tuple[Gray, float]:
         light = light * cover + _is_dark(light, cover) * (1 - cover)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         light = light / (light.max() or 1)
-    return np.round(light * 255).astype(np.uint8), 1.0
+    pixels = np.round(light * 255).astype(np.uint8)
+    return Lightness(pixels, 1.0, (pixels.shape[1], pixels.shape[0]))
 
 
 def _pixels_of_image(image: Image.Image) -> Pixels:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from flaxmnist.pictures.background import marks, smooth
 from flaxmnist.pictures.components import Finding, search
-from flaxmnist.pictures.files import Gray, Picture, as_gray, rereadable
+from flaxmnist.pictures.files import Gray, Lightness, Picture, as_gray, rereadable
 
 # The steps of `find_ink`, in this order.
 STEPS = ("light", "invert")
@@ -36,13 +36,15 @@ class Ink:
       top: first row of the part, in pixels of the picture.
       left: first column of the part, in pixels of the picture.
       scale: side of a pixel of the picture, in pixels of `strength`.
+      size: width and height of the picture.
       warnings: reasons to doubt the finding.
     """
 
     strength: Float[np.ndarray, "height width"]
-    top: float = 0.0
-    left: float = 0.0
-    scale: float = 1.0
+    top: float
+    left: float
+    scale: float
+    size: tuple[int, int]
     warnings: tuple[str, ...] = ()
 
 
@@ -58,16 +60,16 @@ def find_ink(picture: Picture, steps: Collection[str] = STEPS) -> Ink | None:
       UserError: `picture` is not a picture.
     """
     picture = rereadable(picture)
-    gray, reduced = as_gray(picture, SEARCH)
-    small, scale = _shrunk(gray, SEARCH)
+    light = as_gray(picture, SEARCH)
+    small, scale = _shrunk(light.pixels, SEARCH)
     finding = search(small, steps)
     if finding is None:
         return None
     # A small digit needs the resolution that was left out in reading the file.
-    if reduced < 1 and finding.height / scale < 48:
-        gray, full = as_gray(picture)
-        scale, reduced = scale * reduced / full, full
-    return _refined(gray, reduced, finding, scale)
+    if light.scale < 1 and finding.height / scale < 48:
+        scale *= light.scale
+        light = as_gray(picture)
+    return _refined(light, finding, scale)
 
 
 def _shrunk(gray: Gray, side: int) -> tuple[Gray, float]:
@@ -79,20 +81,19 @@ def _shrunk(gray: Gray, side: int) -> tuple[Gray, float]:
     return cv2.resize(gray, size, interpolation=cv2.INTER_AREA), scale
 
 
-def _refined(gray: Gray, reduced: float, finding: Finding, scale: float) -> Ink:
+def _refined(picture: Lightness, finding: Finding, scale: float) -> Ink:
     """Returns the ink of a finding at a higher resolution.
 
     Args:
-      gray: the picture.
-      reduced: its scale.
-      finding: made in a copy of `gray` at scale `scale`.
+      picture: the picture.
+      finding: made in a copy of its pixels at scale `scale`.
       scale: of the copy.
     """
     top, left, bottom, right = (side / scale for side in finding.box)
     margin = 0.15 * max(bottom - top, right - left) + 4 / scale
     rows = slice(max(0, int(top - margin)), int(np.ceil(bottom + margin)))
     columns = slice(max(0, int(left - margin)), int(np.ceil(right + margin)))
-    part = gray[rows, columns]
+    part = picture.pixels[rows, columns]
     zoom = min(
         1.0,
         max(DIGIT * scale / finding.height, scale),
@@ -129,8 +130,9 @@ def _refined(gray: Gray, reduced: float, finding: Finding, scale: float) -> Ink:
     strength = np.clip((mark - floor) / (level - floor), 0, 1)
     return Ink(
         np.where(mask > 0, strength, 0).astype(np.float32),
-        rows.start / reduced,
-        columns.start / reduced,
-        zoom * reduced,
+        rows.start / picture.scale,
+        columns.start / picture.scale,
+        zoom * picture.scale,
+        picture.size,
         finding.warnings,
     )

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from scipy import ndimage
 
 from flaxmnist.pictures.files import Gray, Picture
-from flaxmnist.pictures.ink import find_ink
+from flaxmnist.pictures.ink import Ink, find_ink
 from flaxmnist.pictures.normalize import SIZE, normalize
 
 # The steps of `prepare`, in this order.
@@ -53,7 +53,11 @@ def prepare(picture: Picture, steps: Collection[str] = STEPS) -> Prepared:
     Raises:
       UserError: `picture` is not a picture.
     """
-    ink = find_ink(picture, steps)
+    return prepare_ink(find_ink(picture, steps), steps)
+
+
+def prepare_ink(ink: Ink | None, steps: Collection[str] = STEPS) -> Prepared:
+    """Returns the ink of a picture, if there is any, as `prepare` does."""
     if ink is None:
         image = np.zeros((SIZE, SIZE), np.uint8)
         return Prepared(image, (NOTHING_FOUND,), is_empty=True)

@@ -1,0 +1,82 @@
+"""Pictures in files are read upright, also with unusual headers and from pipes."""
+
+import io
+import os
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from flaxmnist.inference.fit import fit
+from flaxmnist.pictures.files import as_gray
+from flaxmnist.pictures.ink import find_ink
+
+
+def gradient(width=40, height=30):
+    """Light at the left, dark at the right."""
+    row = np.linspace(230, 20, width).astype(np.uint8)
+    return Image.fromarray(np.tile(row, (height, 1)))
+
+
+def saved(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_picture_is_turned_upright_with_its_size(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    light = as_gray(saved(gradient(), kind, exif=exif))
+    assert light.size == (30, 40)
+    assert light.pixels.shape == (40, 30)
+    assert light.pixels[0, 15] > 200
+    assert light.pixels[-1, 15] < 50
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_malformed_exif_data_do_not_fail_a_readable_picture():
+    for exif in (b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0XX"):
+        light = as_gray(saved(gradient(), "JPEG", exif=exif))
+        assert light.size == (40, 30)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow reads no AVIF")
+def test_avif_with_the_brand_of_any_heif_is_avif():
+    content = saved(gradient(), "AVIF")
+    assert content[8:12] == b"avif"
+    assert as_gray(content[:8] + b"mif1" + content[12:]).size == (40, 30)
+
+
+@pytest.mark.parametrize("read", [as_gray, lambda pipe: fit(pipe, (8, 8, 3))])
+def test_a_pipe_is_read(read):
+    source, sink = os.pipe()
+
+    def write():
+        with open(sink, "wb") as file:
+            file.write(saved(gradient(), "PNG"))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with open(source, "rb") as pipe:
+        assert read(pipe)
+    writer.join()
+
+
+def test_the_place_of_ink_is_exact_in_a_jpeg_that_is_decoded_smaller():
+    sheet = np.full((2_200, 4_095), 230, np.uint8)
+    sheet[1_900:2_101, 3_800:3_831] = 20
+    content = saved(Image.fromarray(sheet), "JPEG", quality=90)
+    assert as_gray(content, 1_024).scale == 1 / 2
+    ink = find_ink(content)
+    assert ink.size == (4_095, 2_200)
+    rows, columns = np.nonzero(ink.strength > 0.5)
+    box = (
+        ink.left + columns.min() / ink.scale,
+        ink.top + rows.min() / ink.scale,
+        ink.left + (columns.max() + 1) / ink.scale,
+        ink.top + (rows.max() + 1) / ink.scale,
+    )
+    assert np.abs(np.subtract(box, (3_800, 1_900, 3_831, 2_101))).max() < 4
