@@ -30,7 +30,6 @@ from benchmarks.photographs import digits, numbers, others, score
 from benchmarks.photographs.inks import Handwriting
 from benchmarks.photographs.sample import HALVES, Sample
 from flaxmnist.data import datasets
-from flaxmnist.inference.reading import read_digits
 from flaxmnist.inference.saved_run import SavedRun, open_run
 
 CHUNK = 64
@@ -81,7 +80,7 @@ def predict(run: SavedRun, samples: Iterable[Sample]) -> list[score.Answer]:
 def read(run: SavedRun, samples: Iterable[Sample]) -> list[score.NumberAnswer]:
     """Returns what a run reads, a picture at a time."""
     return [
-        score.number_answer(sample, index, read_digits(sample.file, run.state))
+        score.number_answer(sample, index, run.read(sample.file))
         for index, sample in enumerate(samples)
     ]
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from flaxmnist.pictures.files import Gray
 
 # Light is divided by at least this share of white: a quotient by black is noise.
-LEAST_LIGHT = 0.25
+MIN_LIGHT = 0.25
 # Kernels wider than this many pixels work on a reduced picture.
 _WIDE = 256
 # Standard deviation of the noise that remains, as a share of white.
@@ -61,4 +61,4 @@ def ground_of(light: Light, size: int) -> Light:
 
 def marks(light: Light, ground: Light) -> Light:
     """Returns the share of the ground's light that is missing, 0 to 1."""
-    return (ground - light) / np.maximum(ground, LEAST_LIGHT)
+    return (ground - light) / np.maximum(ground, MIN_LIGHT)

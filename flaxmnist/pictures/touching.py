@@ -18,9 +18,9 @@ from flaxmnist.pictures.lines import INK, Strength
 # between two searches for a path, and of the columns on both sides that a path may use.
 NARROW, STEP, REACH = 0.7, 0.06, 0.22
 # Most ink that a path may cross, as a share of the height of the line.
-MOST_INK = 0.45
+MAX_INK = 0.45
 # Least ink between two cuts, as a share of the ink of a typical digit.
-LEAST_INK = 0.06
+MIN_INK = 0.06
 # The cost of a pixel without ink, and of a step to the side: paths are short.
 _LENGTH, _ASIDE = 0.01, 0.02
 # Most cuts per expected digit.
@@ -57,10 +57,10 @@ def find_cuts(glyph: Glyph) -> list[Cut]:
     left = before[rows, paths].sum(axis=1)
     total = before[:, -1].sum()
     digits = max(1.0, width / (0.75 * unit))
-    room = LEAST_INK * total / digits
+    room = MIN_INK * total / digits
     chosen: list[int] = []
     for row in np.argsort(ink, kind="stable"):
-        if len(chosen) >= _DENSE * digits or ink[row] > MOST_INK:
+        if len(chosen) >= _DENSE * digits or ink[row] > MAX_INK:
             break
         others = np.append(left[chosen], [0, total])
         if abs(others - left[row]).min() > room:

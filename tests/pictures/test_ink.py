@@ -135,3 +135,42 @@ def test_heic_without_its_extra_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(UserError, match=r"install 'flaxmnist\[heic\]'"):
         prepare(b"\0\0\0\x18ftypheic" + bytes(50))
+
+
+def digits_in(ink):
+    """Returns the number of connected marks of ink."""
+    return cv2.connectedComponents(np.uint8(ink.strength > 0.5))[0] - 1
+
+
+def test_a_digit_of_a_number_at_the_border_is_read_with_a_warning():
+    sheet = np.hstack([seven(), seven(), seven()])[:, : 2 * 350 + 195]
+    ink = find_ink(sheet)
+    assert digits_in(ink) == 3
+    assert ink.warnings == ("a digit touches the border",)
+    bar = np.hstack([seven(), seven()])
+    bar[150:250, :12] = 0.1
+    ink = find_ink(bar)
+    assert digits_in(ink) == 2
+    assert ink.warnings == ("a mark at the border is not read",)
+
+
+def test_digits_that_touch_are_found_but_not_an_underline():
+    sheet = np.full((300, 700), 0.9, np.float32)
+    for left in range(80, 480, 66):
+        cv2.ellipse(sheet, (left + 38, 120), (34, 40), 0, 0, 360, 0.1, 9, cv2.LINE_AA)
+    sheet[190:198, 60:560] = 0.1
+    ink = find_ink(sheet)
+    assert digits_in(ink) == 1
+    rows, columns = np.nonzero(ink.strength > 0.5)
+    assert np.ptp(columns) > 5 * np.ptp(rows)
+    assert ink.top + rows.max() / ink.scale < 180
+
+
+@pytest.mark.parametrize("is_eight", [False, True])
+def test_a_box_is_a_digit_if_nothing_is_inside(is_eight):
+    sheet = np.full((450, 350), 0.9, np.float32)
+    cv2.rectangle(sheet, (130, 120), (220, 280), 0.1, 16)
+    if is_eight:
+        sheet[190:206, 130:220] = 0.1
+    rows, columns = np.nonzero(find_ink(sheet).strength > 0.5)
+    assert np.ptp(rows) / np.ptp(columns) == pytest.approx(176 / 106, abs=0.1)
