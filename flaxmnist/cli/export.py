@@ -30,11 +30,17 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--format", choices=FORMATS, required=True, help="the format to write"
     )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="the directory to write; an export in it is replaced; default: "
+        "export/FORMAT in the run directory",
+    )
     args, overrides = parser.parse_config_args(argv)
     command.start_jax(args)
     try:
         run = open_run(args.workdir, args.step, overrides, trust_code=args.trust_code)
-        run.export(args.format)
+        run.export(args.format, args.output)
     except ParityError as error:
         exits.print_error(str(error))
         return 1

@@ -1,7 +1,9 @@
 """The model card of an export."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+import jaxlib
 
 from flaxmnist.core import mnist
 from flaxmnist.errors import printable
@@ -13,6 +15,9 @@ from flaxmnist.rundir.results import Figures
 _MAX_LISTED = 40
 # What the channels of an image are, by their number.
 _CHANNELS = ("gray", "gray with opacity", "RGB", "RGB with opacity")
+_GUARANTEES = (
+    "https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees"
+)
 _USE = {
     "stablehlo": """\
 ```python
@@ -22,7 +27,12 @@ import numpy as np
 model = jax.export.deserialize(open("model.stablehlo", "rb").read())
 images = np.zeros((5, SHAPE), np.uint8)  # any number of them
 print(model.call(images)["probabilities"])  # and "classes", "logits"
-```""",
+```
+
+jaxlib VERSION wrote `model.stablehlo`. JAX
+[guarantees](GUARANTEES)
+that releases up to 6 months newer, or 3 weeks older, than that release read the file.
+For later releases, export the run again.""",
     "onnx": """\
 ```python
 import numpy as np
@@ -34,8 +44,19 @@ print(session.run(None, {session.get_inputs()[0].name: images})[0])  # logits
 ```""",
     "numpy": """\
 ```bash
-python predict.py images.npy    # uint8 [count, SHAPE]; NumPy alone is needed
-```""",
+python predict.py images.npy    # [count, SHAPE]; NumPy alone is needed
+```
+
+The images are uint8, or floating point in [0, 1].""",
+}
+# Every file that an export writes beside the card.
+FILES = {
+    "labels.txt": "the name of each class, a line per class",
+    "model.onnx": "the graph",
+    "model.onnx.data": "the parameters; keep this file beside `model.onnx`",
+    "model.stablehlo": "the program with the parameters",
+    "predict.py": "the script",
+    "weights.npz": "the parameters",
 }
 
 
@@ -67,11 +88,12 @@ class Card:
     versions: Mapping[str, str]
     checked: str
 
-    def render(self, difference: float) -> str:
+    def render(self, difference: float, files: Collection[str]) -> str:
         """Returns the card as Markdown.
 
         Args:
           difference: the largest difference of a logit to the checkpoint.
+          files: names of the other files of the export, of `FILES`.
         """
         data = self.dataset
         # Without published files, the name is only what the user called the data.
@@ -79,15 +101,20 @@ class Card:
         licence = f"is {self.licence}" if self.licence else "is not known"
         versions = ", ".join(f"{name} {v}" for name, v in self.versions.items())
         chosen = "the best on validation" if self.is_best else "chosen by its number"
+        listed = "\n".join(f"- `{name}`: {FILES[name]}" for name in sorted(files))
         return f"""\
 # {self.model}, trained on {trained_on}
 
 {self.parameters:,} parameters, from the checkpoint of {self.checkpoint}, {chosen}.
 {self._accuracy()}
 
+## Files
+
+{listed}
+
 ## Use
 
-{_USE[self.format].replace("SHAPE", ", ".join(map(str, data.image_shape)))}
+{self._use()}
 
 ## What it expects
 
@@ -107,6 +134,12 @@ Trained with flaxmnist (Apache-2.0); {versions}.
 Checked against the checkpoint on {self.checked}: the largest difference of a logit was
 {difference:.1e}.
 """
+
+    def _use(self) -> str:
+        shape = ", ".join(map(str, self.dataset.image_shape))
+        text = _USE[self.format].replace("SHAPE", shape)
+        text = text.replace("GUARANTEES", _GUARANTEES)
+        return text.replace("VERSION", jaxlib.__version__)
 
     def _images(self) -> str:
         height, width, channels = self.dataset.image_shape

@@ -2,8 +2,9 @@
 
 python predict.py images.npy
 
-`images.npy` holds uint8 [count, height, width, channels]; the axis of a single channel
-may be missing. `weights.npz` and `labels.txt` are in the directory of this script.
+`images.npy` holds images [count, height, width, channels], uint8 or floating point in
+[0, 1]; the axis of a single channel may be missing. `weights.npz` and `labels.txt` are
+in the directory of this script.
 Prints a line per image: the name of the class and its probability. As a library:
 `logits(load("weights.npz"), images)`.
 """
@@ -72,16 +73,27 @@ LAYERS: dict = {
 
 
 def logits(model, images):
-    """Returns [count, classes] for uint8 [count, height, width, channels].
+    """Returns [count, classes] for images [count, height, width, channels].
 
     Those of an ensemble are the logarithms of its mean probabilities.
+
+    Raises:
+      ValueError: the images are neither uint8 nor floating point in [0, 1], or have
+        another shape.
     """
     shape, networks = model
     found = images.shape[1:] if images.ndim == 4 else (*images.shape[1:], 1)
-    if images.dtype != np.uint8 or found != shape:
+    floating = np.issubdtype(images.dtype, np.floating)
+    if not (floating or images.dtype == np.uint8) or found != shape:
         raise ValueError(
-            f"images are {images.dtype} {images.shape}; expected uint8 "
-            f"(count, {', '.join(map(str, shape))})"
+            f"images are {images.dtype} {images.shape}; expected uint8, or floating "
+            f"point in [0, 1], (count, {', '.join(map(str, shape))})"
+        )
+    # Not a number is in no range.
+    if floating and not ((images >= 0) & (images <= 1)).all():
+        raise ValueError(
+            f"images are {images.dtype} with values outside [0, 1]; divide by 255, or "
+            "use uint8"
         )
     scores = [_scores(layers, images.reshape(-1, *shape)) for layers in networks]
     if len(scores) == 1:
@@ -93,7 +105,8 @@ def logits(model, images):
 def _scores(layers, images):
     rows = [np.zeros((0, len(layers[-1]["bias"])), np.float32)]
     for start in range(0, len(images), 100):
-        x = images[start : start + 100].astype(np.float32) / 255
+        chunk = images[start : start + 100]
+        x = chunk.astype(np.float32) / (255 if chunk.dtype == np.uint8 else 1)
         for layer in layers:
             x = LAYERS[layer["kind"]](x, layer)
         rows.append(x)

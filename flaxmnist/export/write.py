@@ -10,21 +10,12 @@ from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, printable, shown
 from flaxmnist.export import numpy as numpy_format
 from flaxmnist.export import onnx, stablehlo
-from flaxmnist.export.card import Card
+from flaxmnist.export.card import FILES, Card
 from flaxmnist.export.parity import check_parity
 from flaxmnist.runtime import durable, files
 
 _FORMER = "former"
-# All files that an export writes. Any other file belongs to the user.
-_FILES = {
-    "README.md",
-    "labels.txt",
-    "model.onnx",
-    "model.onnx.data",
-    "model.stablehlo",
-    "predict.py",
-    "weights.npz",
-}
+_CARD, _LABELS = "README.md", "labels.txt"
 FORMATS = {
     "stablehlo": stablehlo.write,
     "onnx": onnx.write,
@@ -63,8 +54,9 @@ def write_export(
             made = partial / card.format
             made.mkdir()
             difference = check_parity(FORMATS[card.format](state, made)(images), wanted)
-            (made / "labels.txt").write_text(labels, encoding="utf-8")
-            (made / "README.md").write_text(card.render(difference), encoding="utf-8")
+            (made / _LABELS).write_text(labels, encoding="utf-8")
+            text = card.render(difference, [path.name for path in made.iterdir()])
+            (made / _CARD).write_text(text, encoding="utf-8")
             _exchange(made, folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror})") from None
@@ -87,13 +79,20 @@ def _exchange(made: Path, folder: Path) -> None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raises UserError if the folder contains a file that no export wrote."""
+    """Raises UserError unless the folder is empty or contains an export only."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a directory; move it elsewhere")
-    names = {path.name for path in folder.iterdir()} - _FILES
-    if names:
+    if Path.cwd().is_relative_to(folder.resolve()):
         raise UserError(
-            f"{folder} contains {shown(min(names))}, which export did not write; move "
+            f"{folder} is the current directory or contains it, and export replaces a "
+            "directory as a whole; name another one"
+        )
+    names = {path.name for path in folder.iterdir()}
+    # Every export has both. A file of one of these names alone belongs to the user.
+    own = {_CARD, *FILES} if {_CARD, _LABELS} <= names else set()
+    if other := names - own:
+        raise UserError(
+            f"{folder} contains {shown(min(other))}, which export did not write; move "
             "it elsewhere"
         )
 

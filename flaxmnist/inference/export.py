@@ -1,6 +1,7 @@
 """The export of a saved run: what is written, and what its card says."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from flaxmnist.core.ensemble import Ensemble
 from flaxmnist.export.card import Card
 from flaxmnist.export.parity import CHECKED
 from flaxmnist.export.write import FORMATS, write_export
+from flaxmnist.paths import path_of
 from flaxmnist.rundir import integrity
 from flaxmnist.runtime.console import Console
 
@@ -27,10 +29,16 @@ def _generated(image_shape: tuple[int, ...]) -> np.ndarray:
     return (255 * noise**4).astype(np.uint8)
 
 
-def export_run(run: "SavedRun", format: str) -> Path:
+def export_run(
+    run: "SavedRun", format: str, output: str | os.PathLike[str] | None = None
+) -> Path:
     """Writes a run for other programs; see :meth:`SavedRun.export`."""
     options.check("", {"format": format}, {"format": options.one_of(FORMATS)})
-    integrity.check_links(run.workdir)
+    if output is None:
+        integrity.check_links(run.workdir)
+        folder = run.workdir / "export" / format
+    else:  # The user may name a link; its target is written.
+        folder = path_of(output, "output").resolve()
     dataset, summary = run.local_dataset(), run.summary
     test = None if summary is None else summary.test
     if test is None and dataset is not None:
@@ -61,7 +69,6 @@ def export_run(run: "SavedRun", format: str) -> Path:
     if run.members:
         model = Ensemble(model, len(run.members))
     state = dataclasses.replace(state, model=model, layout=None)
-    folder = run.workdir / "export" / format
     difference = write_export(state, folder, images, card)
     console = Console()
     console.line(

@@ -171,27 +171,29 @@ class SavedRun:
 
         return report_run(self, compare)
 
-    def export(self, format: str) -> Path:
-        """Writes the model for other programs into ``export/<format>``.
+    def export(self, format: str, output: str | os.PathLike[str] | None = None) -> Path:
+        """Writes the model for other programs.
 
         The export is compared with the checkpoint on test images or, if the data cannot
         be found, on generated ones.
 
         Args:
           format: "stablehlo", "onnx" or "numpy".
+          output: the directory to write; an export in it is replaced. The directory
+            ``export/<format>`` of the run if None.
 
         Returns:
           the directory.
 
         Raises:
           UserError: the format is unknown, its packages are not installed, or the
-            directory cannot be written.
+            directory cannot be written or contains other files.
           ParityError: the predictions of the export differ from those of the
             checkpoint; the export is not kept.
         """
         from flaxmnist.inference.export import export_run
 
-        return export_run(self, format)
+        return export_run(self, format, output)
 
     @functools.cached_property
     def dataset(self) -> Dataset:

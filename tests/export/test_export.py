@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import types
 
 import jax
 import jax.export
+import jaxlib
 import numpy as np
 import optax
 import pytest
@@ -46,6 +48,58 @@ def test_stablehlo_takes_any_batch_on_every_platform(workdir, images, capsys):
     for count in (1, 7):
         found = jax.jit(model.call)(images[:count, ..., None])
         np.testing.assert_allclose(found["logits"], wanted["logits"][:count], atol=1e-5)
+    card = (folder / "README.md").read_text()
+    assert f"jaxlib {jaxlib.__version__} wrote" in card
+    assert "up to 6 months newer" in card
+
+
+def example(card):
+    """The Python code of a card."""
+    return re.search(r"```python\n(.*?)```", card.read_text(), re.S)[1]
+
+
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_the_example_of_the_card_runs(format, workdir, monkeypatch, capsys):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs 'flaxmnist[onnx]'")
+    with jax.numpy_rank_promotion("allow"):
+        folder = open_run(workdir).export(format)
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    exec(example(folder / "README.md"), {})
+    # Ten numbers for each of the five images.
+    assert len(re.findall(r"\d+\.\d*", capsys.readouterr().out)) == 50
+
+
+@pytest.mark.parametrize("format", ["numpy", "stablehlo"])
+def test_an_export_is_written_to_the_directory_that_the_user_names(
+    format, workdir, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "a" / "b"
+    flags = [f"--workdir={workdir}", f"--format={format}"]
+    assert export.main([*flags, f"--output={folder}"]) == 0
+    before = names(folder)
+    assert {"README.md", "labels.txt"} < set(before)
+    assert not (workdir / "export").exists()
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "labels.txt").write_text("former")
+    assert export.main([*flags, f"--output={tmp_path / 'link'}"]) == 0
+    assert (folder / "labels.txt").read_text() != "former"
+    assert (names(folder), names(folder.parent)) == (before, ["b"])
+    monkeypatch.chdir(folder)
+    assert export.main([*flags, "--output=."]) == 2
+    assert "is the current directory or contains it" in capsys.readouterr().err
+
+
+def test_a_directory_with_files_of_the_user_is_not_replaced(workdir, tmp_path, capsys):
+    for name in ("README.md", "predict.py"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("of the user")
+        flags = [f"--workdir={workdir}", "--format=numpy", f"--output={folder}"]
+        assert export.main(flags) == 2
+        assert f"contains '{name}', which export did not" in capsys.readouterr().err
+        assert (folder / name).read_text() == "of the user"
 
 
 def test_numpy_alone_predicts_the_same(workdir, images, tmp_path):
@@ -103,6 +157,24 @@ def test_numpy_predicts_images_of_another_shape(tmp_path):
     found = write.FORMATS["numpy"](state, tmp_path)(images)
     wanted = predict_step(state, images)["logits"]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_numpy_takes_floats_as_the_package_does(make_state, images, tmp_path):
+    state = make_state()
+    write.FORMATS["numpy"](state, tmp_path)
+    model = numpy_predictor.load(tmp_path / "weights.npz")
+    wanted = predict_step(state, images)["logits"]
+    for dtype in (np.float16, np.float32, np.float64):
+        found = numpy_predictor.logits(model, (images / 255).astype(dtype))
+        np.testing.assert_allclose(
+            found, wanted, atol=1e-2 if dtype().itemsize < 4 else 1e-5
+        )
+    for wrong in (images.astype(np.float32), images / 255 - 0.01, images * np.nan):
+        with pytest.raises(ValueError, match="values outside"):
+            numpy_predictor.logits(model, wrong)
+    for dtype in (bool, np.int64, np.uint16):
+        with pytest.raises(ValueError, match="expected uint8, or floating point in"):
+            numpy_predictor.logits(model, images.astype(dtype))
 
 
 def test_onnx_predicts_the_same(workdir, images, capsys):
@@ -187,6 +259,7 @@ def test_an_export_killed_while_it_is_exchanged_leaves_a_whole_one(
     folder = workdir / "export" / "numpy"
     folder.mkdir(parents=True)
     (folder / "README.md").write_text("former")
+    (folder / "labels.txt").touch()
     replace, count = durable.replace, itertools.count()
 
     def replace_until_killed(source, target):
