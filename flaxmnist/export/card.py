@@ -1,7 +1,10 @@
 """The model card of an export."""
 
 import dataclasses
+import json
 from collections.abc import Collection, Mapping
+from pathlib import PurePath
+from typing import Any
 
 import jaxlib
 
@@ -19,6 +22,28 @@ _GUARANTEES = (
     "https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees"
 )
 _USE = {
+    "safetensors": """\
+```python
+import json
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file
+
+IMPORT
+
+with open("config.json", encoding="utf-8") as file:
+    config = json.load(file)
+model = MODEL(**config["options"])
+variables = unflatten_dict(load_file("model.safetensors"), sep=".")
+images = np.zeros((5, SHAPE), np.uint8)  # or floating point in [0, 1]
+PREDICT
+```
+
+The package `safetensors` reads the file in other frameworks, too. The kernel of a dense
+layer is `[inputs, outputs]`, that of a convolution
+`[height, width, inputs, outputs]`.""",
     "stablehlo": """\
 ```python
 import jax
@@ -49,11 +74,17 @@ python predict.py images.npy    # [count, SHAPE]; NumPy alone is needed
 
 The images are uint8, or floating point in [0, 1].""",
 }
+_HUB = {  # Identifiers of data sets on the Hugging Face hub.
+    "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+}
 # Every file that an export writes beside the card.
 FILES = {
+    "config.json": "the options of the model, the shape of an image and the classes",
     "labels.txt": "the name of each class, a line per class",
     "model.onnx": "the graph",
     "model.onnx.data": "the parameters; keep this file beside `model.onnx`",
+    "model.safetensors": "the parameters",
     "model.stablehlo": "the program with the parameters",
     "predict.py": "the script",
     "weights.npz": "the parameters",
@@ -65,8 +96,11 @@ class Card:
     """What a model card says.
 
     Attributes:
-      format: "stablehlo", "onnx" or "numpy".
+      format: a name of a format.
       model: name of the model.
+      architecture: a class of `flaxmnist`, or the specification of the user's model.
+      options: of the architecture.
+      members: number of models of an ensemble; 0 for a single model.
       parameters: their number.
       checkpoint: its step, such as "step 1,716"; of an ensemble, those of its members.
       is_best: whether that is the best on validation.
@@ -79,6 +113,9 @@ class Card:
 
     format: str
     model: str
+    architecture: str
+    options: Mapping[str, Any]
+    members: int
     parameters: int
     checkpoint: str
     is_best: bool
@@ -103,7 +140,7 @@ class Card:
         chosen = "the best on validation" if self.is_best else "chosen by its number"
         listed = "\n".join(f"- `{name}`: {FILES[name]}" for name in sorted(files))
         return f"""\
-# {self.model}, trained on {trained_on}
+{self._front_matter()}# {self.model}, trained on {trained_on}
 
 {self.parameters:,} parameters, from the checkpoint of {self.checkpoint}, {chosen}.
 {self._accuracy()}
@@ -139,7 +176,51 @@ Checked against the checkpoint on {self.checked}: the largest difference of a lo
         shape = ", ".join(map(str, self.dataset.image_shape))
         text = _USE[self.format].replace("SHAPE", shape)
         text = text.replace("GUARANTEES", _GUARANTEES)
-        return text.replace("VERSION", jaxlib.__version__)
+        text = text.replace("VERSION", jaxlib.__version__)
+        module, _, name = self.architecture.rpartition(":")
+        module = PurePath(module.removesuffix(".py")).name or "flaxmnist"
+        text = text.replace("IMPORT", f"from {module} import {name}")
+        logits = "model.apply(variables, images)"
+        predict = f"print(jax.nn.softmax({logits}))"
+        if self.members:  # The first axis of each variable is that of the members.
+            predict = f"logits = jax.vmap(lambda variables: {logits})(variables)\n"
+            predict += "print(jax.nn.softmax(logits).mean(0))"
+        return text.replace("MODEL", name).replace("PREDICT", predict)
+
+    def _front_matter(self) -> str:
+        """Returns the metadata that the Hugging Face hub reads, as YAML."""
+        if self.format != "safetensors":
+            return ""
+        data, test = self.dataset, self.test
+        published = self.licence and data.source not in ("bundled", "synthetic")
+        hub = _HUB.get(data.name) if published else None
+        metadata: dict[str, Any] = {
+            "license": "unknown",
+            "library_name": "flaxmnist",
+            "pipeline_tag": "image-classification",
+            "tags": ["image-classification", "jax", "flax"],
+        }
+        if hub:
+            metadata["datasets"] = [hub]
+        if test is not None:
+            result = {
+                "task": {"type": "image-classification"},
+                "dataset": {
+                    "name": data.name,
+                    "type": hub or data.name,
+                    "split": "test",
+                },
+                "metrics": [{"type": "accuracy", "value": test.accuracy}],
+            }
+            metadata["metrics"] = ["accuracy"]
+            metadata["model-index"] = [{"name": self.model, "results": [result]}]
+        # JSON is YAML.
+        lines = [
+            f"{key}: {json.dumps(value, ensure_ascii=False)}"
+            for key, value in metadata.items()
+        ]
+        lines[0] += "  # Of the parameters: yours to choose."
+        return "\n".join(["---", *lines, "---", "", ""])
 
     def _images(self) -> str:
         height, width, channels = self.dataset.image_shape

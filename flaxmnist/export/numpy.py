@@ -15,6 +15,7 @@ from flaxmnist.core.ensemble import Ensemble, member_of
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import UserError
 from flaxmnist.export import numpy_predictor
+from flaxmnist.export.card import Card
 from flaxmnist.export.parity import Logits
 
 _MODELS = (models.SoftmaxRegression, models.MLP, models.CNN)
@@ -81,7 +82,7 @@ def _prefixed(layer: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def write(state: TrainState, folder: Path) -> Logits:
+def write(state: TrainState, folder: Path, card: Card) -> Logits:
     """Writes weights and a script that needs only NumPy.
 
     Raises:

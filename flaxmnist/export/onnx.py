@@ -7,10 +7,11 @@ import numpy as np
 
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import UserError
+from flaxmnist.export.card import Card
 from flaxmnist.export.parity import Logits
 
 
-def write(state: TrainState, folder: Path) -> Logits:
+def write(state: TrainState, folder: Path, card: Card) -> Logits:
     """Writes an ONNX graph and runs it with onnxruntime.
 
     Raises:

@@ -7,12 +7,13 @@ import numpy as np
 
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
+from flaxmnist.export.card import Card
 from flaxmnist.export.parity import Logits
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(state: TrainState, folder: Path) -> Logits:
+def write(state: TrainState, folder: Path, card: Card) -> Logits:
     """Writes a program that `jax.export.deserialize` reads, parameters included."""
     (batch,) = jax.export.symbolic_shape("batch")
     image = jax.ShapeDtypeStruct((batch, *state.image_shape), np.uint8)

@@ -9,7 +9,7 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, printable, shown
 from flaxmnist.export import numpy as numpy_format
-from flaxmnist.export import onnx, stablehlo
+from flaxmnist.export import onnx, safetensors, stablehlo
 from flaxmnist.export.card import FILES, Card
 from flaxmnist.export.parity import check_parity
 from flaxmnist.runtime import durable, files
@@ -20,6 +20,7 @@ FORMATS = {
     "stablehlo": stablehlo.write,
     "onnx": onnx.write,
     "numpy": numpy_format.write,
+    "safetensors": safetensors.write,
 }
 
 
@@ -53,7 +54,8 @@ def write_export(
         with files.partial_folder(folder.parent, _put_back) as partial:
             made = partial / card.format
             made.mkdir()
-            difference = check_parity(FORMATS[card.format](state, made)(images), wanted)
+            found = FORMATS[card.format](state, made, card)(images)
+            difference = check_parity(found, wanted)
             (made / _LABELS).write_text(labels, encoding="utf-8")
             text = card.render(difference, [path.name for path in made.iterdir()])
             (made / _CARD).write_text(text, encoding="utf-8")

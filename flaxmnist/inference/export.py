@@ -47,9 +47,17 @@ def export_run(
         checked_on, images = "test", dataset.test.images[:CHECKED]
     else:
         checked_on, images = "generated", _generated(run.state.image_shape)
+    given = as_dict(run.config.model)
+    name = given.pop("name")
+    if name in models.MODELS:
+        name = models.MODELS[name].__name__
+        given["num_classes"] = run.state.num_classes
     card = Card(
         format=format,
         model=run.model_name,
+        architecture=name,
+        options=given,
+        members=len(run.members),
         parameters=models.num_parameters(run.state.params),
         checkpoint=run.checkpoint,
         is_best=run.is_best,

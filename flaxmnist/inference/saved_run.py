@@ -178,7 +178,7 @@ class SavedRun:
         be found, on generated ones.
 
         Args:
-          format: "stablehlo", "onnx" or "numpy".
+          format: "stablehlo", "onnx", "numpy" or "safetensors".
           output: the directory to write; an export in it is replaced. The directory
             ``export/<format>`` of the run if None.
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import types
@@ -53,15 +55,56 @@ def test_stablehlo_takes_any_batch_on_every_platform(workdir, images, capsys):
     assert "up to 6 months newer" in card
 
 
+def test_safetensors_has_the_variables_of_the_checkpoint(workdir):
+    folder = open_run(workdir).export("safetensors")
+    content = (folder / "model.safetensors").read_bytes()
+    (length,) = struct.unpack_from("<Q", content)
+    assert length % 8 == 0
+    header = json.loads(content[8 : 8 + length])
+    assert header.pop("__metadata__") == {"format": "flax"}
+    params = open_run(workdir).state.eval_params
+    assert len(header) == len(jax.tree.leaves(params))
+    for name, entry in header.items():
+        _, layer, kind = name.split(".")
+        array = np.frombuffer(
+            content[8 + length :][slice(*entry["data_offsets"])], "<f4"
+        )
+        assert entry["dtype"] == "F32"
+        np.testing.assert_array_equal(
+            array.reshape(entry["shape"]), params[layer][kind]
+        )
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "CNN"
+    rebuilt = models.CNN(**config["options"], dtype="float32")
+    assert rebuilt == open_run(workdir).state.model
+    assert (config["image_shape"], config["members"]) == ([28, 28, 1], 0)
+
+
+def test_the_card_of_safetensors_begins_with_metadata(workdir):
+    yaml = pytest.importorskip("yaml")
+    text = (open_run(workdir).export("safetensors") / "README.md").read_text()
+    _, head, body = text.split("---\n", 2)
+    found = yaml.safe_load(head)
+    (model,) = found["model-index"]
+    (result,) = model["results"]
+    accuracy = workdirs.saved_summary(workdir).test.accuracy
+    assert result["metrics"] == [{"type": "accuracy", "value": accuracy}]
+    assert (found["license"], found["metrics"]) == ("unknown", ["accuracy"])
+    assert "datasets" not in found  # These images are not on the hub.
+    assert body.startswith("\n# cnn, trained on")
+
+
 def example(card):
     """The Python code of a card."""
     return re.search(r"```python\n(.*?)```", card.read_text(), re.S)[1]
 
 
-@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("format", ["stablehlo", "onnx", "safetensors"])
 def test_the_example_of_the_card_runs(format, workdir, monkeypatch, capsys):
     if format == "onnx":
         pytest.importorskip("onnxruntime", reason="needs 'flaxmnist[onnx]'")
+    if format == "safetensors":
+        pytest.importorskip("safetensors", reason="needs the package safetensors")
     with jax.numpy_rank_promotion("allow"):
         folder = open_run(workdir).export(format)
     monkeypatch.chdir(folder)
@@ -145,7 +188,7 @@ def test_every_layer_is_known_to_numpy(model, make_state, images, tmp_path):
         {"params": state.params, "model_state": state.model_state},
     )
     state = state.replace(**noise)
-    found = write.FORMATS["numpy"](state, tmp_path)(images)
+    found = write.FORMATS["numpy"](state, tmp_path, None)(images)
     wanted = predict_step(state, images)["logits"]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
 
@@ -154,14 +197,14 @@ def test_numpy_predicts_images_of_another_shape(tmp_path):
     model = models.CNN(features=(3, 2), hidden=(6,), num_classes=4)
     state = create_state(model, optax.identity(), image_shape=(9, 14, 2))
     images = np.random.default_rng(0).integers(0, 256, (5, 9, 14, 2)).astype(np.uint8)
-    found = write.FORMATS["numpy"](state, tmp_path)(images)
+    found = write.FORMATS["numpy"](state, tmp_path, None)(images)
     wanted = predict_step(state, images)["logits"]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_numpy_takes_floats_as_the_package_does(make_state, images, tmp_path):
     state = make_state()
-    write.FORMATS["numpy"](state, tmp_path)
+    write.FORMATS["numpy"](state, tmp_path, None)
     model = numpy_predictor.load(tmp_path / "weights.npz")
     wanted = predict_step(state, images)["logits"]
     for dtype in (np.float16, np.float32, np.float64):
@@ -239,7 +282,7 @@ def test_what_differs_is_not_kept(workdir, monkeypatch, capsys):
 def test_large_logits_may_differ_by_as_many_digits(make_state, images, tmp_path):
     state = make_state(models.MLP(hidden=(64, 64)))
     state = state.replace(params=jax.tree.map(lambda leaf: 30 * leaf, state.params))
-    found = write.FORMATS["numpy"](state, tmp_path)(images)
+    found = write.FORMATS["numpy"](state, tmp_path, None)(images)
     wanted = np.asarray(predict_step(state, images)["logits"])
     assert abs(found - wanted).max() > parity.TOLERANCE
     parity.check_parity(found, wanted)

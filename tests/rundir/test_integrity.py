@@ -187,6 +187,9 @@ def summary_card(summary):
     return Card(
         format="numpy",
         model=summary.model.name,
+        architecture="CNN",
+        options={},
+        members=0,
         parameters=summary.model.parameters,
         checkpoint=f"step {summary.evaluated_step:,}",
         is_best=True,
