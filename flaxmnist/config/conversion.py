@@ -1,7 +1,6 @@
 """Configurations from and to `ConfigDict`, JSON and overrides; how two runs differ."""
 
 import ast
-import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Mapping
@@ -12,10 +11,8 @@ from ml_collections import ConfigDict
 from flaxmnist.config.group import Group, points_of
 from flaxmnist.config.schema import GROUPS, Config, declarations, walk
 from flaxmnist.errors import UserError, shown
-from flaxmnist.extensions import ExtensionPoint, Several
 from flaxmnist.options import declared
 from flaxmnist.runtime import files
-from flaxmnist.user_code import Loaded, load
 
 # Characters of an override that are parsed; no value is longer.
 _MAX_PARSED = 1_000
@@ -220,55 +217,6 @@ def from_json(text: str | bytes) -> Config:
 def flat(config: Config) -> dict[str, Any]:
     """Returns the values by full name, such as ``"model.name"``, sorted by name."""
     return dict(sorted((path, value) for path, _, value in walk(config)))
-
-
-@dataclasses.dataclass(frozen=True)
-class NamedCode:
-    """Code of a user that an option names.
-
-    Attributes:
-      option: full name of the option, such as ``"model.name"``.
-      spec: specification of the callable; see :mod:`flaxmnist.user_code`.
-      options: values of the option's group, which the callable may receive.
-    """
-
-    option: str
-    spec: str
-    options: dict[str, Any]
-
-
-def named_code(values: Any) -> list[NamedCode]:
-    """Returns the code that values such as :func:`as_dict` returns name.
-
-    Imports nothing and raises nothing: the values may be from an untrusted file.
-    """
-    values = values if isinstance(values, dict) else {}
-    found = []
-    for group, cls in ("", Config), *GROUPS.items():
-        part = values.get(group) if group else values
-        for name, one in declared(cls).items() if isinstance(part, dict) else ():
-            if isinstance(one.type, ExtensionPoint | Several):
-                found += [
-                    NamedCode(
-                        f"{group}.{name}".lstrip("."), spec, part if group else {}
-                    )
-                    for spec in one.type.specs(part.get(name))
-                ]
-    return found
-
-
-def user_code(config: Config) -> list[tuple[NamedCode, Loaded]]:
-    """Returns each callable of the user that options name, and its import."""
-    return [(one, load(one.spec)) for one in named_code(as_dict(config))]
-
-
-def sources(config: Config) -> dict[str, str]:
-    """Returns the SHA-256 of the source of the user's callables, by specification.
-
-    A callable whose source is not known, or installed, is left out.
-    """
-    found = {one.spec: loaded.sha256 for one, loaded in user_code(config)}
-    return {spec: sha256 for spec, sha256 in found.items() if sha256}
 
 
 def fixed_options(config: Config) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from flaxmnist.config.groups import (
     ModelConfig,
     OptimizerConfig,
 )
-from flaxmnist.core import metrics, state
+from flaxmnist.core import arguments, metrics
 from flaxmnist.data.splits import SPLITS
 from flaxmnist.errors import UserError, shown
 from flaxmnist.options import Option, declared, one_of, option, optional, whole
@@ -62,7 +62,7 @@ class Config(Group):
     )
     ema: float | None = option(
         None,
-        state.OPTIONS["ema_decay"],
+        arguments.ARGUMENTS["ema_decay"],
         "Decay per step of an average of the parameters, such as 0.999; evaluation, "
         "prediction and export use the average, with batch statistics as they are.",
     )

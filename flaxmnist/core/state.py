@@ -1,7 +1,6 @@
 """The state of training, initialized directly on its devices."""
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,47 +16,16 @@ from jax.sharding import Sharding
 from flaxmnist import options
 from flaxmnist.core import augment as augmentations
 from flaxmnist.core import mnist
+from flaxmnist.core.arguments import ARGUMENTS, check_parts
 from flaxmnist.core.augment import Augmentation
-from flaxmnist.core.batch import MAX_CHANNELS, MAX_SIDE, ImageShape, as_logits
+from flaxmnist.core.batch import ImageShape, as_logits
 from flaxmnist.core.by_value import by_value
 from flaxmnist.core.layers import scale
 from flaxmnist.core.losses import CROSS_ENTROPY, Loss
 from flaxmnist.core.metrics import Metric
 from flaxmnist.core.sharding import Layout, abstract
 from flaxmnist.core.types import Collections, Params
-from flaxmnist.errors import UserError, shown
-
-
-def _image_shape(value: Any) -> ImageShape:
-    height, width, channels = map(int, value)
-    if not (0 < height <= MAX_SIDE >= width > 0 < channels <= MAX_CHANNELS):
-        raise ValueError
-    return height, width, channels
-
-
-def _augmentation(value: Any) -> Augmentation:
-    if isinstance(value, type) or not callable(value):
-        raise TypeError
-    function: Augmentation = value
-    return function
-
-
-OPTIONS = {
-    "seed": options.seed,
-    "ema_decay": options.optional(options.real(0, above=True, below=1)),
-    "grad_accumulation": options.count,
-    "image_shape": options.OptionType(
-        f"height, width (up to {MAX_SIDE}) and channels (up to {MAX_CHANNELS}), such "
-        f"as {mnist.IMAGE_SHAPE}",
-        _image_shape,
-    ),
-    "augment": options.optional(
-        options.OptionType(
-            "a function of keys and images such as Augment(rotate=10)", _augmentation
-        )
-    ),
-    "augment_until": options.optional(options.count),
-}
+from flaxmnist.errors import UserError
 
 
 @struct.dataclass
@@ -243,7 +211,7 @@ def create_state(
     Raises:
       UserError: an argument has an invalid value or type.
     """
-    _check_parts(model, tx, sharding, loss)
+    check_parts(model, tx, sharding, loss)
     given = {
         "seed": seed,
         "ema_decay": ema_decay,
@@ -252,7 +220,7 @@ def create_state(
         "augment": augment,
         "augment_until": augment_until,
     }
-    checked = options.check("", given, OPTIONS)
+    checked = options.check("", given, ARGUMENTS)
     if isinstance(sharding, Layout):
         sharding = sharding.for_model(model, checked["image_shape"])
     # The seed is an argument of the compiled program, which so serves every seed.
@@ -281,32 +249,3 @@ def _initializer(
     like = abstract(functools.partial(init, seed=0), sharding)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.jit(init, out_shardings=shardings)
-
-
-def _check_parts(model: Any, tx: Any, sharding: Any, loss: Any) -> None:
-    """Raises UserError unless these are a model, an optimizer, a sharding, a loss."""
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"model={shown(model)}: expected a flax.linen module such as CNN()"
-        )
-    parameters = inspect.signature(type(model).__call__).parameters.values()
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    if not takes_any and "train" not in [each.name for each in parameters]:
-        raise UserError(
-            f"model={type(model).__name__} does not take the argument 'train'; "
-            "expected __call__(self, images, *, train)"
-        )
-    if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
-        raise UserError(
-            f"tx={shown(tx)}: expected an optax transformation such as optax.adam(1e-3)"
-        )
-    if not callable(loss) or isinstance(loss, type):
-        raise UserError(
-            f"loss={shown(loss)}: expected a function of logits and labels such as "
-            "losses.CrossEntropy()"
-        )
-    if not isinstance(sharding, Sharding | Layout | None):
-        raise UserError(
-            f"sharding={shown(sharding)}: expected a jax.sharding.Sharding or a "
-            "flaxmnist.sharding.Layout; for a mesh, sharding.replicated(mesh)"
-        )
