@@ -27,7 +27,10 @@ class Ensemble(nn.Module):
     size: int
 
     def __call__(self, images: Images, *, train: bool = False) -> Logits:
-        """Returns the logarithms of the mean probabilities as logits.
+        """Returns logits of the mean probabilities.
+
+        A constant per image is added, so that their energy is the mean of the energies
+        of the members; see :mod:`flaxmnist.core.energy`.
 
         Raises:
           ValueError: `train` is true; the members are trained one by one.
@@ -36,12 +39,16 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble is not trained; train its members")
         member = self.member.clone(parent=None, name=None)
 
-        def predict(variables: Any) -> Logits:
-            logits: Any = member.apply(variables, images, train=False)
-            return jax.nn.log_softmax(logits.astype(jnp.float32))
+        def predict(variables: Any) -> tuple[Logits, jax.Array]:
+            found: Any = member.apply(variables, images, train=False)
+            logits = found.astype(jnp.float32)
+            total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+            return logits - total, total
 
-        found = jax.lax.map(predict, dict(self.variables))
-        return jax.nn.logsumexp(found, axis=0) - math.log(self.size)
+        found, totals = jax.lax.map(predict, dict(self.variables))
+        mean = jax.nn.logsumexp(found, axis=0) - math.log(self.size)
+        shifted: Logits = mean + totals.mean(axis=0)
+        return shifted
 
 
 def stack(trees: Sequence[Any]) -> Any:

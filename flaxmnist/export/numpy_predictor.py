@@ -75,7 +75,8 @@ LAYERS: dict = {
 def logits(model, images):
     """Returns [count, classes] for images [count, height, width, channels].
 
-    Those of an ensemble are the logarithms of its mean probabilities.
+    Those of an ensemble are the logarithms of its mean probabilities, plus a constant
+    per image: their energy is the mean of those of its networks.
 
     Raises:
       ValueError: the images are neither uint8 nor floating point in [0, 1], or have
@@ -98,8 +99,9 @@ def logits(model, images):
     scores = [_scores(layers, images.reshape(-1, *shape)) for layers in networks]
     if len(scores) == 1:
         return scores[0]
-    logs = [each - np.logaddexp.reduce(each, axis=1, keepdims=True) for each in scores]
-    return np.logaddexp.reduce(logs) - np.log(len(logs))
+    totals = [np.logaddexp.reduce(each, axis=1, keepdims=True) for each in scores]
+    logs = [each - total for each, total in zip(scores, totals, strict=True)]
+    return np.logaddexp.reduce(logs) - np.log(len(logs)) + np.mean(totals, axis=0)
 
 
 def _scores(layers, images):

@@ -34,9 +34,7 @@ from flaxmnist.rundir.results import Figures, Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Console
 from flaxmnist.training.evaluate import predict
-from flaxmnist.training.experiment import (
-    make_layout,
-)
+from flaxmnist.training.experiment import make_layout
 from flaxmnist.training.summary import evaluate_splits, print_table, summarize
 
 
@@ -235,9 +233,14 @@ class SavedRun:
 
     @property
     def energy_limit(self) -> float | None:
-        """Of `summary`: images of a higher energy are unlike the training images."""
-        summary = self.summary
-        return None if summary is None else summary.energy_limit
+        """Images of a higher energy are unlike the training images; of `summary`.
+
+        That of an ensemble is the mean over its members.
+        """
+        found = [one.summary for one in self.members or (self,)]
+        limits = [None if one is None else one.energy_limit for one in found]
+        known = [one for one in limits if one is not None]
+        return sum(known) / len(known) if len(known) == len(limits) else None
 
 
 def open_run(

@@ -9,6 +9,7 @@ import pytest
 
 from flaxmnist import config as configs
 from flaxmnist.cli import eval, export, predict
+from flaxmnist.core.energy import energy
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError
 from flaxmnist.export import numpy_predictor
@@ -36,6 +37,12 @@ def test_an_ensemble_predicts_the_mean_of_its_members_probabilities(
     assert "ensemble of 2 × cnn (" in out
     accuracy = (mean.argmax(axis=1) == test.labels).mean()
     assert f"{accuracy:.2%}" in out
+    # The energy is the mean of those of the members, and so is its limit.
+    logits = [predict_step(one, images)["logits"] for one in members]
+    wanted = np.mean([energy(one) for one in logits], axis=0)
+    np.testing.assert_allclose(energy(found["logits"]), wanted, rtol=1e-5)
+    limits = [one.energy_limit for one in run.members]
+    assert run.energy_limit == np.mean(limits)
     figures = run.evaluate("test")
     losses = -np.log(mean[np.arange(len(mean)), test.labels])
     np.testing.assert_allclose(figures.loss, losses.mean(), rtol=1e-5)
