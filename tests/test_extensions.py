@@ -25,12 +25,16 @@ from flaxmnist.errors import UserError
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.options import check
 from flaxmnist.rundir import folder as workdirs
-from flaxmnist.rundir import trust
+from flaxmnist.rundir import population, trust
 from flaxmnist.rundir.changes import Change
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.manifest import with_checksum
+from flaxmnist.rundir.varying import vary
 from flaxmnist.runtime import signing
 from flaxmnist.training import loop
+from flaxmnist.training.experiment import Experiment
+from flaxmnist.training.population import train_members
+from flaxmnist.training.resume import begin
 
 
 def example(
@@ -558,6 +562,64 @@ def test_a_run_of_another_user_is_opened_if_its_code_is_trusted(
     assert train.main([*flags, "--trust_code"]) == 0
     trust._permitted.clear()
     assert workdirs.saved_config(run) is not None
+
+
+def test_the_parameters_of_an_own_run_need_no_flag(project, run):
+    config = configs.resolve(configs.load(f"{project}/my.py"))
+    changes = {"init_from": str(run), "model.depth": 2, "model.width": 5}
+    experiment = Experiment.build(configs.override(config, changes))
+    trust._permitted.clear()
+    assert begin(experiment).step == 0
+
+
+def test_a_finished_run_is_signed_by_its_user(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(tmp_path / "cache"))
+    for flags, code in (([], 2), (["--trust_code"], 0), ([], 0)):
+        trust._permitted.clear()
+        assert train.main([f"--workdir={run}", *flags]) == code
+
+
+def test_runs_of_another_source_are_another_recipe(run):
+    one = History.read(run)
+    summary = dataclasses.replace(one.summary, sources={"own_nets:Net": "0"})
+    assert one.recipe == History.read(run).recipe
+    assert dataclasses.replace(one, summary=summary).recipe != one.recipe
+
+
+def test_options_in_a_list_of_members_are_signed(project, run, tmp_path):
+    config, workdir = workdirs.saved_config(run), tmp_path / "p"
+    members = vary(config, sweep={"model.width": [5, 6]})
+    own = [configs.override(config, one.options) for one in members]
+    with workdirs.locked(workdir) as rundir:
+        rundir.prepare(())
+        rundir.write_config(own[0], *own)
+        rundir.write(population.FILE, population.to_json(members))
+    trust._permitted.clear()
+    trust.permit_signed(workdir)
+    for each in own:
+        trust.check(configs.as_dict(each), workdir)
+    edit(
+        workdir / population.FILE,
+        lambda c: c["members"][1]["options"].update({"model.width": 7}),
+    )
+    trust._permitted.clear()
+    with pytest.raises(UserError, match="names code that you did not name") as error:
+        train_members(config, workdir)
+    assert "width=7" in str(error.value)
+    (workdir / members[0].name).mkdir()
+    (workdir / members[0].name / "summary.json").touch()
+    (workdir / members[1].name).mkdir()
+    (workdir / members[1].name / "summary.json").touch()
+    with pytest.raises(UserError, match="width=7"):
+        open_run(workdir)
+    shutil.copy(run / "config.json", workdir / members[0].name)
+    edit(
+        workdir / members[0].name / "config.json", lambda c: c["model"].update(width=8)
+    )
+    trust._permitted.clear()
+    workdirs.permit_all(workdir)
+    widths = {json.loads(key)[2]["width"] for key in trust._permitted}
+    assert widths == {5, 7, 8}
 
 
 def test_a_key_is_made_once_and_is_private(tmp_path, monkeypatch):

@@ -140,19 +140,31 @@ class Lock:
         if processes.is_first():
             durable.write_file(self.workdir / name, content)
 
-    def write_config(self, config: configs.Config) -> None:
+    def write_config(self, config: configs.Config, *members: configs.Config) -> None:
         """Writes the configuration, and where the callables of the user are.
+
+        Args:
+          config: of the run, or of the first member of a population.
+          *members: configurations of the members.
+
+        Raises:
+          UserError: see `check`.
+        """
+        self.sign(config, *members)
+        self.write("config.json", configs.to_json(config))
+
+    def sign(self, *named: configs.Config) -> None:
+        """Writes where the callables of the user are that configurations name.
 
         Raises:
           UserError: see `check`.
         """
         if processes.is_first():
-            record = trust.record_code(config, self.workdir)
+            record = trust.record_code(self.workdir, *named)
             if record is None:
                 self.remove(trust.EXTENSIONS)
             else:
                 self.write(trust.EXTENSIONS, record)
-        self.write("config.json", configs.to_json(config))
 
     def remove(self, name: str) -> None:
         """Removes a file of the directory, if it exists, as `write` writes one."""

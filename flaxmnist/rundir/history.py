@@ -73,6 +73,7 @@ class History:
                 dataset.fingerprints or dataset.fingerprint,
                 self.summary.total_steps,
                 self.summary.changes,
+                self.summary.sources,
                 configs.fixed_options(config),
             ]
         )

@@ -6,7 +6,9 @@ of the user who trained it. Other code runs only if the user of this process nam
 as well, or trusts the run directory.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 from flaxmnist import config as configs
 from flaxmnist import options, user_code
 from flaxmnist.errors import UserError, printable, shown
-from flaxmnist.rundir import integrity
+from flaxmnist.rundir import integrity, population
 from flaxmnist.rundir.manifest import canonical_json
 from flaxmnist.rundir.schemas import Schema, conform
 from flaxmnist.runtime import files, processes, signing
@@ -93,13 +95,17 @@ def permit_signed(workdir: Path, *, alone: bool = False) -> None:
 def permit_all(workdir: Path) -> None:
     """Permits all code that a run directory names now: the user has read it.
 
+    The directory may be that of a population.
+
     Raises:
-      UserError: ``extensions.json`` cannot be read.
+      UserError: ``extensions.json`` or ``population.json`` cannot be read.
     """
-    user_code.refuse_inside(workdir)
-    named = {_key(code) for code in _named_in(workdir)}
-    _permitted.update(dict.fromkeys(named - _permitted.keys()))
-    _permit_records([one for one in _records(workdir) if _key(one) in named])
+    members = population.saved_members(workdir) or ()
+    for folder in (workdir, *(workdir / one.name for one in members)):
+        user_code.refuse_inside(folder)
+        named = {_key(code) for code in _named_in(folder)}
+        _permitted.update(dict.fromkeys(named - _permitted.keys()))
+        _permit_records([one for one in _records(folder) if _key(one) in named])
 
 
 def _permit_records(records: list[_Record]) -> None:
@@ -159,7 +165,13 @@ def _shown(code: configs.NamedCode, folder: str) -> str:
 
 def _named_in(workdir: Path) -> Iterator[configs.NamedCode]:
     """Yields the code that the configurations in a run directory name."""
-    yield from configs.named_code(_read(workdir / "config.json"))
+    values = _read(workdir / "config.json")
+    yield from configs.named_code(values)
+    members: tuple[population.Member, ...] | None = None
+    with contextlib.suppress(UserError):  # Reading it for use reports the error.
+        members = population.saved_members(workdir)
+    for one in members or ():
+        yield from configs.named_code(one.changed(values))
     others = [workdir / "summary.json"]
     for step in integrity.saved_steps(workdir / "checkpoints"):
         others.append(workdir / "checkpoints" / str(step) / "record" / "metadata")
@@ -222,14 +234,18 @@ def changed_code(
     return changes
 
 
-def record_code(config: configs.Config, workdir: Path) -> str | None:
+def record_code(workdir: Path, *named: configs.Config) -> str | None:
     """Returns the content of ``extensions.json``; None if no code is the user's.
 
     Earlier code is kept, because checkpoints name it.
+
+    Args:
+      workdir: the run directory.
+      *named: its configuration, or those of the members of a population.
     """
     kept = {_key(one): one for one in _records(workdir)}
     records = {key: one for key, one in kept.items() if _permitted.get(key) == one}
-    for code, found in configs.user_code(config):
+    for code, found in itertools.chain.from_iterable(map(configs.user_code, named)):
         key = _key(code)
         records.pop(key, None)  # The newest are last.
         records[key] = _Record(
