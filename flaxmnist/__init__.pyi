@@ -23,6 +23,7 @@ from .core.steps import train_step as train_step
 from .core.steps import train_steps as train_steps
 from .data import load as load
 from .errors import DamagedError as DamagedError
+from .errors import DivergedError as DivergedError
 from .errors import DownloadError as DownloadError
 from .errors import HookError as HookError
 from .errors import NotFiniteError as NotFiniteError

@@ -131,6 +131,18 @@ class NotFiniteError(Exception):
         )
 
 
+class DivergedError(UserError):
+    """The loss of a run is not finite, and no rollback is left.
+
+    Attributes:
+      problem: the first line of the message.
+    """
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(f"{problem}\n{advice}")
+        self.problem = problem
+
+
 class HookError(Exception):
     """A hook of the user failed; the cause is its own error."""
 

@@ -39,7 +39,7 @@ from helpers import ROOT, tiny_config
 
 from flaxmnist import data
 from flaxmnist.core import models, sharding, state
-from flaxmnist.rundir import population
+from flaxmnist.rundir.varying import vary
 from flaxmnist.training import loop
 from flaxmnist.training import population as training
 
@@ -96,7 +96,7 @@ def trained_population(tmp_path_factory):
     """A population of the seeds 0 and 1: its folder and its summary. Copy it."""
     workdir = tmp_path_factory.mktemp("population") / "p"
     config = tiny_config(report=True)
-    members = population.vary(config, [0, 1])
+    members = vary(config, [0, 1])
     return workdir, training.train_members(config, workdir, members)
 
 

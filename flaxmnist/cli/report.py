@@ -5,12 +5,16 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from flaxmnist import options
 from flaxmnist.cli import command, exits
 from flaxmnist.errors import UserError
 from flaxmnist.inference.comparison import compare_runs
+from flaxmnist.inference.ensemble import NO_STEP
+from flaxmnist.inference.report import report_population, unfinished
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir import population
 
 _DESCRIPTION = """\
 Writes a run's report.html again, or a page that compares runs.
@@ -67,6 +71,13 @@ def _check(args: argparse.Namespace, runs: Sequence[Path], compares: bool) -> No
         raise UserError(f"--output={args.output}: expected a name that ends in .html")
 
 
+def _has_no_ensemble(workdir: Path) -> bool:
+    """Returns whether members of a population differ in their model or are missing."""
+    members = population.saved_members(workdir) or ()
+    folders = [workdir / one.name for one in members]
+    return bool(not population.has_one_model(members) or unfinished(folders))
+
+
 def run(argv: Sequence[str]) -> None:
     """Writes the report or the comparison as the flags say.
 
@@ -81,6 +92,12 @@ def run(argv: Sequence[str]) -> None:
     command.start_jax(args)
     for path in runs if args.trust_code else ():
         workdirs.permit_all(path)
+    if not compares and _has_no_ensemble(runs[0]):
+        options.check("", {"step": args.step}, {"step": NO_STEP})
+        for name, _ in overrides:
+            raise UserError(f"--config.{name} has no effect on this population")
+        report_population(runs[0])
+        return
     if not compares:
         trust = args.trust_code
         open_run(runs[0], args.step, overrides, trust_code=trust).report()

@@ -1,8 +1,8 @@
 """`flaxmnist train`: trains a model, or resumes a run."""
 
 import argparse
+import ast
 import functools
-import re
 import time
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from flaxmnist import config as configs
 from flaxmnist.cli import command, exits
 from flaxmnist.errors import UserError
 from flaxmnist.paths import path_of
-from flaxmnist.rundir import new_folder, population
+from flaxmnist.rundir import new_folder, population, varying
 from flaxmnist.runtime.console import Console, process_age
 from flaxmnist.training import loop, sanity
 from flaxmnist.training.population import train_members
@@ -132,12 +132,10 @@ def _sweep(flags: Sequence[str]) -> dict[str, list[str]]:
     sweep: dict[str, list[str]] = {}
     for flag in flags:
         name, _, values = flag.partition("=")
-        # A comma inside of brackets is part of a value, as in (256,128),(512,256).
-        parts = re.findall(r"(?:[^,(\[{]|[(\[{][^)\]}]*[)\]}])+", values)
-        if not name or not parts:
+        if not name or not (parts := _split(values)):
             raise UserError(
                 f"--sweep={flag!r}: expected NAME=VALUES, such as "
-                "optimizer.learning_rate=1e-3,2e-3"
+                "optimizer.learning_rate=1e-3,2e-3; close brackets and quotes"
             )
         if name in sweep:
             raise UserError(
@@ -145,6 +143,23 @@ def _sweep(flags: Sequence[str]) -> dict[str, list[str]]:
             )
         sweep[name] = parts
     return sweep
+
+
+def _split(text: str) -> list[str]:
+    """Returns the parts between the commas outside of brackets and quotes.
+
+    The list is empty if a part is empty, or a bracket or a quote is not closed.
+    """
+    try:
+        parsed = ast.parse(f"[{text}]", mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        # Some names are not Python, such as those of files.
+        parts = text.split(",")
+        has_brackets = not {*text}.isdisjoint("()[]{}'\"")
+        return [] if has_brackets or not all(parts) else parts
+    found = parsed.elts if isinstance(parsed, ast.List) else []
+    parts = [ast.get_source_segment(f"[{text}]", one) or "" for one in found]
+    return parts if all(parts) else []
 
 
 def _members(
@@ -158,22 +173,20 @@ def _members(
       UserError: a flag is invalid, or excludes another.
     """
     is_new = bool(args.sweep) or args.seeds is not None
-    known = args.workdir is not None and population.saved_members(args.workdir)
-    if not is_new and not known:
+    known = None
+    if args.workdir is not None:
+        known = population.saved_members(args.workdir)
+    if not is_new and known is None:
         return None
     for flag in ("dry_run", "overfit", "allow_change"):
         if getattr(args, flag) not in (None, False):
             raise UserError(f"--{flag} is for a single run, not for a population")
-    if args.seeds is not None and "seed" in dict(overrides):
-        raise UserError("--config.seed has no effect with --seeds; remove one of them")
-    for name in _sweep(args.sweep).keys() & dict(overrides).keys():
-        raise UserError(
-            f"--config.{name} has no effect with --sweep {name}; remove one"
-        )
-    if not is_new:
-        return ()
+    sweep = _sweep(args.sweep)
+    former = {name for one in known or () for name in one.options}
     seeds = None if args.seeds is None else _seeds(args.seeds)
-    return population.vary(config, seeds, _sweep(args.sweep))
+    varied = {*former, *sweep} | ({"seed"} if seeds is not None else set())
+    varying.check_free(dict(overrides), varied)
+    return varying.vary(config, seeds, sweep) if is_new else ()
 
 
 def run(argv: Sequence[str]) -> int:
@@ -197,7 +210,7 @@ def run(argv: Sequence[str]) -> int:
         console.line(f"workdir: {workdir}")
         started = time.perf_counter() - process_age()
         if members is not None:
-            train_members(config, workdir, members, console=console, started=started)
+            train_members(config, workdir, members, started=started)
             return 0
         loop.train_and_evaluate(
             config,

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from flaxmnist import config as configs
 from flaxmnist.core.ensemble import Ensemble, stack
 from flaxmnist.errors import UserError
+from flaxmnist.inference.restore import warned_once
 from flaxmnist.options import OptionType
+from flaxmnist.rundir import trust
 from flaxmnist.rundir.population import MODEL, Member
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def open_members(
     Raises:
       UserError: a member is not finished, or the members have different models or data.
     """
-    runs: list[SavedRun] = []
+    configurations: dict[Path, configs.Config] = {}
     for one in members:
         folder = workdir / one.name
         if not (folder / "summary.json").is_file():
@@ -51,9 +53,15 @@ def open_members(
                 "finishes them"
             )
         own = configs.override(config, one.options.items())
-        run = open_member(folder, config=own)
-        check_alike(runs[0] if runs else run, run)
-        runs.append(run)
+        # The list of members is not signed, and may be of another person.
+        trust.check(configs.as_dict(own), workdir)
+        configurations[folder] = own
+    runs: list[SavedRun] = []
+    with warned_once():
+        for folder, own in configurations.items():
+            run = open_member(folder, config=own)
+            check_alike(runs[0] if runs else run, run)
+            runs.append(run)
     first = runs[0]
     state = dataclasses.replace(
         first.state,

@@ -1,7 +1,9 @@
 """The report of a saved run, or of a population."""
 
+import contextlib
 import os
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,14 +34,66 @@ def report_run(run: "SavedRun", compare: Iterable[str | os.PathLike[str]]) -> Pa
             {"data.source": run.config.data.source, "data.dir": run.config.data.dir},
             run.given_data,
         )
-    write = _report_population if run.members else _report_run
-    try:
-        path = write(run)
-    except OSError as error:
-        why = f"{run.workdir} cannot be written ({error.strerror})"
-        raise UserError(why) from None
+    if run.members:
+        return report_population(run.workdir, run)
+    with _written(run.workdir):
+        path = _report_run(run)
     Console().line(str(path))
     return path
+
+
+def report_population(workdir: Path, ensemble: "SavedRun | None" = None) -> Path:
+    """Writes the report of a population again.
+
+    Args:
+      workdir: the directory of the population.
+      ensemble: its members, opened as one run; None if their models differ, or not
+        all are finished.
+
+    Returns:
+      the path of ``report.html``.
+
+    Raises:
+      UserError: as :meth:`SavedRun.report`, or no member is finished.
+    """
+    from flaxmnist.report.population import EnsembleFigures, write_population
+
+    integrity.check_links(workdir)
+    members = population.saved_members(workdir) or ()
+    missing = [path.name for path in unfinished(workdir / one.name for one in members)]
+    finished = [one for one in members if one.name not in missing]
+    if not finished:
+        raise UserError(
+            f"{workdir} contains no finished run; `flaxmnist train --workdir "
+            f"{shlex.quote(str(workdir))}` trains its members"
+        )
+    histories = {one.name: History.read(workdir / one.name) for one in finished}
+    summary = PopulationSummary.of(
+        ((one, histories[one.name].summary) for one in finished), missing
+    )
+    together = None
+    if ensemble is not None:
+        figures = [ensemble.evaluate(split) for split in ("validation", "test")]
+        together = EnsembleFigures(ensemble.model_name, *figures)
+    with _written(workdir):
+        path = write_population(workdir, summary, histories, together)
+    Console().line(str(path))
+    return path
+
+
+def unfinished(folders: Iterable[Path]) -> list[Path]:
+    """Returns the run directories without a result."""
+    return [one for one in folders if not (one / "summary.json").exists()]
+
+
+@contextlib.contextmanager
+def _written(workdir: Path) -> Iterator[None]:
+    """Raises UserError if the block cannot write into a directory."""
+    try:
+        yield
+    except OSError as error:
+        why = f"{workdir} cannot be written ({error.strerror})"
+        raise UserError(why) from None
 
 
 def _report_run(run: "SavedRun") -> Path:
@@ -53,17 +107,3 @@ def _report_run(run: "SavedRun") -> Path:
         summary = summarize(evaluated, run.state, run.last_step, run.step, console)
     history = History.read(run.workdir, summary)
     return write_report(collect(evaluated, run.state, history), run.workdir)
-
-
-def _report_population(run: "SavedRun") -> Path:
-    from flaxmnist.report.population import EnsembleFigures, write_population
-
-    members = population.saved_members(run.workdir) or ()
-    histories = {one.name: History.read(run.workdir / one.name) for one in members}
-    summary = PopulationSummary.of(
-        (one, histories[one.name].summary) for one in members
-    )
-    together = EnsembleFigures(
-        run.model_name, run.evaluate("validation"), run.evaluate("test")
-    )
-    return write_population(run.workdir, summary, histories, together)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -14,11 +15,32 @@ from flaxmnist.core import metrics, models, sharding
 from flaxmnist.core.state import TrainState, abstract_state
 from flaxmnist.errors import DamagedError, UserError
 from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir import trust
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.manifest import Manifest
-from flaxmnist.rundir.trust import changed_code
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.memory import available_memory
+
+# The warnings of the runs that are opened together.
+_warned: ContextVar[set[str] | None] = ContextVar("_warned", default=None)
+
+
+@contextlib.contextmanager
+def warned_once() -> Iterator[None]:
+    """Prints a warning that several runs in the block share once."""
+    token = _warned.set(set())
+    try:
+        yield
+    finally:
+        _warned.reset(token)
+
+
+def _warn(text: str) -> None:
+    if (printed := _warned.get()) is not None:
+        if text in printed:
+            return
+        printed.add(text)
+    Console().warn(text)
 
 
 def restore(
@@ -47,6 +69,7 @@ def restore(
     names += ["ema"] if config.ema is not None else []
 
     def expect(manifest: Manifest) -> dict[str, Any]:
+        trust.check(manifest.config, workdir)
         state = _abstract(config, manifest, where)
         size = 4 * models.num_parameters(state.params)
         if size > (free := available_memory()):
@@ -56,8 +79,8 @@ def restore(
             )
         before = configs.from_dict(manifest.config)
         workdirs.check_same(before, config, allow_change=True)
-        for change in changed_code(workdir, config, manifest.sources):
-            Console().warn(change)
+        for change in trust.changed_code(workdir, config, manifest.sources):
+            _warn(change)
         return {"state": {name: getattr(state, name) for name in names}}
 
     with _another_advised(checkpoints):

@@ -14,7 +14,7 @@ from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.paths import path_of
 from flaxmnist.report.results import PopulationSummary
-from flaxmnist.rundir import new_folder, population
+from flaxmnist.rundir import new_folder, varying
 from flaxmnist.rundir.metrics_log import Record
 from flaxmnist.rundir.results import Summary
 from flaxmnist.training.loop import train_and_evaluate
@@ -92,12 +92,20 @@ def train_population(
       StoppedError: as `train`; the same call continues.
     """
     config, dataset, spec = _prepare(config, data, options)
+    if not isinstance(sweep, Mapping | None):
+        raise UserError(
+            f"sweep={shown(sweep)}: expected a dict of lists, such as "
+            "{'learning_rate': [1e-3, 2e-3]}"
+        )
     if seeds is None and not sweep:
         raise UserError(
             "seeds and sweep are missing; expected one of them, such as "
             "seeds=range(8). For a single run, use train"
         )
-    members = population.vary(config, seeds, _full_names(config, sweep or {}))
+    sweep = _full_names(config, sweep or {})
+    varied = {*sweep} | ({"seed"} if seeds is not None else set())
+    varying.check_free(_full_names(config, options), varied)
+    members = varying.vary(config, seeds, sweep)
     path = None if workdir is None else path_of(workdir, "workdir")
     with new_folder.chosen(path, spec) as path:
         return train_members(config, path, members, dataset)

@@ -34,14 +34,18 @@ class PopulationSummary:
       members: a summary by the name of the member, in the order of training.
       settings: a setting for each combination of swept options; the highest mean
         accuracy on validation first.
+      failed: names of the members whose loss is not finite; they are not in `members`.
     """
 
     members: dict[str, Summary]
     settings: tuple[Setting, ...]
+    failed: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, results: Iterable[tuple[Member, Summary]]) -> "PopulationSummary":
-        """Returns the result of members that are trained."""
+    def of(
+        cls, results: Iterable[tuple[Member, Summary]], failed: Iterable[str] = ()
+    ) -> "PopulationSummary":
+        """Returns the result of members that are trained, and of those that failed."""
         groups: dict[str, list[tuple[Member, Summary]]] = {}
         for member, summary in (results := list(results)):
             groups.setdefault(member.setting, []).append((member, summary))
@@ -57,7 +61,8 @@ class PopulationSummary:
             for name, group in groups.items()
         ]
         ranked = sorted(settings, key=lambda one: one.validation.mean, reverse=True)
-        return cls({member.name: one for member, one in results}, tuple(ranked))
+        found = {member.name: one for member, one in results}
+        return cls(found, tuple(ranked), tuple(failed))
 
     def to_json(self) -> dict[str, Any]:
         """Returns an object that `json.dumps` accepts."""
@@ -72,7 +77,8 @@ class PopulationSummary:
             for name, one in self.members.items()
         }
         settings = [dataclasses.asdict(one) for one in self.settings]
-        return {"members": members, "settings": settings}
+        failed = list(self.failed)
+        return {"members": members, "settings": settings, "failed": failed}
 
     @property
     def ranked(self) -> list[str]:

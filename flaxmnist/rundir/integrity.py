@@ -16,6 +16,7 @@ FILES = (
     ".lock",
     "config.json",
     "extensions.json",
+    "population.json",
     "metrics.jsonl",
     "summary.json",
     "report.html",
@@ -38,7 +39,7 @@ def check_links(workdir: Path) -> None:
     """
     try:
         for name in FILES:
-            _check(workdir / name, stat.S_ISREG, "a regular file")
+            check_file(workdir / name)
         for name in FOLDERS:
             if _check(workdir / name, stat.S_ISDIR, "a directory"):
                 for path in (workdir / name).iterdir():
@@ -46,6 +47,15 @@ def check_links(workdir: Path) -> None:
                         raise _is_link(path)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror})") from None
+
+
+def check_file(path: Path) -> None:
+    """Raises UserError if a path is a link, or not of a regular file.
+
+    Raises:
+      OSError: the directory cannot be read.
+    """
+    _check(path, stat.S_ISREG, "a regular file")
 
 
 def _check(path: Path, is_kind: Callable[[int], bool], kind: str) -> bool:

@@ -6,26 +6,21 @@ subdirectory.
 """
 
 import dataclasses
-import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flaxmnist import config as configs
 from flaxmnist import options as types
-from flaxmnist.errors import UserError, did_you_mean, shown
+from flaxmnist.errors import UserError, did_you_mean
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.schemas import Schema, conform
 from flaxmnist.runtime import files
 
 FILE = "population.json"
-_NAME = re.compile(r"[\w+=,-][\w.+=,-]*")
-_MAX_NAME = 120
-# Options of which the members share one value: those of the data, and those that change
-# the shapes of arrays in any case.
-_SHARED = ("batch_size", "grad_accumulation", "eval_batch_size", "data", "mesh")
+_NAME = re.compile(r"[\w+=,-][\w.+=,-]*", re.ASCII)
 # Options, and groups of options, that decide what a model computes.
 MODEL = ("model", "precision")
 
@@ -49,15 +44,29 @@ class Member:
             f"{name}={value}" for name, value in self.options.items() if name != "seed"
         )
 
+    def changed(self, values: Any) -> dict[str, Any]:
+        """Returns a configuration as JSON contains it with the options of this member.
 
-def _names_code(value: Any) -> bool:
+        Imports nothing and raises nothing: both may be of an untrusted file.
+        """
+        changed: dict[str, Any] = dict(values) if isinstance(values, dict) else {}
+        for name, value in self.options.items():
+            group, _, key = name.rpartition(".")
+            if not group:
+                changed[key] = value
+            elif isinstance(part := changed.get(group), dict):
+                changed[group] = {**part, key: value}
+        return changed
+
+
+def names_code(value: Any) -> bool:
     """Returns whether a value contains a text like ``"my_models:ResNet"``."""
     return ":" in json.dumps(value, separators=(",", ""))
 
 
 def _member(value: Any) -> Member:
     found = conform(value, _MEMBER)
-    if _names_code(found["options"]):  # The file may be of another person.
+    if names_code(found["options"]):  # The file may be of another person.
         raise ValueError
     return Member(found["name"], found["options"])
 
@@ -98,9 +107,14 @@ def saved_members(workdir: Path) -> tuple[Member, ...] | None:
     """Returns the members of a population; None if the directory contains none.
 
     Raises:
-      UserError: ``population.json`` cannot be read, or a member is a link.
+      UserError: ``population.json`` cannot be read, a member is a population, or one
+        of them is a link.
     """
     path = workdir / FILE
+    try:
+        integrity.check_file(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
     try:
         found = conform(files.read_json(path), _SCHEMA)["members"]
     except (FileNotFoundError, NotADirectoryError):
@@ -112,10 +126,15 @@ def saved_members(workdir: Path) -> tuple[Member, ...] | None:
         ) from None
     members: tuple[Member, ...] = found
     for one in members:
-        if (workdir / one.name).is_symlink():
+        folder, found = workdir / one.name, ""
+        if folder.is_symlink():
+            found = "is a link"
+        elif (folder / FILE).exists():
+            found = "contains a population"
+        if found:
             raise UserError(
-                f"{workdir / one.name} is a link; expected the directory of a member. "
-                "Replace it with that directory"
+                f"{folder} {found}; expected the run directory of a member. Replace it "
+                "with that directory"
             )
     return members
 
@@ -179,79 +198,3 @@ def merged(
             "--workdir"
         )
     return (*former, *(one for one in wanted.values() if one not in former))
-
-
-def vary(
-    config: configs.Config,
-    seeds: Iterable[Any] | None = None,
-    sweep: Mapping[str, Sequence[Any]] | None = None,
-) -> tuple[Member, ...]:
-    """Returns a member for each seed and each combination of the values of `sweep`.
-
-    Args:
-      config: that the members share.
-      seeds: different integers; the seed of `config` alone if None.
-      sweep: values by the full name of an option.
-
-    Raises:
-      UserError: a seed or a value is invalid or given twice, or an option is unknown or
-        cannot be swept.
-    """
-    sweep = dict(sweep or {})
-    axes = {name: _values(config, name, values) for name, values in sweep.items()}
-    if seeds is not None:
-        axes["seed"] = _seeds(seeds)
-    members: list[Member] = []
-    for values in itertools.product(*axes.values()):
-        given = dict(zip(axes, values, strict=True))
-        name = re.sub(r"[^\w.+=,-]", "_", ",".join(map(_text, given.items())))
-        if len(name) > _MAX_NAME or name in _names(members):
-            name = f"{name[:_MAX_NAME]}-{len(members) + 1}"
-        members.append(Member(name, given))
-    return tuple(members)
-
-
-def _text(option: tuple[str, Any]) -> str:
-    name, value = option
-    return f"seed-{value}" if name == "seed" else f"{name}={value}"
-
-
-def _seeds(seeds: Iterable[Any]) -> list[int]:
-    given = (
-        [seeds] if isinstance(seeds, str) or not isinstance(seeds, Iterable) else seeds
-    )
-    found = []
-    for one in given:
-        found.append(types.check("", {"seed": one}, {"seed": types.seed})["seed"])
-        if found.count(found[-1]) > 1:
-            raise UserError(f"seeds: {one} is given twice; expected different integers")
-    if not found:
-        raise UserError("seeds is empty; expected one or more integers")
-    return found
-
-
-def _values(config: configs.Config, name: str, values: Sequence[Any]) -> list[Any]:
-    """Returns the values of a swept option in the form of a configuration."""
-    if name == "seed":
-        raise UserError("sweep: seed is not swept; use seeds, or --seeds")
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise UserError(f"sweep: {name}={shown(values)}: expected a list of values")
-    found: list[Any] = []
-    for value in values:
-        # JSON has no tuples: the same as if read again.
-        changed = configs.flat(configs.override(config, {name: value}))[name]
-        changed = json.loads(json.dumps(changed))
-        if changed in found:
-            raise UserError(f"sweep: {name}={shown(value)} is given twice")
-        if _names_code(changed):
-            raise UserError(
-                f"sweep: {name}={shown(value)} names code; expected values of another "
-                "kind. Train a run for each function instead"
-            )
-        found.append(changed)
-    if {name, name.partition(".")[0]} & {*_SHARED}:
-        raise UserError(
-            f"sweep: {name} cannot be swept; the members of a population share the "
-            "data and the shapes of all arrays. Train a population for each value"
-        )
-    return found

@@ -66,7 +66,7 @@ def finish(
         rundir.remove("report.html")  # It is of an earlier summary.
         rundir.write("summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
         if experiment.config.report:
-            with _errors_as_warnings(rundir.workdir, console):
+            with errors_as_warnings(rundir.workdir, console):
                 _report(experiment, best_state, summary, rundir.workdir)
     saved = ", ".join(map(str, checkpoints.steps))
     has_report = (rundir.workdir / "report.html").exists()
@@ -101,7 +101,7 @@ def finish_again(
         rundir.check()
         with (
             stop_at_interrupt(_interrupted(progress, rundir.workdir)),
-            _errors_as_warnings(rundir.workdir, console),
+            errors_as_warnings(rundir.workdir, console),
         ):
             state = _state(progress, outputs.checkpoints, summary.evaluated_step)
             _report(experiment, state, summary, rundir.workdir)
@@ -122,7 +122,7 @@ def _interrupted(progress: Progress, workdir: Path) -> str:
 
 
 @contextlib.contextmanager
-def _errors_as_warnings(workdir: Path, console: Console) -> Iterator[None]:
+def errors_as_warnings(workdir: Path, console: Console) -> Iterator[None]:
     """Turns an error of the report into a warning: the results are saved already."""
     try:
         yield

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 import shlex
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from flaxmnist import config as configs
-from flaxmnist.core.steps import all_finite, eval_steps, train_steps
+from flaxmnist.core.steps import all_finite
 from flaxmnist.data import Dataset
 from flaxmnist.errors import NotFiniteError, StoppedError, UserError, shown
 from flaxmnist.paths import path_of
@@ -25,6 +24,7 @@ from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Clock, Console
 from flaxmnist.runtime.interrupts import record_interrupts
 from flaxmnist.training.changing import likely_origin
+from flaxmnist.training.compiling import compile_reports, compile_training
 from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.finish import finish, finish_again
 from flaxmnist.training.hooks import (
@@ -38,7 +38,7 @@ from flaxmnist.training.hooks import (
     UserHook,
     call_user_hooks,
 )
-from flaxmnist.training.observe import observed_norms, placement
+from flaxmnist.training.observe import placement
 from flaxmnist.training.progress import Progress
 from flaxmnist.training.resume import begin, resume, roll_back
 
@@ -111,7 +111,7 @@ def train_and_evaluate(
         if fresh is not None:
             # The user's code may fail when it is traced: nothing is written before.
             with clock("compile"):
-                fresh = _compile_training(experiment, fresh)
+                fresh = compile_training(experiment, fresh)
             processes.wait_for_all()
         rundir.prepare()
         with Checkpoints(
@@ -141,6 +141,8 @@ def _train_and_finish(
     """Trains from `progress` to the end and evaluates the best state."""
     workdir, console = outputs.rundir.workdir, outputs.console
     first_step, finished = progress.step, experiment.is_finished(progress)
+    if finished:
+        _check_unchanged(experiment, first_step, workdir)
     if first_step:
         what, total = "is finished" if finished else "resumes", experiment.total_steps
         place = f"at step {first_step} of {total}"
@@ -148,6 +150,8 @@ def _train_and_finish(
             place = f"at step {first_step}, beyond the configured {total} steps"
         console.line(f"{workdir} {what} {place}")
     if finished and (summary := _saved_summary(workdir, first_step)):
+        # Code that its user trusts now needs no flag from then on.
+        outputs.rundir.sign(experiment.config)
         finish_again(experiment, progress, summary, outputs)
         return summary
     for change in experiment.changes:
@@ -167,6 +171,16 @@ def _train_and_finish(
                 experiment, progress, outputs.checkpoints, console, error
             )
     return finish(experiment, progress, first_step, outputs)
+
+
+def _check_unchanged(experiment: Experiment, step: int, workdir: Path) -> None:
+    """Raises UserError if an option of a finished run has changed at its last step."""
+    if changes := [one for one in experiment.changes if one.step == step]:
+        raise UserError(
+            f"{workdir} is finished at step {step}, and {changes[0]} has no effect any "
+            f"more. Train further as well, such as with --config.num_steps={2 * step}, "
+            "or use another --workdir"
+        )
 
 
 def _saved_summary(workdir: Path, step: int) -> Summary | None:
@@ -204,7 +218,7 @@ def _train(
         ]
         if not experiment.is_finished(progress):
             with clock("compile"):
-                progress = _compile_training(experiment, progress)
+                progress = compile_training(experiment, progress)
             processes.wait_for_all()
         while not experiment.is_finished(progress):
             step, seconds = progress.step, clock.seconds["train"]
@@ -213,7 +227,7 @@ def _train(
             if step == first_step:
                 # Compile these after the first step, so that its errors appear sooner.
                 with clock("compile"):
-                    _compile_reports(experiment, progress)
+                    compile_reports(experiment, progress)
             number = processes.all_processes_max(interrupt.number)
             progress = dataclasses.replace(progress, interrupt=number)
             if not _is_finite(experiment, progress):
@@ -277,26 +291,3 @@ def _pace(experiment: Experiment, steps: int, seconds: float) -> int:
     if jax.process_count() > 1:
         return experiment.every["log"].steps
     return max(1, math.ceil(steps * DISPATCH_SECONDS / seconds))
-
-
-def _compile_training(experiment: Experiment, progress: Progress) -> Progress:
-    """Compiles the training program by dispatching zero steps."""
-    batches, _ = next(experiment.feed.chunks(progress.step, progress.step + 1))
-    with warnings.catch_warnings():
-        # An earlier run in this process built an optimizer of the same code.
-        warnings.filterwarnings("ignore", "train_step compiles again")
-        state, metrics = train_steps(
-            progress.state, progress.metrics_since_log, batches, experiment.put(0)
-        )
-    return dataclasses.replace(progress, state=state, metrics_since_log=metrics)
-
-
-def _compile_reports(experiment: Experiment, progress: Progress) -> None:
-    """Compiles the programs of logs and evaluations by running them once."""
-    zero = experiment.put(0)
-    observed_norms(experiment, progress.state, progress.step)
-    for feed in experiment.eval_feeds.values():
-        batches, _ = next(feed.chunks(0, 1))
-        eval_steps(progress.state, experiment.no_metrics(), batches, zero, zero)
-    all_finite(progress.state)
-    experiment.schedule(zero)

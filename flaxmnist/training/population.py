@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -11,18 +11,33 @@ import jax
 from flaxmnist import config as configs
 from flaxmnist.core.sharding import named_leaves
 from flaxmnist.data import Dataset
-from flaxmnist.errors import StoppedError, UserError, dtype_and_shape
+from flaxmnist.errors import DivergedError, StoppedError, UserError, dtype_and_shape
 from flaxmnist.report.results import PopulationSummary
 from flaxmnist.rundir import folder as workdirs
-from flaxmnist.rundir import population
+from flaxmnist.rundir import population, trust
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.population import Member
 from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.interrupts import stop_at_interrupt
 from flaxmnist.training.experiment import Experiment
+from flaxmnist.training.finish import errors_as_warnings
 from flaxmnist.training.loop import train_and_evaluate
 from flaxmnist.training.resume import abstract_tree, begin
+
+
+class _Console(Console):
+    """Prints a warning of several members once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned: set[str] = set()
+
+    def warn(self, text: str) -> None:
+        """Prints a warning, unless it was printed before."""
+        if text not in self._warned:
+            self._warned.add(text)
+            super().warn(text)
 
 
 def train_members(
@@ -31,52 +46,53 @@ def train_members(
     members: Sequence[Member] = (),
     data: Dataset | None = None,
     *,
-    console: Console | None = None,
     started: float | None = None,
 ) -> PopulationSummary:
     """Trains the members of a population in turn, and writes tables and report.
 
-    Finished members are not trained again, and an unfinished one resumes.
+    Finished members are not trained again, and an unfinished one resumes. If the loss
+    of a member is not finite, the others are trained nevertheless.
 
     Args:
       config: that the members share.
       workdir: the directory of the population.
       members: to train; if empty, those that the directory lists.
       data: see :func:`flaxmnist.training.loop.train_and_evaluate`.
-      console: where to print; the standard output if None.
       started: see `train_and_evaluate`.
 
     Raises:
       UserError: as `train_and_evaluate`; or the directory contains an ordinary run or
         another population, or a swept option changes the shapes of arrays.
+      DivergedError: the loss of a member is not finite; the others are trained.
       StoppedError: Ctrl-C or SIGTERM stopped it, after the present member was saved.
     """
-    console = console or Console()
+    console = _Console()
     if jax.process_count() > 1:
         raise UserError(
             "a population is trained by one process; remove --coordinator, or train "
             "the members one by one"
         )
+    results: dict[Member, Summary] = {}
+    failed: dict[str, DivergedError] = {}
     with workdirs.locked(workdir) as rundir:
         runs, dataset = _start(rundir, config, members, data)
         if dataset.warning:
             console.warn(dataset.warning)
             dataset = dataclasses.replace(dataset, warning=None)
         with stop_at_interrupt(_interrupted(workdir)):
-            results = []
             for number, (one, run) in enumerate(runs.items(), 1):
                 console.line(f"\nmember {number} of {len(runs)}: {one.name}")
-                result = _train(run, workdir / one.name, dataset, console, started)
-                results.append((one, result))
+                folder = workdir / one.name
+                try:
+                    results[one] = _train(run, folder, dataset, console, started)
+                except DivergedError as error:
+                    console.line(f"{one.name} failed: {error.problem}")
+                    failed[one.name] = error
                 started = None
-            summary = PopulationSummary.of(results)
-            rundir.remove("report.html")  # It is of an earlier summary.
-            rundir.write("summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
-            console.line(f"\n{summary.tables()}")
-            if config.report:
-                rundir.check()
-                _report(workdir, summary)
-    report = "report.html, " if config.report else ""
+            summary = _write(rundir, config, results, failed, console)
+    if failed:
+        raise _diverged(config, failed, len(runs))
+    report = "report.html, " if (workdir / "report.html").exists() else ""
     use = ""
     if population.has_one_model(runs):
         use = "; eval, predict and export use the members as an ensemble"
@@ -84,6 +100,41 @@ def train_members(
         f"\n{workdir}: {report}summary.json, and a run directory per member{use}"
     )
     return summary
+
+
+def _write(
+    rundir: workdirs.Lock,
+    config: configs.Config,
+    results: dict[Member, Summary],
+    failed: Iterable[str],
+    console: Console,
+) -> PopulationSummary:
+    """Writes and prints the results of a population."""
+    summary = PopulationSummary.of(results.items(), failed)
+    rundir.remove("report.html")  # It is of an earlier summary.
+    rundir.write("summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
+    if results:
+        console.line(f"\n{summary.tables()}")
+    if results and config.report:
+        rundir.check()
+        with errors_as_warnings(rundir.workdir, console):
+            _report(rundir.workdir, summary)
+    return summary
+
+
+def _diverged(
+    config: configs.Config, failed: dict[str, DivergedError], count: int
+) -> DivergedError:
+    others = "; the others are finished" if len(failed) < count else ""
+    listed = "".join(f"\n  {name}: {one.problem}" for name, one in failed.items())
+    again = ""
+    if config.on_nan == "stop":
+        again = "Add --config.on_nan=rollback to train them again. Or use "
+    return DivergedError(
+        f"{len(failed)} of {count} members failed{others}{listed}",
+        f"{again or 'Use '}another --workdir, with a smaller optimizer.learning_rate "
+        "or optimizer.clip_norm=1",
+    )
 
 
 def _start(
@@ -94,17 +145,22 @@ def _start(
 ) -> tuple[dict[Member, configs.Config], Dataset]:
     """Writes the list of members; returns their configurations, and the data."""
     workdir = rundir.workdir
-    members = population.merged(workdir, config, members)
+    saved = workdirs.saved_config(workdir)
+    workdirs.permit(config)
+    is_given, members = bool(members), population.merged(workdir, config, members)
     runs = {one: configs.override(config, one.options.items()) for one in members}
     for run in runs.values():
-        workdirs.permit(run)
+        if is_given:
+            workdirs.permit(run)
+        else:  # The list in the directory may be of another person.
+            trust.check(configs.as_dict(run), workdir)
     first = runs[members[0]]
-    if (saved := workdirs.saved_config(workdir)) is not None:
+    if saved is not None:
         workdirs.check_same(saved, first)
     dataset = _check(runs, data)
     rundir.prepare(())
     rundir.write(population.FILE, population.to_json(members))
-    rundir.write_config(first)
+    rundir.write_config(first, *runs.values())
     return runs, dataset
 
 
@@ -124,9 +180,10 @@ def _train(
             config, workdir, data=dataset, console=console, started=started
         )
     except StoppedError as error:
-        raise StoppedError(
-            error.number, f"{error}\n{_interrupted(workdir.parent)}", error.alone
-        ) from None
+        advice = _interrupted(workdir.parent)
+        if str(error) == advice:  # The signal came before the member was started.
+            raise
+        raise StoppedError(error.number, f"{error}\n{advice}", error.alone) from None
 
 
 def _finished(

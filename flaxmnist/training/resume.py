@@ -1,7 +1,6 @@
 """Starting, warm-starting, resuming and inspecting runs."""
 
 import dataclasses
-import functools
 import itertools
 import math
 from pathlib import Path
@@ -15,8 +14,9 @@ from flaxmnist.core import optim, optimizers, sharding
 from flaxmnist.core.state import TrainState, abstract_state, create_state
 from flaxmnist.data import Dataset
 from flaxmnist.data.forms import FORMS
-from flaxmnist.errors import NotFiniteError, UserError
+from flaxmnist.errors import DivergedError, NotFiniteError, UserError
 from flaxmnist.rundir import folder as workdirs
+from flaxmnist.rundir import trust
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.runtime import machine
@@ -176,9 +176,12 @@ def resume(
     Raises:
       UserError: all checkpoints are damaged, or of another configuration or data.
     """
-    restored = checkpoints.restore_newest(
-        functools.partial(expected, experiment, allow_change=allow_change)
-    )
+
+    def expect(manifest: Manifest) -> dict[str, Any]:
+        trust.check(manifest.config, checkpoints.directory.parent)
+        return expected(experiment, manifest, allow_change)
+
+    restored = checkpoints.restore_newest(expect)
     if restored is None:
         return experiment, begin(experiment)
     step, tree, manifest = restored
@@ -241,7 +244,7 @@ def roll_back(
     Every checkpoint is finite. Before the first one, the run starts again.
 
     Raises:
-      UserError: `config.on_nan` is "stop", or no rollback is left.
+      DivergedError: `config.on_nan` is "stop", or no rollback is left.
     """
     checkpoints.wait()
     config = experiment.config
@@ -266,7 +269,8 @@ def roll_back(
     if progress.rollbacks:
         tried = f", after {progress.rollbacks} of {most} rollbacks"
     other = ", or on_nan=rollback" if config.on_nan == "stop" else ""
-    raise UserError(
-        f"{error}{tried}; {kept}\nTry a smaller {option} than "
-        f"{rate * progress.rate_scale:g}, optimizer.clip_norm=1{other}{how}"
+    raise DivergedError(
+        f"{error}{tried}; {kept}",
+        f"Try a smaller {option} than {rate * progress.rate_scale:g}, "
+        f"optimizer.clip_norm=1{other}{how}",
     ) from None

@@ -248,7 +248,7 @@ def late(does):
 
 if "--process_id=1" in sys.argv:
     data.load = late(data.load)
-    loop._compile_training = late(loop._compile_training)
+    loop.compile_training = late(loop.compile_training)
 sys.exit(train.main())
 """
 

@@ -218,6 +218,10 @@ def test_other_changes_are_refused_and_the_message_says_which_are_permitted(
     with pytest.raises(UserError, match=r"name adam → sgd.*: .* --init_from"):
         run(override(CONFIG, momentum), workdir, allow_change=True)
     assert (workdir / "config.json").read_bytes() == config
+    finished = override(CHANGED, {"num_steps": CONFIG.num_steps})
+    said = r"is finished at step .* 0.03 has no effect any more. .*num_steps=26"
+    with pytest.raises(UserError, match=said):
+        run(finished, workdir, allow_change=True)
     (workdir / "config.json").unlink()
     with pytest.raises(UserError, match=permitted):
         run(CHANGED, workdir)

@@ -16,12 +16,16 @@ import pytest
 from helpers import assert_identical, lines, saved, stop_at, timeless, tiny_config
 from scipy import stats
 
-from flaxmnist.cli import train
-from flaxmnist.errors import StoppedError, UserError
+from flaxmnist.cli import report, train
+from flaxmnist.errors import DivergedError, StoppedError, UserError
+from flaxmnist.inference.train import train_population
+from flaxmnist.report import population as pages
 from flaxmnist.report.results import PopulationSummary
 from flaxmnist.report.statistics import Spread
 from flaxmnist.rundir import population
-from flaxmnist.rundir.population import Member, vary
+from flaxmnist.rundir.population import Member
+from flaxmnist.rundir.varying import vary
+from flaxmnist.training import population as training
 from flaxmnist.training.population import train_members
 
 
@@ -145,7 +149,9 @@ def test_a_killed_population_resumes_bit_for_bit(tmp_path):
         ("--sweep=optimizer.learning_rate", "expected NAME=VALUES"),
         ("--sweep=optimizer.learning_rate=1e-3,0.001", "'0.001' is given twice"),
         ("--sweep=model.dropout_rate=0.1,2", "model.dropout_rate=2: expected"),
-        ("--seeds=0:2 --config.seed=1", "has no effect with --seeds"),
+        ("--sweep=optimizer.learning_rate=1e-3,,1", "expected NAME=VALUES"),
+        ("--sweep=model.hidden=(64,),(32", "close brackets and quotes"),
+        ("--seeds=0:2 --config.seed=1", "one value of seed has no effect"),
         ("--seeds=0:2 --dry_run", "--dry_run is for a single run"),
     ],
 )
@@ -167,6 +173,105 @@ def test_a_population_and_a_run_do_not_mix(trained_population, finished_run, tmp
         train_members(config, finished_run[0], vary(config, [0, 1]))
     flags = [f"--workdir={trained_population[0]}", "--seeds=0:2", "--config.ema=0.9"]
     assert train.main(flags) == 2
+
+
+def test_one_seed_for_all_members_is_refused(trained_population, capsys):
+    workdir = trained_population[0]
+    before = (workdir / "summary.json").read_bytes()
+    assert train.main([f"--workdir={workdir}", "--config.seed=7"]) == 2
+    assert "Remove it; to train further values, give all" in capsys.readouterr().err
+    assert (workdir / "summary.json").read_bytes() == before
+    with pytest.raises(UserError, match="one value of seed has no effect"):
+        train_population("mlp:smoke", workdir, seeds=[1], seed=2)
+
+
+def test_members_after_a_diverged_one_are_trained(
+    trained_population, tmp_path, monkeypatch, capsys
+):
+    """Member 6 diverges, so that only finished members are left."""
+    config, workdir = tiny_config(report=True), tmp_path / "p"
+    shutil.copytree(trained_population[0], workdir)
+    path = workdir / population.FILE
+    before = json.loads(path.read_text())
+    member = {"name": "seed-6", "options": {"seed": 6}}
+    path.write_text(json.dumps({"members": [member, *before["members"]]}))
+    values = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(values | {"seed": 6}))
+
+    def diverge(*args, console, **options):
+        console.warn("of every member")
+        console.warn("of every member")
+        raise DivergedError("the loss is not finite", "Try --allow_change")
+
+    def fail(*args):
+        raise KeyError("curves")
+
+    monkeypatch.setattr(training, "train_and_evaluate", diverge)
+    monkeypatch.setattr(pages, "write_population", fail)
+    with pytest.raises(DivergedError) as error:
+        train_members(config, workdir)
+    said = str(error.value)
+    assert said.startswith("1 of 3 members failed; the others are finished\n  seed-6: ")
+    assert "Add --config.on_nan=rollback to train" in said
+    assert "--allow_change" not in said
+    content = json.loads((workdir / "summary.json").read_text())
+    assert content["failed"] == ["seed-6"]
+    assert [*content["members"]] == ["seed-0", "seed-1"]
+    out, warned = capsys.readouterr()
+    assert "seed-6 failed: the loss is not finite" in out
+    assert "seed-1    40" in out
+    assert warned.count("of every member") == 1
+    assert "the report was not written (KeyError: 'curves')" in warned
+    monkeypatch.undo()
+    # An ensemble requires all members, but the report does not.
+    assert report.main([f"--workdir={workdir}"]) == 0
+    assert "Not finished: seed-6." in (workdir / "report.html").read_text()
+
+
+def test_an_interrupt_is_reported_once(trained_population, tmp_path, monkeypatch):
+    config, workdir = tiny_config(), tmp_path / "p"
+    shutil.copytree(trained_population[0], workdir)
+    (workdir / "seed-1" / "summary.json").unlink()
+
+    def stop(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training, "train_and_evaluate", stop)
+    with pytest.raises(StoppedError) as stopped:
+        train_members(config, workdir)
+    assert str(stopped.value).count("continues with this member") == 1
+
+
+def test_a_population_of_several_models_is_reported(
+    trained_population, tmp_path, capsys
+):
+    workdir = tmp_path / "p"
+    shutil.copytree(trained_population[0], workdir)
+    members = [
+        Member(f"seed-{seed}", {"model.dropout_rate": rate})
+        for seed, rate in enumerate((0.4, 0.2))
+    ]
+    (workdir / population.FILE).write_text(population.to_json(members))
+    (workdir / "report.html").unlink()
+    assert report.main([f"--workdir={workdir}"]) == 0
+    page = (workdir / "report.html").read_text()
+    assert "model.dropout_rate=0.2" in page
+    assert "ensemble of" not in page
+    assert report.main([f"--workdir={workdir}", "--step=20"]) == 2
+    assert "step=20: expected no step" in capsys.readouterr().err
+
+
+def test_the_name_of_a_member_depends_on_its_options_only():
+    config, name = tiny_config(), "optimizer.learning_rate"
+    long = {f"augment.{each}": [0.1234567, 0.2] for each in ("rotate", "scale")}
+    long |= {f"augment.{each}": [0.3456789, 0.5] for each in ("haze", "noise")}
+    long |= {"loss.class_weights": [[1 + each / 8 for each in range(10)]]}
+    first, second = vary(config, [3], long)[:2]
+    assert vary(config, [2, 3], long)[1] == first
+    assert first.name != second.name
+    assert max(len(first.name), len(second.name)) <= 120
+    (member,) = vary(config, sweep={name: [0.25]})
+    assert member.name == f"{name}=0.25"
 
 
 def of(summary, accuracy):
@@ -215,6 +320,11 @@ def test_a_damaged_list_of_members_is_refused(tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
             population.saved_members(tmp_path)
     path.write_text(population.to_json([Member("seed-0", {"seed": 0})]))
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / population.FILE).touch()
+    with pytest.raises(UserError, match="contains a population; expected the run"):
+        population.saved_members(tmp_path)
+    shutil.rmtree(tmp_path / "seed-0")
     (tmp_path / "seed-0").symlink_to(tmp_path)
     with pytest.raises(UserError, match="is a link"):
         population.saved_members(tmp_path)
