@@ -21,8 +21,9 @@ from flaxmnist.inference.fit import fit
 from flaxmnist.pictures.files import Picture
 from flaxmnist.pictures.prepare import Prepared, prepare
 
-# A prediction whose probability is lower gets a warning.
-SURE = 0.8
+# A prediction whose probability is lower gets a warning: 1.7 % of the validation images
+# of the recipe `cnn`, whose label smoothing lowers all probabilities.
+SURE = 0.65
 # Number of pictures per call of the model.
 CHUNK = 64
 

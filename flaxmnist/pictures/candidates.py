@@ -172,11 +172,11 @@ def _is_frame(
       is_ground: the pixels there that are as light as the ground.
       labels: of the whole picture.
     """
-    if max(mark.height, mark.width) > 2.2 * min(mark.height, mark.width):
-        return False
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     outer = max(outlines, key=cv2.contourArea)
-    if not _is_box(outer):
+    # A long box, also one at an angle, may be a 1.
+    sides = sorted(cv2.minAreaRect(outer)[1])
+    if sides[1] > 2.2 * sides[0] or not _is_box(outer):
         return False
     height, width = labels.shape
     if mark.height > 0.8 * height and mark.width > 0.8 * width:
@@ -228,6 +228,6 @@ def _score(mark: Mark, support: float, share: float, shape: tuple[int, ...]) -> 
     if mark.contact:
         # A digit that is cropped tight reaches from border to border.
         is_tight = mark.height >= 0.95 * shape[0] and mark.width >= 0.95 * shape[1]
-        allowed = 0.3 if is_tight else 0.05
-        score *= 0.7 * np.exp(-6 * max(0, mark.contact - allowed))
+        factor, allowed = (0.9, 0.3) if is_tight else (0.7, 0.05)
+        score *= factor * np.exp(-6 * max(0, mark.contact - allowed))
     return float(score)

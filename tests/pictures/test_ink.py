@@ -174,3 +174,9 @@ def test_a_box_is_a_digit_if_nothing_is_inside(is_eight):
         sheet[190:206, 130:220] = 0.1
     rows, columns = np.nonzero(find_ink(sheet).strength > 0.5)
     assert np.ptp(rows) / np.ptp(columns) == pytest.approx(176 / 106, abs=0.1)
+
+
+def test_a_straight_stroke_at_an_angle_is_a_one():
+    sheet = np.full((450, 350), 0.9, np.float32)
+    cv2.line(sheet, (120, 300), (190, 170), 0.1, 9, cv2.LINE_AA)
+    assert digits_in(find_ink(sheet)) == 1
