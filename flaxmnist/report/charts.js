@@ -21,7 +21,7 @@
   };
   const number = (value) =>
     value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e7)
-      ? value.toLocaleString("en", {maximumSignificantDigits: 4}) : value.toExponential(2);
+      ? value.toLocaleString("en", {maximumSignificantDigits: 4}) : Number(value.toPrecision(3)).toExponential();
 
   let axis = "step", plots = [], range = null;
   const spoken = make("p", root, "", {class: "unseen", role: "status"});

@@ -18,6 +18,8 @@ _CHARTS = {
 _NO_CHART = {"step", "epoch", "split"}
 # Most points of a line: a chart has fewer pixels.
 _MAX_POINTS = 1000
+# Most rows of a table of them.
+_MAX_ROWS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,3 +110,39 @@ def _line(
 def _short(values: Any) -> list[float]:
     """Returns numbers with six digits, which a chart cannot tell from more."""
     return [float(f"{value:.6g}") for value in values]
+
+
+def curve_table(
+    records: Sequence[dict[str, Any]],
+) -> tuple[list[str], list[tuple[int, list[float | None]]]]:
+    """Returns what a run logged, as a table with a row per evaluation.
+
+    The figures of training are those of the last log up to the step.
+
+    Returns:
+      the names of the columns, such as ``"train loss"``, and a row for each of at most
+      `_MAX_ROWS` steps.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    latest: dict[str, float] = {}
+    for record in records:
+        split, figures = record["split"], record.keys() - _NO_CHART
+        named = {
+            f"{split} {name}" if name in ("loss", "accuracy") else name: record[name]
+            for name in record
+            if name in figures
+        }
+        if split == "train":
+            latest = named
+        else:
+            row = rows.setdefault(record["step"], dict(latest))
+            row |= named
+    steps = sorted(rows)
+    if len(steps) > _MAX_ROWS:
+        places = np.linspace(0, len(steps) - 1, _MAX_ROWS).astype(int)
+        steps = [steps[place] for place in places]
+    names = [*dict.fromkeys(name for step in steps for name in rows[step])]
+    return (
+        [name.replace("_", " ") for name in names],
+        [(step, [rows[step].get(name) for name in names]) for step in steps],
+    )

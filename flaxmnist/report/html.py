@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,19 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from flaxmnist import config as configs
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.data import SPLITS
 from flaxmnist.errors import printable
-from flaxmnist.report import plots, statistics
+from flaxmnist.report import plots, statistics, words
+from flaxmnist.report.charts import charts, curve_table
+from flaxmnist.report.comparison import log_of
 from flaxmnist.report.gallery import drawable, filters, mistakes
+from flaxmnist.report.mistakes import Mistakes
 from flaxmnist.report.page import data_url, template
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.results import Figures, Summary
 from flaxmnist.runtime.durable import make_directory, write_file
 
-# Most images of mistakes, and most pairs of classes and classes in a table.
-_SHOWN_MISTAKES, _SHOWN_PAIRS, _SHOWN_CLASSES = 36, 20, plots.MAX_NAMED
+# Most images of mistakes in `plots/`, and most pairs of classes and classes in a table.
+_SHOWN_MISTAKES, _SHOWN_PAIRS, _SHOWN_CLASSES = 36, 10, plots.MAX_NAMED
 
 
 def _splits(
@@ -59,6 +60,26 @@ def _classes(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str
         name = printable(class_names[label])
         rows.append({"label": name, "count": count, "interval": interval, **found})
     return rows
+
+
+def _averages(confusion: np.ndarray) -> list[dict[str, Any]]:
+    """Returns the means over the classes, of all that have examples."""
+    figures, counts = Metrics(0.0, confusion).per_class(), confusion.sum(axis=1)
+    some = counts > 0
+    return [
+        {
+            "label": label,
+            "count": int(counts.sum()),
+            **{
+                name: float(np.average(values[some], weights=weights[some]))
+                for name, values in figures.items()
+            },
+        }
+        for label, weights in (
+            ("macro mean", np.ones(len(counts))),
+            ("mean weighted by examples", counts),
+        )
+    ]
 
 
 def _confused(
@@ -131,10 +152,7 @@ class Results:
         return self.outputs["test"]
 
 
-def write_report(
-    results: Results,
-    workdir: Path,
-) -> Path:
+def write_report(results: Results, workdir: Path) -> Path:
     """Writes ``report.html``, one file that needs no other, and ``plots/*.png``.
 
     Args:
@@ -152,21 +170,30 @@ def write_report(
     make_directory(workdir / "plots")
     for name, content in figures.items():
         write_file(workdir / "plots" / f"{name}.png", content)
-    confusion, names = _confusion(test), summary.dataset.class_names
-    flags = configs.flags_of(configs.from_dict(summary.config))
+    confusion, data = _confusion(test), summary.dataset
+    history, mistaken = results.history, Mistakes.of(test, results.test_images, data)
     page = template("report.html.j2").render(
         name=printable(workdir.resolve().name),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         summary=summary,
         splits=_splits(summary, results.outputs),
-        classes=_classes(confusion, names),
-        confused=_confused(confusion, names) if len(names) > plots.MAX_NAMED else [],
-        mistakes=int((test["labels"] != test["classes"]).sum()),
+        banner=words.banner(data),
+        charts=charts({"this run": [log_of(history)]}),
+        table=curve_table(history.records),
+        classes=_classes(confusion, data.class_names),
+        averages=_averages(confusion),
+        confused=_confused(confusion, data.class_names),
+        mistakes=mistaken,
         model=results.costs,
         temperature=temperature,
+        errors=[
+            statistics.reliability(test["logits"] / divisor, test["labels"]).ece
+            for divisor in (1.0, temperature)
+        ],
         pictures={name: data_url(content) for name, content in figures.items()},
         config=json.dumps(summary.config, indent=2),
-        command=shlex.join(["python", "-m", "flaxmnist.main", *flags]),
+        use=words.use(data),
+        command=words.command(summary),
     )
     write_file(path, page)
     return path

@@ -16,6 +16,8 @@ from flaxmnist.report.statistics import Reliability
 _INK, _GRID = "#1f2933", "#d9dee3"
 # Most classes whose names and counts a confusion matrix shows.
 MAX_NAMED = 40
+# A line of fewer points has a marker at each.
+MIN_LINE = 16
 # Longest name of a class in a figure, and longest caption on one line, in characters.
 _MAX_NAME, _MAX_CAPTION = 16, 14
 
@@ -62,6 +64,8 @@ def curves(
                 steps, values = _aligned(runs, split, figure_name)
                 if not len(steps):
                     continue
+                if len(steps) < MIN_LINE and style == "-":
+                    style = "o-"
                 mean = values.mean(axis=0)
                 many = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
                 axis.plot(

@@ -4,20 +4,26 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
+from html import unescape
 
 import flax.linen as nn
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import lines, timeless, tiny_config
 
 from flaxmnist import config as configs
 from flaxmnist import data
-from flaxmnist.cli import report
+from flaxmnist.cli import report, train
 from flaxmnist.core import models
 from flaxmnist.errors import UserError
 from flaxmnist.inference.saved_run import open_run
-from flaxmnist.report import html, plots, statistics
+from flaxmnist.report import html, label_errors, plots, statistics, words
+from flaxmnist.report.mistakes import Mistakes
+from flaxmnist.rundir.description import DatasetInfo
 from flaxmnist.rundir.history import History
 from flaxmnist.training import loop
 
@@ -44,7 +50,12 @@ def test_a_run_ends_with_a_report_that_needs_nothing_else(reported):
     assert summary["dataset"]["fingerprint"] in page
     for name in ("curves", "confusion", "calibration", "mistakes", "filters"):
         assert (workdir / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert page.count("data:image/png;base64,") == 5
+    wrong = round((1 - summary["test"]["accuracy"]) * summary["test"]["count"])
+    assert page.count('alt="Test image') == wrong > 0
+    assert "The images are synthetic" in page
+    assert "flaxmnist predict warns" in page
+    assert page.count("<main>") == page.count("</main>") == 1
+    assert "<th></th>" not in page
     # Nothing is fetched, by whatever attribute.
     assert not re.search(r"""(src|href|url\()\s*=?["']?\s*(https?:|//)""", page)
 
@@ -85,6 +96,100 @@ def test_the_command_in_a_report_gives_the_configuration_again():
         pairs = [flag.removeprefix("--config.").split("=", 1) for flag in changes]
         base = configs.load(first.removeprefix("--config="))
         assert configs.override(base, pairs) == config
+
+
+def command_of(page):
+    (command,) = re.findall('<pre tabindex="0">(python.*?)</pre>', page)
+    return shlex.split(unescape(command))[3:]
+
+
+def test_the_command_names_data_and_virtual_devices(reported):
+    summary = History.read(reported / "seed0").summary
+    config = configs.override(
+        configs.from_dict(summary.config), {"data.source": "auto", "mesh.data": -1}
+    )
+    summary = dataclasses.replace(
+        summary,
+        config=configs.as_dict(config),
+        dataset=dataclasses.replace(summary.dataset, source="bundled"),
+        devices=dataclasses.replace(summary.devices, platform="cpu", count=4),
+    )
+    args, overrides = train._parse(shlex.split(words.command(summary))[3:])
+    assert args.num_cpu_devices == 4
+    found = configs.override(configs.load(args.config), overrides)
+    assert found == configs.override(config, {"data.source": "bundled"})
+    given = dataclasses.replace(summary.dataset, source="arrays")
+    assert words.command(dataclasses.replace(summary, dataset=given)) is None
+
+
+@pytest.mark.slow
+def test_the_command_in_a_report_repeats_the_run(tmp_path):
+    flags = ["--config=mlp:smoke", "--config.data.source=synthetic"]
+    flags += ["--config.num_steps=20", "--config.log_every=5", "--num_cpu_devices=2"]
+    for name in ("run", "again"):
+        program = [sys.executable, "-m", "flaxmnist.main", *flags]
+        subprocess.run([*program, f"--workdir={tmp_path / name}"], check=True)
+        found = command_of((tmp_path / name / "report.html").read_text())
+        assert "--num_cpu_devices=2" in found
+        flags = found
+    first, again = (timeless(lines(tmp_path / name)) for name in ("run", "again"))
+    assert first == again
+
+
+def test_data_that_are_a_part_are_told():
+    def said(name, source, test):
+        counts = {"train": 4000, "validation": 500, "test": test}
+        return words.banner(DatasetInfo(name, source, counts, ""))
+
+    assert "4,000 of MNIST's 60,000 training images" in said("mnist", "bundled", 500)
+    assert "12 of the 10,000 test images of kmnist" in said("kmnist", "idx", 12)
+    assert said("mnist", "idx", 10_000) is None
+    assert said("own", "csv", 12) is None
+
+
+def wrong_outputs(count, classes=10):
+    labels = np.arange(count) % classes
+    predicted = (labels + 1) % classes
+    probabilities = np.full((count, classes), 0.01)
+    probabilities[np.arange(count), predicted] = np.linspace(0.9, 0.5, count)
+    return {"labels": labels, "classes": predicted, "probabilities": probabilities}
+
+
+def test_images_of_mistakes_have_a_limit():
+    counts = dict.fromkeys(("train", "validation", "test"), 600)
+    info = DatasetInfo("own", "idx", counts, "")
+    small = np.zeros((600, 28, 28), np.uint8)
+    found = Mistakes.of(wrong_outputs(499), small, info)
+    assert found.is_complete
+    assert [one.index for one in found.shown[:2]] == [0, 1]
+    found = Mistakes.of(wrong_outputs(600), small, info)
+    assert (found.count, len(found.shown), found.is_complete) == (600, 500, False)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 90, 70, 3), np.uint8)
+    found = Mistakes.of(wrong_outputs(300), noise, info)
+    assert 50 < len(found.shown) < 300
+    assert sum(len(one.image) for one in found.shown) <= 1_000_000
+
+
+def test_known_wrong_labels_are_apart_on_the_test_images_of_mnist_only():
+    outputs = wrong_outputs(1000)
+    outputs["classes"][:900] = outputs["labels"][:900]
+    images = np.zeros((1000, 28, 28), np.uint8)
+    info = DatasetInfo("mnist", "idx", {}, "", {"test": label_errors.MNIST_TEST})
+    found = Mistakes.of(outputs, images, info)
+    assert [one.index for one in found.mislabelled] == [947]
+    assert found.mislabelled[0].note == "most people see 9"
+    assert len(found.shown) == 99
+    assert found.is_complete
+    other = dataclasses.replace(info, fingerprints={"test": "0"})
+    assert not Mistakes.of(outputs, images, other).mislabelled
+
+
+def test_known_wrong_labels_are_of_these_test_images(mnist_dir):
+    dataset = data.load("mnist", "idx", str(mnist_dir))
+    assert dataset.fingerprints["test"] == label_errors.MNIST_TEST
+    labels = dataset.test.labels[[*label_errors.KNOWN]]
+    # As `given_original_label` in mnist_mturk.json.
+    assert labels.tolist() == [8, 0, 9, 4, 2, 5, 6, 6, 5, 5, 0, 1, 4, 6, 5]
 
 
 def test_seeds_are_one_row_and_recipes_apart(reported, tmp_path):
@@ -134,9 +239,18 @@ def test_a_report_shows_the_test_split(reported, monkeypatch):
     page = (workdir / "report.html").read_text()
     precision = matrix[3, 3] / matrix[:, 3].sum()
     recall = matrix[3, 3] / matrix[3].sum()
-    row = f"<td>3</td><td>{matrix[3].sum()}</td><td>{precision:.2%}</td>\n"
+    row = f'<th scope="row">3</th><td>{matrix[3].sum()}</td><td>{precision:.2%}</td>\n'
     assert f"{row}<td>{recall:.2%}</td>" in page
     assert "million floating-point operations" in page
+    recalls, f1 = np.diag(matrix) / matrix.sum(axis=1), []
+    for label, count in enumerate(matrix.sum(axis=1)):
+        f1.append(2 * matrix[label, label] / (count + matrix[:, label].sum()))
+    for name, weights in (("macro mean", None), ("mean weighted", matrix.sum(axis=1))):
+        (found,) = re.findall(f"{name}.*?</tr>", page, re.S)
+        assert f"<td>{np.average(recalls, weights=weights):.2%}</td>" in found
+        assert f"<td>{np.average(f1, weights=weights):.2%}</td></tr>" in found
+    indices = re.findall(r'<span class="quiet">#(\d+)</span>', page)
+    assert [int(index) for index in indices] == [row["index"] for row in wrong]
 
 
 @pytest.fixture
@@ -189,7 +303,9 @@ def test_a_page_of_many_classes_says_what_it_leaves_out(reported, many, tmp_path
     )
     page = html.write_report(results, tmp_path).read_text()
     assert "The 40 classes with the lowest F1, of 100." in page
-    assert "<td>class 7</td><td>class 12</td><td>40</td>" in page
+    assert '<th scope="row">class 7</th><td>class 12</td><td>40 <' in page
+    # Northcutt's images are of MNIST.
+    assert "Known wrong labels" not in page
     assert "images of 9×7×3 in\n100 classes" in page
 
 
