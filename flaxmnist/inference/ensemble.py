@@ -36,7 +36,7 @@ def open_members(
 
     Args:
       workdir: the directory of the population.
-      config: of the first member.
+      config: of the first member, as it was trained.
       members: of the population.
       open_member: opens a run directory with a `config`.
 
@@ -50,7 +50,7 @@ def open_members(
             raise UserError(
                 f"{folder} is not finished; an ensemble requires all members of the "
                 f"population. `flaxmnist train --workdir {quote(str(workdir))}` "
-                "finishes them"
+                "finishes them, or names the reason why not"
             )
         own = configs.override(config, one.options.items())
         # The list of members is not signed, and may be of another person.
@@ -75,7 +75,7 @@ def open_members(
     return dataclasses.replace(
         first,
         workdir=workdir,
-        config=config,
+        config=first.config,
         step=max(run.step for run in runs),
         last_step=max(run.last_step for run in runs),
         state=state,

@@ -283,13 +283,19 @@ def open_run(
         raise UserError(
             f"{workdir} contains no run: config.json is missing; name a run directory"
         )
-    given = configs.override(saved if config is None else config, overrides)
+    trained = saved if config is None else configs.resolve(config)
+    overrides = dict(overrides)
     if (members := population.saved_members(workdir)) is not None:
         options.check("", {"step": step}, {"step": NO_STEP})
         open_member = functools.partial(
-            open_run, data=data, use_mesh=use_mesh, trust_code=trust_code
+            open_run,
+            overrides=overrides,
+            data=data,
+            use_mesh=use_mesh,
+            trust_code=trust_code,
         )
-        return open_members(workdir, given, members, open_member)
+        return open_members(workdir, trained, members, open_member)
+    given = configs.override(trained, overrides)
     workdirs.check_same(saved, given, allow_change=True)
     layout = make_layout(given) if use_mesh else None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:

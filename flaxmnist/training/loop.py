@@ -141,7 +141,8 @@ def _train_and_finish(
     """Trains from `progress` to the end and evaluates the best state."""
     workdir, console = outputs.rundir.workdir, outputs.console
     first_step, finished = progress.step, experiment.is_finished(progress)
-    if finished:
+    summary = _saved_summary(workdir, first_step) if finished else None
+    if summary is not None:
         _check_unchanged(experiment, first_step, workdir)
     if first_step:
         what, total = "is finished" if finished else "resumes", experiment.total_steps
@@ -149,7 +150,7 @@ def _train_and_finish(
         if first_step > total:
             place = f"at step {first_step}, beyond the configured {total} steps"
         console.line(f"{workdir} {what} {place}")
-    if finished and (summary := _saved_summary(workdir, first_step)):
+    if summary is not None:
         # Code that its user trusts now needs no flag from then on.
         outputs.rundir.sign(experiment.config)
         finish_again(experiment, progress, summary, outputs)

@@ -254,8 +254,8 @@ def roll_back(
         experiment, back = resume(experiment, checkpoints, console)
         back = _with_rollbacks(experiment, back, progress.rollbacks + 1)
         console.warn(
-            f"{error}: back to step {back.step}, with {option}="
-            f"{rate * back.rate_scale:g} (rollback {back.rollbacks} of {most})"
+            f"{checkpoints.directory.parent}: {error}: back to step {back.step}, with "
+            f"{option}={rate * back.rate_scale:g} (rollback {back.rollbacks} of {most})"
         )
         return experiment, back
     kept, how = "no checkpoint exists yet", ""

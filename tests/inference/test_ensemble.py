@@ -29,7 +29,8 @@ def test_an_ensemble_predicts_the_mean_of_its_members_probabilities(
     images = test.images[..., None]
     members = [open_run(workdir / name).state for name in ("seed-0", "seed-1")]
     mean = np.mean([predict_step(one, images)["probabilities"] for one in members], 0)
-    run = open_run(workdir)
+    run = open_run(workdir, overrides=iter([("eval_batch_size", 250)]))
+    assert {one.config.eval_batch_size for one in (run, *run.members)} == {250}
     found = predict_step(run.state, images)
     np.testing.assert_allclose(found["probabilities"], mean, rtol=1e-5, atol=1e-7)
     assert eval.main([f"--workdir={workdir}"]) == 0

@@ -222,6 +222,10 @@ def test_other_changes_are_refused_and_the_message_says_which_are_permitted(
     said = r"is finished at step .* 0.03 has no effect any more. .*num_steps=26"
     with pytest.raises(UserError, match=said):
         run(finished, workdir, allow_change=True)
+    # Without its results, such as after a failure of the final evaluation, it ends.
+    (workdir / "summary.json").unlink()
+    assert run(finished, workdir, allow_change=True).step == CONFIG.num_steps
+    shutil.copytree(before, workdir, dirs_exist_ok=True)
     (workdir / "config.json").unlink()
     with pytest.raises(UserError, match=permitted):
         run(CHANGED, workdir)
