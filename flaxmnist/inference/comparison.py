@@ -84,8 +84,12 @@ def _read(paths: Iterable[Path]) -> Iterator[History | Unfinished]:
             raise UserError(f"{path} does not exist; expected a run directory")
         if path.is_file():  # As `runs/*` names it.
             continue
-        members = population.saved_members(path)
-        for place in [path / one.name for one in members or ()] or [path]:
+        try:
+            members = population.saved_members(path) or ()
+        except UserError as error:
+            yield Unfinished(str(path), str(error), Log([], 1))
+            continue
+        for place in [path / one.name for one in members] or [path]:
             if (real := os.path.realpath(place)) not in seen:
                 seen.add(real)
                 yield _read_run(place)
@@ -96,13 +100,23 @@ def _read_run(workdir: Path) -> History | Unfinished:
         integrity.check_links(workdir)
         if (workdir / "summary.json").exists():
             return History.read(workdir)
-        if not (workdir / "config.json").exists():
+        if (config := workdirs.saved_config(workdir)) is None:
             return Unfinished(str(workdir), "contains no run", Log([], 1))
         steps = workdirs.saved_steps(workdir)
         status = f"unfinished, step {steps[-1] if steps else 0:,}"
-        return Unfinished(str(workdir), status, Log(read_records(workdir), 1))
+        records = read_records(workdir)
+        log = Log(records, _epoch_size(records, config.batch_size))
+        return Unfinished(str(workdir), status, log)
     except UserError as error:
         return Unfinished(str(workdir), str(error), Log([], 1))
+
+
+def _epoch_size(records: Sequence[Mapping[str, Any]], batch_size: int) -> int:
+    """Returns the number of examples in an epoch, of a run without a summary."""
+    for record in records:
+        if record.get("epoch"):
+            return round(batch_size * record["step"] / record["epoch"])
+    return 1
 
 
 def _correct(

@@ -38,7 +38,8 @@ class Log:
         """Returns the seconds of training at these steps, without evaluations."""
         at, spent, total, epoch = [0.0], [0.0], 0.0, 0.0
         for record in self.records:
-            if speed := record.get("images_per_second"):
+            speed = record.get("images_per_second")
+            if speed and "epoch" in record:
                 total += (record["epoch"] - epoch) * self.examples / speed
                 epoch = record["epoch"]
                 at.append(record["step"])
@@ -70,7 +71,11 @@ def charts(groups: Mapping[str, Sequence[Log]]) -> dict[str, Any]:
         ]
         if lines:
             title, unit, is_log = _CHARTS.get(name, (name, "", False))
-            is_log = is_log and all(min(line["low"] or line["y"]) > 0 for line in lines)
+            is_log = is_log and all(min(line["y"]) > 0 for line in lines)
+            for line in lines if is_log else ():
+                # A deviation may exceed the mean; logarithms need positive values.
+                pairs = zip(line["low"] or (), line["y"], strict=False)
+                line["low"] = line["low"] and [max(low, y / 10) for low, y in pairs]
             found.append({"title": title, "unit": unit, "log": is_log, "lines": lines})
     return {"groups": [*groups], "charts": found}
 

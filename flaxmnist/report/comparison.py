@@ -178,7 +178,11 @@ def _facts(summary: Summary) -> dict[str, str]:
         "training images": f"{data.counts['train']:,}",
         "test images": f"{data.counts['test']:,}",
         "fingerprint of training images": data.fingerprint,
-        "fingerprint of test images": (data.fingerprints or {}).get("test", "–"),
+        **{
+            f"fingerprint of {split} images": (data.fingerprints or {}).get(split, "–")
+            for split in ("validation", "test")
+        },
+        **{f"source of {spec}": sha[:12] for spec, sha in summary.sources.items()},
         "steps": f"{summary.total_steps:,}",
         "changes during the run": "; ".join(
             f"step {change.step:,}: {change}" for change in summary.changes

@@ -20,6 +20,7 @@ FILES = (
     "metrics.jsonl",
     "summary.json",
     "report.html",
+    "comparison.html",
     "predictions-train.jsonl",
     "predictions-validation.jsonl",
     "predictions-test.jsonl",

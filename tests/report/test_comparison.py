@@ -76,13 +76,18 @@ def compared(finished_run, tmp_path):
     path.write_text(re.sub('"ema": null', '"ema": 0.9', path.read_text()))
     (tmp_path / "part/summary.json").unlink()
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/population.json").write_text("{")
     (tmp_path / "run/report.html").write_text("the report")
     return tmp_path
 
 
 def test_a_comparison_is_a_page_of_its_own(compared, capsys):
     page = compared / "new/compare.html"
-    paths = [str(compared / name) for name in ("run", "other", "part", "notes.txt")]
+    paths = [
+        str(compared / name)
+        for name in ("run", "other", "part", "notes.txt", "damaged")
+    ]
     assert report.main([*paths, f"--output={page}"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(page)
     text = page.read_text()
@@ -90,6 +95,7 @@ def test_a_comparison_is_a_page_of_its_own(compared, capsys):
     assert '<th scope="row">part</th>' in text
     assert "unfinished, step 40</td>" in text
     assert "notes.txt" not in text
+    assert "population.json cannot be read" in text
     # What differs, and nothing else.
     (table,) = re.findall('aria-label="What differs"><table>(.*?)</table>', text, re.S)
     assert re.findall('<th scope="col">(.*?)</th>', table) == ["runs", "ema"]
@@ -105,6 +111,8 @@ def test_a_comparison_is_a_page_of_its_own(compared, capsys):
     assert lines["Loss"][1]["epoch"] == [1.0, 2.0]
     seconds = lines["Loss"][0]["seconds"]
     assert 0 < seconds[0] < seconds[-1]
+    # The same records, and an epoch of as many examples.
+    assert lines["Loss"][4]["seconds"] == pytest.approx(seconds, rel=0.01)
 
 
 def test_a_comparison_changes_no_report(compared):
