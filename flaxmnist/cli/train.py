@@ -105,7 +105,7 @@ def _parse(
     return args, overrides
 
 
-def _seeds(text: str) -> list[int]:
+def _seeds(text: str) -> Sequence[int]:
     """Returns the seeds of ``0:8`` (8 is excluded) or ``3,5,9``.
 
     Raises:
@@ -114,7 +114,7 @@ def _seeds(text: str) -> list[int]:
     try:
         first, colon, end = text.partition(":")
         if colon:
-            return [*range(int(first), int(end))]
+            return range(int(first), int(end))
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(

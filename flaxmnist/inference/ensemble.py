@@ -12,7 +12,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.inference.restore import warned_once
 from flaxmnist.options import OptionType
 from flaxmnist.rundir import trust
-from flaxmnist.rundir.population import MODEL, Member
+from flaxmnist.rundir.population import MODEL, Member, configuration
 
 if TYPE_CHECKING:
     from flaxmnist.inference.saved_run import SavedRun
@@ -52,7 +52,7 @@ def open_members(
                 f"population. `flaxmnist train --workdir {quote(str(workdir))}` "
                 "finishes them, or names the reason why not"
             )
-        own = configs.override(config, one.options.items())
+        own = configuration(config, one)
         # The list of members is not signed, and may be of another person.
         trust.check(configs.as_dict(own), workdir)
         configurations[folder] = own

@@ -91,6 +91,22 @@ _MEMBER: Schema = {
 _SCHEMA: Schema = {"members": types.OptionType("a list of members", _members)}
 
 
+def configuration(config: configs.Config, member: Member) -> configs.Config:
+    """Returns the configuration of a member.
+
+    Args:
+      config: that the members share.
+      member: whose options change it.
+
+    Raises:
+      UserError: an option of the member is unknown, or its value is invalid.
+    """
+    try:
+        return configs.override(config, member.options.items())
+    except UserError as error:
+        raise UserError(f"{FILE}: member {member.name}: {error}") from None
+
+
 def has_one_model(members: Iterable[Member]) -> bool:
     """Returns whether all members have the same model, so that they are an ensemble."""
     names = {name.partition(".")[0] for one in members for name in one.options}

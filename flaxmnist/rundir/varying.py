@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from flaxmnist import options as types
 from flaxmnist.errors import UserError, shown
 from flaxmnist.rundir.population import Member, names_code
 
+# Most members of a population.
+MAX_MEMBERS = 1_000
 # Characters of a name, and of the hash at the end of a shortened one.
 _MAX_NAME, _HASH = 120, 8
 # Options of which the members share one value: those of the data, and those that change
@@ -39,6 +42,11 @@ def vary(
     axes = {name: _values(config, name, values) for name, values in sweep.items()}
     if seeds is not None:
         axes["seed"] = _seeds(seeds)
+    if math.prod(map(len, axes.values())) > MAX_MEMBERS:
+        raise UserError(
+            f"a population has at most {MAX_MEMBERS:,} members; give fewer seeds or "
+            "values, or train several populations"
+        )
     members: list[Member] = []
     for values in itertools.product(*axes.values()):
         given = dict(zip(axes, values, strict=True))
@@ -86,8 +94,8 @@ def _seeds(seeds: Iterable[Any]) -> list[int]:
     given = (
         [seeds] if isinstance(seeds, str) or not isinstance(seeds, Iterable) else seeds
     )
-    found = []
-    for one in given:
+    found: list[int] = []
+    for one in itertools.islice(given, MAX_MEMBERS + 1):
         found.append(types.check("", {"seed": one}, {"seed": types.seed})["seed"])
         if found.count(found[-1]) > 1:
             raise UserError(f"seeds: {one} is given twice; expected different integers")

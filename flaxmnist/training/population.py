@@ -148,15 +148,22 @@ def _start(
     saved = workdirs.saved_config(workdir)
     workdirs.permit(config)
     is_given, members = bool(members), population.merged(workdir, config, members)
-    runs = {one: configs.override(config, one.options.items()) for one in members}
+    runs = {one: population.configuration(config, one) for one in members}
     for run in runs.values():
         if is_given:
             workdirs.permit(run)
         else:  # The list in the directory may be of another person.
             trust.check(configs.as_dict(run), workdir)
     first = runs[members[0]]
-    if saved is not None:
-        workdirs.check_same(saved, first)
+    if saved is not None and (changed := configs.changed_options(saved, first)):
+        listed = (
+            f"{name}: {before} in the saved population, {after} in this one"
+            for name, (before, after) in changed.items()
+        )
+        raise UserError(
+            f"--workdir={workdir} contains a population with a different "
+            f"configuration; use another directory, or its options\n{'; '.join(listed)}"
+        )
     dataset = _check(runs, data)
     rundir.prepare(())
     rundir.write(population.FILE, population.to_json(members))

@@ -16,7 +16,7 @@ from flaxmnist.data import Dataset
 from flaxmnist.data.forms import FORMS
 from flaxmnist.errors import DivergedError, NotFiniteError, UserError
 from flaxmnist.rundir import folder as workdirs
-from flaxmnist.rundir import trust
+from flaxmnist.rundir import population, trust
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.runtime import machine
@@ -113,6 +113,11 @@ def begin(experiment: Experiment) -> Progress:
 
 
 def _warm_start(source: Path, state: TrainState) -> TrainState:
+    if members := population.saved_members(source):
+        raise UserError(
+            f"init_from={source} is a population; expected a run, such as "
+            f"{source / members[0].name}"
+        )
     values = workdirs.saved_values(source)
     with Checkpoints(source / "checkpoints", read_only=True) as checkpoints:
         decay = None if values is None else values.get("ema")

@@ -16,6 +16,7 @@ import pytest
 from helpers import assert_identical, lines, saved, stop_at, timeless, tiny_config
 from scipy import stats
 
+from flaxmnist import config as configs
 from flaxmnist.cli import report, train
 from flaxmnist.errors import DivergedError, StoppedError, UserError
 from flaxmnist.inference.train import train_population
@@ -26,7 +27,9 @@ from flaxmnist.rundir import population
 from flaxmnist.rundir.population import Member
 from flaxmnist.rundir.varying import vary
 from flaxmnist.training import population as training
+from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.population import train_members
+from flaxmnist.training.resume import begin
 
 
 @contextlib.contextmanager
@@ -138,6 +141,7 @@ def test_a_killed_population_resumes_bit_for_bit(tmp_path):
         ("--seeds=a", "--seeds='a': expected FIRST:END, such as 0:8"),
         ("--seeds=3,3", "3 is given twice"),
         ("--seeds=5:5", "seeds is empty"),
+        ("--seeds=0:99999999999", "a population has at most 1,000 members"),
         ("--seeds=-1", "seed=-1: expected a whole number"),
         ("--sweep=lr=1,2", "unknown option 'lr'; did you mean"),
         ("--sweep=model.features=(3,4),(5,6)", "changes the shapes of arrays: "),
@@ -167,12 +171,23 @@ def test_what_cannot_be_trained_writes_nothing(flags, message, tmp_path, capsys)
     assert not workdir.exists()
 
 
-def test_a_population_and_a_run_do_not_mix(trained_population, finished_run, tmp_path):
+def test_a_population_and_a_run_do_not_mix(
+    trained_population, finished_run, tmp_path, capsys
+):
     config = tiny_config()
     with pytest.raises(UserError, match="contains a run; expected a new directory"):
         train_members(config, finished_run[0], vary(config, [0, 1]))
     flags = [f"--workdir={trained_population[0]}", "--seeds=0:2", "--config.ema=0.9"]
     assert train.main(flags) == 2
+    said = capsys.readouterr().err
+    assert "ema: None in the saved population, 0.9 in this one" in said
+    start = configs.override(config, {"init_from": str(trained_population[0])})
+    with pytest.raises(UserError, match="is a population; expected a run, such as"):
+        begin(Experiment.build(start))
+    path = tmp_path / population.FILE
+    path.write_text(population.to_json([Member("a", {"sead": 1})]))
+    with pytest.raises(UserError, match=r"population.json: member a: unknown option"):
+        train_members(config, tmp_path)
 
 
 def test_one_seed_for_all_members_is_refused(trained_population, capsys):
