@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from errno import ENOENT
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from flaxmnist import options
 from flaxmnist.data import SPLITS
-from flaxmnist.rundir import integrity
+from flaxmnist.rundir import integrity, tensorboard
 from flaxmnist.rundir.changes import CHANGE, Change
 from flaxmnist.rundir.manifest import LogPosition
 from flaxmnist.rundir.schemas import Schema, conform
@@ -89,6 +89,7 @@ class MetricsWriter:
       eval_splits: splits that are evaluated during training.
       written: what `sync` returned at `step`, if known.
       changes: changes of options, in order; a line is written for one at `step`.
+      config: options by full name, which TensorBoard shows.
       warn: called with a warning if ``metrics.jsonl`` differs from `written`.
       check: called before each write; raises if nothing may be written any more.
     """
@@ -101,6 +102,7 @@ class MetricsWriter:
         *,
         written: LogPosition | None = None,
         changes: Iterable[Change] = (),
+        config: Mapping[str, Any] | None = None,
         warn: Callable[[str], None] = print,
         check: Callable[[], None] = lambda: None,
     ):
@@ -129,6 +131,11 @@ class MetricsWriter:
         for split in {"train", *map(eval_name, eval_splits), *before}:
             events = EventFile(workdir / "tensorboard" / split, step)
             self._events[split] = self._stack.enter_context(contextlib.closing(events))
+        if config is not None:
+            # Above the directories of the splits, whose figures belong to the options.
+            with contextlib.closing(EventFile(workdir / "tensorboard", step)) as events:
+                events.write(step, *tensorboard.options(config))
+                events.sync()
         for change in changes:
             if change.step == step:
                 self._append(dataclasses.asdict(change))

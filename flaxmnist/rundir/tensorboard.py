@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from flaxmnist.runtime import durable
@@ -61,6 +64,21 @@ class EventFile:
     def close(self) -> None:
         """Closes the file."""
         self._records.close()
+
+
+def options(values: Mapping[str, Any]) -> tuple[Summary, Summary]:
+    """Returns the options of a run: for the tab of hyperparameters, and as text.
+
+    Args:
+      values: by the full name of the option.
+    """
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in values.items()
+    }
+    # Markdown shows indented lines as they are.
+    text = "\n".join(f"    {name}: {value}" for name, value in plain.items())
+    return hparams_pb(plain), text_pb("config", text)
 
 
 def _summary(name: str, **value: Any) -> Summary:

@@ -4,8 +4,9 @@ import contextlib
 import functools
 import os
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from flaxmnist.errors import UserError, printable
 from flaxmnist.runtime import processes
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
-# Called with the step, the epoch, the loss and a text.
-Bar = Callable[[int, float, float, str], None]
+_BLOCKS, _COMPILING = "▁▂▃▄▅▆▇█", "compiling …"
+# Called with step, epoch, loss and further figures, the most important first.
+Bar = Callable[[int, float, float, Sequence[str]], None]
+# Columns of the shortest progress bar, and of the spaces beside it.
+_BAR_COLUMNS = 8
 
 
 def sparkline(values: list[float], width: int = 8) -> str:
@@ -29,6 +32,30 @@ def sparkline(values: list[float], width: int = 8) -> str:
     means = np.array([part.mean() for part in parts])
     heights = (means - means.min()) / max(float(np.ptp(means)), 1e-8)
     return "".join(_BLOCKS[round(7 * height)] for height in heights)
+
+
+def _fitting(texts: Sequence[str], columns: int) -> str:
+    """Returns the first texts in one line of at most `columns` characters."""
+    count = len(texts)
+    while count > 1 and len(" ".join(texts[:count])) > columns:
+        count -= 1
+    return " ".join(texts[:count])
+
+
+def _wrapped(text: str, columns: int) -> str:
+    """Returns text whose lines break between words; a longer word is kept whole."""
+    return "\n".join(
+        "\n".join(
+            textwrap.wrap(
+                line,
+                columns,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+        for line in text.split("\n")
+    )
 
 
 @contextlib.contextmanager
@@ -59,14 +86,18 @@ class Console:
             emoji=False,
             force_terminal=sys.stdout.isatty(),
         )
+        # A dumb terminal cannot move its cursor.
+        terminal = self._rich.is_terminal and not self._rich.is_dumb_terminal
         widgets = self._rich.is_jupyter and find_spec("ipywidgets") is not None
         self._prints = processes.is_first()
-        self._live = self._prints and (self._rich.is_terminal or widgets)
+        self._live = self._prints and (terminal or widgets)
         self._bars: Progress | None = None
 
     def line(self, text: str = "") -> None:
         """Prints a line, above the progress bars if there are any."""
         text = printable(text, keep="\n")
+        if self._rich.is_terminal:
+            text = _wrapped(text, self._rich.width)
         with output_errors():
             if self._live and self._rich.is_terminal:
                 self._rich.print(text, soft_wrap=True)
@@ -114,17 +145,28 @@ class Console:
     def training(self, step: int, total: int) -> Iterator[Bar]:
         """Shows the progress bar of training; yields what updates it."""
         losses: list[float] = []
-        with self._bar(total, description="", completed=step) as move:
+        with self._bar(total, description=_COMPILING, completed=step) as move:
 
-            def update(step: int, epoch: float, loss: float, text: str) -> None:
+            def update(
+                step: int, epoch: float, loss: float, figures: Sequence[str]
+            ) -> None:
                 losses.append(loss)
+                description = f"epoch {epoch:.1f}"
+                taken = len(description) + len(f"{step}/{total}") + _BAR_COLUMNS
+                found = [f"loss {loss:.3f}", *figures, f"{sparkline(losses):<8}"]
                 move(
                     completed=step,
-                    description=f"epoch {epoch:.1f}",
-                    figures=f"loss {loss:.3f} {sparkline(losses)} {text}",
+                    description=description,
+                    figures=_fitting(found, self._rich.width - taken),
                 )
 
             yield update
+
+    @contextlib.contextmanager
+    def compiling(self, total: int) -> Iterator[None]:
+        """Shows that the program of training is compiled, before its first step."""
+        with self._bar(total, description=_COMPILING):
+            yield
 
     @contextlib.contextmanager
     def evaluating(self, split: str, batches: int) -> Iterator[Callable[[int], None]]:

@@ -60,7 +60,11 @@ class LogMetrics:
             step,
             record.epoch,
             record.loss,
-            f"{record.accuracy:.1%} {speed:,.0f} images/s ETA {self._time_left(step)}",
+            (
+                f"{record.accuracy:.1%}",
+                f"ETA {self._time_left(step)}",
+                f"{speed:,.0f} images/s",
+            ),
         )
         if not experiment.due("log", step):
             return progress

@@ -110,7 +110,7 @@ def train_and_evaluate(
         fresh = begin(experiment) if is_new else None
         if fresh is not None:
             # The user's code may fail when it is traced: nothing is written before.
-            with clock("compile"):
+            with clock("compile"), console.compiling(experiment.total_steps):
                 fresh = compile_training(experiment, fresh)
             processes.wait_for_all()
         rundir.prepare()
@@ -260,6 +260,7 @@ def _open_log(
         experiment.config.eval_splits,
         written=progress.log_position,
         changes=experiment.changes,
+        config=configs.flat(experiment.config),
         warn=outputs.console.warn,
         check=outputs.rundir.check,
     )

@@ -91,7 +91,8 @@ def show_summaries(
             "validation",
             step,
             image("mistakes", tile(drawable(images))),
-            text_pb("mistakes", "\n\n".join(captions) or "none"),
+            # TensorBoard shows neither of two summaries with the same tag.
+            text_pb("mistakes/captions", "\n\n".join(captions) or "none"),
         )
 
 

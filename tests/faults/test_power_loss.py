@@ -146,7 +146,7 @@ def test_a_step_reported_as_saved_survives_a_power_failure(
     assert json.loads((end / "summary.json").read_text())["step"] == 40
     assert (end / "config.json").read_bytes() == (run / "config.json").read_bytes()
     events = [path for path in (end / "tensorboard").rglob("*") if path.is_file()]
-    assert len(events) == 4
+    assert len(events) == 6
     assert all(path.stat().st_size for path in events)
 
 

@@ -92,6 +92,21 @@ def test_tensorboard_shows_the_same_figures(finished_run):
         assert np.array(shown(workdir, split, name)) == pytest.approx(np.array(written))
 
 
+def test_tensorboard_shows_the_options(finished_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    events = EventAccumulator(str(finished_run[0] / "tensorboard")).Reload()
+    name = metadata.SESSION_START_INFO_TAG
+    content = events.SummaryMetadata(name).plugin_data.content
+    found = metadata.parse_session_start_info_plugin_data(content).hparams
+    assert found["optimizer.learning_rate"].number_value == 1e-2
+    assert found["model.features"].string_value == "(2, 4)"
+    (text,) = events.Tensors("config")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    assert "    batch_size: 100" in lines
+
+
 def test_tensorboard_shows_what_summaries_and_log_tensors_ask_for(tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -145,7 +160,7 @@ def test_tensorboard_shows_what_summaries_and_log_tensors_ask_for(tmp_path, caps
     labels = Experiment.build(config).dataset.validation.labels
     logits = model.apply({"params": tree["state"].params}, images)
     wrong = (np.argmax(logits, axis=-1) != labels).sum()
-    told = texts("mistakes")[40].splitlines()
+    told = texts("mistakes/captions")[40].splitlines()
     assert len([line for line in told if "taken for" in line]) == min(wrong, 64)
     sureness = [float(line.split("(")[1][:-2]) for line in told if line]
     assert sureness == sorted(sureness, reverse=True)
