@@ -400,7 +400,9 @@ def test_a_run_of_a_model_of_the_user_is_resumed_and_used(project, run, capsys):
     assert "--config.model.name=own_nets:Net" in (run / "report.html").read_text()
     assert (run / "export/stablehlo/model.stablehlo").exists()
     assert export.main([f"--workdir={run}", "--format=numpy"]) == 2
-    message = "numpy supports the models SoftmaxRegression, MLP, CNN, not Net; use"
+    message = (
+        "numpy supports the models SoftmaxRegression, MLP, CNN, ConvNet, not Net; use"
+    )
     assert message in capsys.readouterr().err
     wanted = ["--config=cnn", "--config.model.width=3", "--config.model.depht=3"]
     wanted += ["--config.model.name=own_nets:Net", "--dry_run"]

@@ -14,6 +14,7 @@ Exports a run's best model, compares it with the checkpoint, and adds a model ca
   %(prog)s --workdir runs/a --format stablehlo    (jax.export, for cpu, cuda and tpu)
   %(prog)s --workdir runs/a --format onnx         (needs 'flaxmnist[onnx]')
   %(prog)s --workdir runs/a --format numpy        (needs neither JAX nor flaxmnist)
+  %(prog)s --workdir runs/a --format web          (a page to draw on, in one file)
   %(prog)s --workdir runs/a --format safetensors  (for the Hugging Face hub)
 
 If the data have moved, name their directory with --config.data.dir=DIR.

@@ -73,6 +73,9 @@ python predict.py images.npy    # [count, SHAPE]; NumPy alone is needed
 ```
 
 The images are uint8, or floating point in [0, 1].""",
+    "web": """\
+Open `index.html` in a browser, also from a file or on a phone. It needs no server and
+no network, and sends nothing. Photographs need `flaxmnist predict`.""",
 }
 _HUB = {  # Identifiers of data sets on the Hugging Face hub.
     "mnist": "ylecun/mnist",
@@ -81,6 +84,7 @@ _HUB = {  # Identifiers of data sets on the Hugging Face hub.
 # Every file that an export writes beside the card.
 FILES = {
     "config.json": "the options of the model, the shape of an image and the classes",
+    "index.html": "the page",
     "labels.txt": "the name of each class, a line per class",
     "model.onnx": "the graph",
     "model.onnx.data": "the parameters; keep this file beside `model.onnx`",

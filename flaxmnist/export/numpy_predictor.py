@@ -53,18 +53,31 @@ def conv(x, layer):
 
 
 def pool(x, layer):
-    """Takes the maximum or the mean of squares of 2 × 2."""
+    """Takes the maximum or the mean of squares, or of the whole image if size is 0."""
+    down, across = [layer["size"]] * 2 if layer["size"] else x.shape[1:3]
+    if layer["edge"]:  # Otherwise a remainder is dropped.
+        missing = (0, -x.shape[1] % down), (0, -x.shape[2] % across)
+        x = np.pad(x, ((0, 0), *missing, (0, 0)), "edge")
     batch, height, width, channels = x.shape
-    rows, columns = height // 2, width // 2
-    squares = x[:, : 2 * rows, : 2 * columns].reshape(
-        batch, rows, 2, columns, 2, channels
+    rows, columns = height // down, width // across
+    squares = x[:, : rows * down, : columns * across].reshape(
+        batch, rows, down, columns, across, channels
     )
     return squares.max((2, 4)) if layer["name"] == "max" else squares.mean((2, 4))
+
+
+def excite(x, layer):
+    """Multiplies each channel by a factor computed from the means of all channels."""
+    hidden = np.maximum(x.mean((1, 2)) @ layer["kernel0"] + layer["bias0"], 0)
+    factors = hidden @ layer["kernel1"] + layer["bias1"]
+    return x * ACTIVATIONS["sigmoid"](factors)[:, None, None]
 
 
 LAYERS: dict = {
     "conv": conv,
     "pool": pool,
+    "excite": excite,
+    "residual": lambda x, layer: x + np.maximum(conv(x, layer), 0),
     "activation": lambda x, layer: ACTIVATIONS[layer["name"]](x),
     "affine": lambda x, layer: x * layer["scale"] + layer["shift"],
     "flatten": lambda x, layer: x.reshape(len(x), -1),

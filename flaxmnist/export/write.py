@@ -9,7 +9,7 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, printable, shown
 from flaxmnist.export import numpy as numpy_format
-from flaxmnist.export import onnx, safetensors, stablehlo
+from flaxmnist.export import onnx, safetensors, stablehlo, web
 from flaxmnist.export.card import FILES, Card
 from flaxmnist.export.parity import check_parity
 from flaxmnist.runtime import durable, files
@@ -21,6 +21,7 @@ FORMATS = {
     "onnx": onnx.write,
     "numpy": numpy_format.write,
     "safetensors": safetensors.write,
+    "web": web.write,
 }
 
 

@@ -176,7 +176,7 @@ class SavedRun:
         be found, on generated ones.
 
         Args:
-          format: "stablehlo", "onnx", "numpy" or "safetensors".
+          format: "stablehlo", "onnx", "numpy", "web" or "safetensors".
           output: the directory to write; an export in it is replaced. The directory
             ``export/<format>`` of the run if None.
 

@@ -53,7 +53,7 @@ def test_an_ensemble_predicts_the_mean_of_its_members_probabilities(
     np.testing.assert_allclose(json.loads(line)["probabilities"], mean[3], rtol=1e-5)
 
 
-@pytest.mark.parametrize("format", ["numpy", "safetensors", "stablehlo"])
+@pytest.mark.parametrize("format", ["numpy", "safetensors", "stablehlo", "web"])
 def test_an_ensemble_is_exported(workdir, format, synthetic):
     # The command compares the export with the checkpoint.
     assert export.main([f"--workdir={workdir}", f"--format={format}"]) == 0
