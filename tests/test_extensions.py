@@ -399,6 +399,12 @@ def test_a_run_of_a_model_of_the_user_is_resumed_and_used(project, run, capsys):
     assert capsys.readouterr().err == ""
     assert "--config.model.name=own_nets:Net" in (run / "report.html").read_text()
     assert (run / "export/stablehlo/model.stablehlo").exists()
+    assert export.main([f"--workdir={run}", "--format=safetensors"]) == 0
+    described = json.loads((run / "export/safetensors/config.json").read_text())
+    assert described["architecture"] == "own_nets:Net"
+    # All that the class takes, with what flaxmnist passes.
+    options = {"width": 5, "depth": 2, "num_classes": 10, "image_shape": [28, 28, 1]}
+    assert described["options"] == options
     assert export.main([f"--workdir={run}", "--format=numpy"]) == 2
     message = (
         "numpy supports the models SoftmaxRegression, MLP, CNN, ConvNet, not Net; use"

@@ -184,7 +184,7 @@ Checked against the checkpoint on {self.checked}: the largest difference of a lo
         module, _, name = self.architecture.rpartition(":")
         module = PurePath(module.removesuffix(".py")).name or "flaxmnist"
         text = text.replace("IMPORT", f"from {module} import {name}")
-        logits = "model.apply(variables, images)"
+        logits = "model.apply(variables, images, train=False)"
         predict = f"print(jax.nn.softmax({logits}))"
         if self.members:  # The first axis of each variable is that of the members.
             predict = f"logits = jax.vmap(lambda variables: {logits})(variables)\n"

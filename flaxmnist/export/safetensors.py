@@ -6,7 +6,7 @@ A file is the length of a header as 8 bytes, the header as JSON, and the arrays
 
 import json
 import struct
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import jax
 import numpy as np
@@ -51,9 +51,9 @@ def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    content = path.read_bytes()
+    content = memoryview(path.read_bytes())
     (length,) = struct.unpack_from("<Q", content)
-    header = json.loads(content[8 : 8 + length])
+    header = json.loads(bytes(content[8 : 8 + length]))
     del header["__metadata__"]
     names = {short: name for name, short in _DTYPES.items()}
     return {
@@ -72,14 +72,22 @@ def write(state: TrainState, folder: Path, card: Card) -> Logits:
       UserError: a variable is not an array of numbers.
     """
     variables = {"params": state.eval_params, **state.model_state}
-    leaves = flatten_dict(variables, sep=".")
+    leaves = {}
+    for names, leaf in flatten_dict(variables).items():
+        if dotted := [name for name in names if "." in name]:
+            raise UserError(
+                f"--format safetensors joins names by dots, and the module "
+                f"{dotted[0]!r} contains one; use --format stablehlo"
+            )
+        leaves[".".join(names)] = leaf
     # The widest first, so that each array is aligned to its elements.
     order = sorted(leaves, key=lambda name: (-_width(name, leaves[name]), name))
     path = folder / "model.safetensors"
     _save({name: np.asarray(leaves[name]) for name in order}, path)
     data = card.dataset
     description = {
-        "architecture": card.architecture,
+        # Without the directories of the user.
+        "architecture": PurePath(card.architecture).name,
         "options": card.options,
         "image_shape": data.image_shape,
         "class_names": data.class_names,

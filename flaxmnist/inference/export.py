@@ -18,6 +18,7 @@ from flaxmnist.export.write import FORMATS, write_export
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import integrity
 from flaxmnist.runtime.console import Console
+from flaxmnist.signatures import parameters
 
 if TYPE_CHECKING:
     from flaxmnist.inference.saved_run import SavedRun
@@ -49,9 +50,14 @@ def export_run(
         checked_on, images = "generated", _generated(run.state.image_shape)
     given = as_dict(run.config.model)
     name = given.pop("name")
+    accepted = parameters(models.POINT.callable(name))
+    filled = {
+        "num_classes": run.state.num_classes,
+        "image_shape": run.state.image_shape,
+    }
+    given |= {key: value for key, value in filled.items() if key in accepted}
     if name in models.MODELS:
         name = models.MODELS[name].__name__
-        given["num_classes"] = run.state.num_classes
     card = Card(
         format=format,
         model=run.model_name,
