@@ -142,6 +142,9 @@ class Card:
         licence = f"is {self.licence}" if self.licence else "is not known"
         versions = ", ".join(f"{name} {v}" for name, v in self.versions.items())
         chosen = "the best on validation" if self.is_best else "chosen by its number"
+        maker = "`flaxmnist predict` makes such images from any picture"
+        if self.format == "web":
+            maker = "The page makes such images from drawings and even pictures"
         listed = "\n".join(f"- `{name}`: {FILES[name]}" for name in sorted(files))
         return f"""\
 {self._front_matter()}# {self.model}, trained on {trained_on}
@@ -159,7 +162,7 @@ class Card:
 
 ## What it expects
 
-{self._images()} `flaxmnist predict` makes such images from any picture.
+{self._images()} {maker}.
 The model has no class for other input, which it still labels as some class.
 
 ## What it returns

@@ -166,7 +166,8 @@ function softmax(logits) {
 
 // Returns the networks of a model, with arrays in the place of {offset, shape}.
 function decode(networks, text) {
-  const bytes = Uint8Array.from(atob(text.trim()), (char) => char.charCodeAt(0));
+  const decoded = atob(text), bytes = new Uint8Array(decoded.length);
+  for (let at = 0; at < bytes.length; at += 1) bytes[at] = decoded.charCodeAt(at);
   const array = (value) => (value?.offset === undefined ? value
     : tensor(value.shape, new Float32Array(bytes.buffer, value.offset, size(value.shape))));
   return networks.map((layers) => layers.map((layer) =>

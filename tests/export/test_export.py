@@ -250,6 +250,18 @@ def test_the_card_says_what_the_model_is(workdir):
     assert "The licence of the images is that of flaxmnist" in card
 
 
+def test_the_card_of_onnx_names_its_file_of_parameters(finished_run):
+    dataset = workdirs.saved_summary(finished_run[0]).dataset
+    card = cards.Card(
+        "onnx", "cnn", "CNN", {}, 0, 1, "step 1", True, None, dataset, None, {}, ""
+    )
+    files = ["model.onnx", "labels.txt"]
+    assert "model.onnx.data" not in card.render(0.0, files)
+    assert "`model.onnx.data`: the parameters" in card.render(
+        0.0, [*files, "model.onnx.data"]
+    )
+
+
 def test_the_card_of_a_moved_run_says_what_is_not_known(workdir, capsys):
     (workdir / "summary.json").unlink()
     text = (workdir / "config.json").read_text()

@@ -218,7 +218,7 @@ def test_a_changed_summary_is_read_completely_or_refused(run, finished_run):
                 html._splits(found, {}),
                 compare([Group((History("run", found, []),))]),
             )
-            assert summary_card(found).render(0.0)
+            assert summary_card(found).render(0.0, [])
     assert refused > 300
 
 
