@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections.abc import Callable
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -91,11 +91,21 @@ def rereadable(picture: Picture) -> Picture:
     is_stream = hasattr(picture, "read") and hasattr(picture, "seekable")
     if not is_stream or isinstance(picture, bytes | Image.Image | np.ndarray | str):
         return picture
-    if isinstance(picture, os.PathLike) or picture.seekable():
+    if isinstance(picture, os.PathLike):
         return picture
-    copy = io.BytesIO(picture.read(MAX_FILE_BYTES))
-    copy.name = getattr(picture, "name", "the file")
+    return _named(_name(picture), _seekable, picture)
+
+
+def _seekable(stream: Any) -> IO[bytes]:
+    if stream.seekable():
+        return cast(IO[bytes], stream)
+    copy = io.BytesIO(stream.read(MAX_FILE_BYTES))
+    copy.name = _name(stream)
     return copy
+
+
+def _name(stream: Any) -> str:
+    return str(getattr(stream, "name", "the file"))
 
 
 def _read(
@@ -113,8 +123,7 @@ def _read(
     if isinstance(picture, bytes | bytearray | memoryview):
         return _named("the encoded picture", of_file, io.BytesIO(picture))
     if hasattr(picture, "read"):
-        name = getattr(picture, "name", "the file")
-        return _named(name, of_file, rereadable(picture))
+        return _named(_name(picture), of_file, rereadable(picture))
     if not isinstance(picture, str | os.PathLike):
         raise UserError(
             f"{shown(picture)} is a {type(picture).__name__}; expected a path, an open "

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from flaxmnist.errors import UserError
 from flaxmnist.inference.fit import fit
 from flaxmnist.pictures.files import as_gray
 from flaxmnist.pictures.ink import find_ink
@@ -80,3 +81,15 @@ def test_the_place_of_ink_is_exact_in_a_jpeg_that_is_decoded_smaller():
         ink.top + (rows.max() + 1) / ink.scale,
     )
     assert np.abs(np.subtract(box, (3_800, 1_900, 3_831, 2_101))).max() < 4
+
+
+@pytest.mark.parametrize("read", [find_ink, lambda stream: fit(stream, (8, 8, 3))])
+def test_a_closed_or_text_stream_is_named(read):
+    closed = io.BytesIO(b"")
+    closed.close()
+    text = io.StringIO("7")
+    text.seekable = lambda: False
+    text.name = "notes.txt"
+    for stream, name in ((closed, "the file"), (text, "notes.txt")):
+        with pytest.raises(UserError, match=name):
+            read(stream)
