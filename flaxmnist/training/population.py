@@ -181,6 +181,9 @@ def _train(
     """Trains a member, unless it is finished; returns its summary."""
     if (summary := _finished(workdir, config, dataset)) is not None:
         console.line(f"{workdir} is finished at step {summary.step}")
+        if summary.sources:  # Code that its user trusts now needs no flag from then on.
+            with workdirs.locked(workdir) as rundir:
+                rundir.sign(config)
         return summary
     try:
         return train_and_evaluate(
