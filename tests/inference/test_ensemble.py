@@ -15,6 +15,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.export import numpy_predictor
 from flaxmnist.inference.ensemble import check_alike
 from flaxmnist.inference.saved_run import open_run
+from flaxmnist.rundir import trust
 
 
 @pytest.fixture
@@ -62,6 +63,13 @@ def test_an_ensemble_is_exported(workdir, format, synthetic):
     if format == "numpy":
         model = numpy_predictor.load(folder / "weights.npz")
         assert numpy_predictor.logits(model, synthetic.test.images).shape == (500, 10)
+
+
+def test_a_warning_of_several_members_is_printed_once(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(trust, "changed_code", lambda *args: ["the source changed"])
+    for _ in range(2):
+        open_run(workdir)
+        assert capsys.readouterr().err.count("the source changed") == 1
 
 
 def test_the_report_of_a_population_shows_its_ensemble(workdir):
