@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections.abc import Callable
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -89,23 +89,18 @@ def _is_dark(light: np.ndarray, cover: np.ndarray) -> bool:
 def rereadable(picture: Picture) -> Picture:
     """Returns the picture, or a copy in memory of a stream that cannot seek."""
     is_stream = hasattr(picture, "read") and hasattr(picture, "seekable")
-    if not is_stream or isinstance(picture, bytes | Image.Image | np.ndarray | str):
+    others = bytes | Image.Image | np.ndarray | str | os.PathLike
+    if not is_stream or isinstance(picture, others):
         return picture
-    if isinstance(picture, os.PathLike):
-        return picture
-    return _named(_name(picture), _seekable, picture)
+    return _named(getattr(picture, "name", "the file"), _seekable, picture)
 
 
-def _seekable(stream: Any) -> IO[bytes]:
+def _seekable(stream: IO[bytes]) -> IO[bytes]:
     if stream.seekable():
-        return cast(IO[bytes], stream)
+        return stream
     copy = io.BytesIO(stream.read(MAX_FILE_BYTES))
-    copy.name = _name(stream)
+    copy.name = getattr(stream, "name", "the file")
     return copy
-
-
-def _name(stream: Any) -> str:
-    return str(getattr(stream, "name", "the file"))
 
 
 def _read(
@@ -123,7 +118,8 @@ def _read(
     if isinstance(picture, bytes | bytearray | memoryview):
         return _named("the encoded picture", of_file, io.BytesIO(picture))
     if hasattr(picture, "read"):
-        return _named(_name(picture), of_file, rereadable(picture))
+        name = getattr(picture, "name", "the file")
+        return _named(name, of_file, rereadable(picture))
     if not isinstance(picture, str | os.PathLike):
         raise UserError(
             f"{shown(picture)} is a {type(picture).__name__}; expected a path, an open "
