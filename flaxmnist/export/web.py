@@ -46,7 +46,9 @@ def write(state: TrainState, folder: Path, card: Card) -> Logits:
         shape=state.image_shape,
         networks=networks,
         weights=base64.b64encode(content).decode(),
-        scripts=[_TEMPLATE.with_name(name).read_text("utf-8") for name in _SCRIPTS],
+        scripts=[
+            _TEMPLATE.with_name(name).read_text(encoding="utf-8") for name in _SCRIPTS
+        ],
     )
     path = folder / "index.html"
     path.write_text(page, encoding="utf-8")

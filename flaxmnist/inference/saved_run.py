@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +284,8 @@ def open_run(
             f"{workdir} contains no run: config.json is missing; name a run directory"
         )
     trained = saved if config is None else configs.resolve(config)
-    overrides = dict(overrides)
+    if isinstance(overrides, Iterator):  # Each member of a population needs them.
+        overrides = tuple(overrides)
     if (members := population.saved_members(workdir)) is not None:
         options.check("", {"step": step}, {"step": NO_STEP})
         open_member = functools.partial(
