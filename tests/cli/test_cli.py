@@ -427,6 +427,7 @@ def test_a_step_that_is_not_there_lists_those_that_are(capsys, finished_run):
     assert error.strip().endswith("20, 40")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_workdir_from_any_folder(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run(capsys, *TINY[1:], "--config=configs/mlp.py:smoke")

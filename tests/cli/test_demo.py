@@ -144,6 +144,7 @@ def shows(browser, condition):
     wait.until(lambda _: condition(*answer_on(browser)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "draw"), [(1280, by_mouse), (768, by_mouse), (360, by_finger)]
 )
@@ -185,6 +186,7 @@ document.dispatchEvent(event);
 """
 
 
+@pytest.mark.slow
 def test_pictures_dots_and_keys(page, browser, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys

@@ -139,6 +139,7 @@ def state_with(augment, mesh=None, **options):
     return create_state(model, tx, 0, layout, augment=augment, **options)
 
 
+@pytest.mark.slow
 def test_neither_a_mesh_nor_micro_batches_change_the_images(synthetic):
     batch = batch_of(synthetic.train, 16)
     both = jax.jit(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import linen
 
 from flaxmnist import Metrics
@@ -63,6 +64,7 @@ def assert_close(ours, theirs, scale):
         np.testing.assert_allclose(one, other, atol=scale * np.abs(other).max())
 
 
+@pytest.mark.slow
 def test_conv_is_a_drop_in_for_linens():
     def results(layers):
         for layer, shape in layers:

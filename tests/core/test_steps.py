@@ -201,6 +201,7 @@ def test_the_hot_loop_moves_nothing_and_traces_once(make_state, synthetic, mesh)
     assert int(state.step) == 11
 
 
+@pytest.mark.slow
 def test_the_training_program_holds_no_convolution_on_cpu(make_state, synthetic, mesh):
     """XLA's CPU backend runs its gradient in a loop ten times slower."""
     feed = DeviceFeed(synthetic.train, 100, mesh, seed=0)
@@ -317,6 +318,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(synthetic):
         )
 
 
+@pytest.mark.slow
 def test_micro_batches_draw_anew_and_update_statistics_in_turn(make_state, synthetic):
     model = models.MLP(hidden=(32,), dropout_rate=0.5, batch_norm=True)
     state = make_state(model).replace(grad_accumulation=2)

@@ -320,6 +320,7 @@ def test_a_confusion_matrix_has_names_while_they_fit(many):
     assert not axis.texts
 
 
+@pytest.mark.slow
 def test_a_run_of_devices_that_are_not_here_is_reported(reported, tmp_path):
     workdir = shutil.copytree(reported / "seed0", tmp_path / "run")
     text = (workdir / "config.json").read_text()
@@ -341,6 +342,7 @@ def test_a_folder_without_a_finished_run_is_told(reported, tmp_path, capsys):
         open_run(workdir).report(str(tmp_path / "missing"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_reported_by_its_checkpoint(reported, tmp_path):
     workdir = shutil.copytree(reported / "seed0", tmp_path / "killed")
     (workdir / "summary.json").unlink()

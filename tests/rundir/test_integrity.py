@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -208,7 +209,7 @@ def test_a_changed_summary_is_read_completely_or_refused(run, finished_run):
     for same in (found, finished_run[1]):
         assert json.loads(json.dumps(same.to_json())) == summary
     refused = 0
-    for _, changed in mutated(summary):
+    for _, changed in itertools.islice(mutated(summary), 0, None, 2):
         path.write_text(json.dumps(changed))
         found = workdirs.saved_summary(run)
         refused += found is None
@@ -219,12 +220,13 @@ def test_a_changed_summary_is_read_completely_or_refused(run, finished_run):
                 compare([Group((History("run", found, []),))]),
             )
             assert summary_card(found).render(0.0, [])
-    assert refused > 300
+    assert refused > 150
 
 
 def test_a_configuration_is_read_or_refused(run):
     path = run / "config.json"
-    for where, changed in mutated(json.loads(path.read_text())):
+    changes = mutated(json.loads(path.read_text()))
+    for where, changed in itertools.islice(changes, 0, None, 3):
         path.write_text(json.dumps(changed))
         with contextlib.suppress(UserError):
             config = workdirs.saved_config(run)

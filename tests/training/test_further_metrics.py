@@ -27,6 +27,7 @@ def run_config():
     )
 
 
+@pytest.mark.slow
 def test_metrics_of_a_run_that_resumes(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at((10, "validation"), patch)

@@ -107,6 +107,7 @@ def test_tensorboard_shows_the_options(finished_run):
     assert "    batch_size: 100" in lines
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_what_summaries_and_log_tensors_ask_for(tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -361,6 +362,7 @@ def test_another_machine_or_version_is_warned_of(
     assert machine.changes({"jax": "0.0.1"}, {}) is None
 
 
+@pytest.mark.slow
 def test_more_steps_of_a_schedule_that_ends_are_warned_of(tmp_path, capsys):
     options = {"model": {"name": "softmax"}, "optimizer": {"schedule": "cosine"}}
     loop.train_and_evaluate(tiny_config(**options), tmp_path)
@@ -369,6 +371,7 @@ def test_more_steps_of_a_schedule_that_ends_are_warned_of(tmp_path, capsys):
     assert "60 steps long, no longer 40: its cosine schedule is stretched" in said
 
 
+@pytest.mark.slow
 def test_what_is_taken_back_is_taken_back_of_every_split(finished_run, tmp_path):
     workdir = tmp_path / "run"
     splits = ("validation", "test")
@@ -667,6 +670,7 @@ def test_a_loss_that_is_not_finite_rolls_back_and_resumes_to_the_bit(
     assert timeless(lines(disturbed)) == timeless(lines(undisturbed))
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_predicted_and_taken_away(tmp_path):
     options = {"num_steps": 20, "ema": 0.95, "precision": "bfloat16"}
     options["model"] = {"name": "mlp", "hidden": (8,), "batch_norm": True}

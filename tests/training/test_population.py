@@ -66,6 +66,7 @@ def test_a_member_is_the_run_of_its_seed(trained_population, finished_run):
     assert content["settings"][0]["test"]["count"] == 2
 
 
+@pytest.mark.slow
 def test_further_seeds_compile_nothing_and_train_no_member_again(
     trained_population, synthetic, tmp_path, capsys
 ):
