@@ -32,10 +32,12 @@ python -m flaxmnist.main --config configs/cnn.py:layers
 python -m flaxmnist.main --config configs/cnn.py:deep
 """
 
+from typing import Any
+
 from flaxmnist.config import make_config, variant
 
 # The training of the tutorials: neither label smoothing nor other images.
-PLAIN = {"loss": {}, "augment": {}}
+PLAIN: dict[str, Any] = {"loss": {}, "augment": {}}
 
 VARIANTS = {
     "smoke": PLAIN
