@@ -30,22 +30,26 @@ OURS = "flaxmnist cnn:fast"
 ACCURACY = re.compile(r"^test\s.*?(\d+\.\d+)%")
 
 
-def command(name: str, seed: int, folder: Path) -> list[str]:
-    """Returns the command that trains `name`; its last line begins with "test"."""
+def command(name: str, seed: int, arrays: str, workdir: str) -> list[str]:
+    """Returns the command that trains `name` and prints a line of the test split."""
     if name == OURS:
         train = ["-m", "flaxmnist", "train", "--platform=cpu", "--config=cnn:fast"]
-        return [*train, f"--config.seed={seed}", f"--workdir={folder / 'run'}"]
-    return ["-m", "benchmarks.peers.fast_torch", name, str(seed), str(folder)]
+        return [*train, f"--config.seed={seed}", f"--workdir={workdir}"]
+    return ["-m", "benchmarks.peers.fast_torch", name, str(seed), arrays]
 
 
-def measure(name: str, seed: int) -> tuple[float, float]:
-    """Returns seconds until the test accuracy was printed, and the accuracy."""
-    with tempfile.TemporaryDirectory() as folder:
-        if name != OURS:
-            write_arrays(Path(folder))
+def measure(name: str, seed: int, arrays: str) -> tuple[float, float]:
+    """Returns seconds until the test accuracy was printed, and the accuracy.
+
+    Args:
+      name: what is trained.
+      seed: of the run.
+      arrays: a directory that :func:`write_arrays` wrote.
+    """
+    with tempfile.TemporaryDirectory() as workdir:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *command(name, seed, Path(folder))],
+            [sys.executable, *command(name, seed, arrays, workdir)],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -77,13 +81,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
     args = parser.parse_args()
     names = (OURS, RECIPE, EXAMPLE)
-    measure(OURS, 0)  # Fills the cache of compiled programs.
     found = {name: [] for name in names}
-    for seed in range(args.rounds):
-        for name in names:
-            found[name].append(measure(name, seed))
-            print(f"round {seed + 1}: {name}: {found[name][-1]}", flush=True)
-    print(f"{cpu_kind()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory() as arrays:
+        write_arrays(Path(arrays))
+        measure(OURS, 0, arrays)  # Fills the cache of compiled programs.
+        for seed in range(args.rounds):
+            for name in names:
+                found[name].append(measure(name, seed, arrays))
+                print(f"round {seed + 1}: {name}: {found[name][-1]}", flush=True)
+    cpu, python = cpu_kind()[0], platform.python_version()
+    print(f"{cpu}, {os.cpu_count()} cores, Python {python}")
     print("| | seconds: median (range) | test accuracy: mean |\n|---|---|---|")
     for name, figures in found.items():
         seconds, accuracies = zip(*figures, strict=True)

@@ -15,7 +15,7 @@ python -m flaxmnist.main --config configs/cnn.py:tiny
 `robust` trains the same network on rotated, scaled, sheared, shifted and distorted
 digits with thinner and thicker strokes, haze and noise. A fifth of its images are
 random glyphs, labelled as every class equally (outlier exposure), so that it is less
-sure of pictures that are not digits. The last epoch sees plain images.
+sure of pictures that are not digits. The last epoch uses plain images.
 
 python -m flaxmnist.main --config configs/cnn.py:robust
 
@@ -107,7 +107,7 @@ VARIANTS = {
         "eval_every": "16 epochs",
         "model": {
             "name": "convnet",
-            "layers": ("10C3-BN-10C3-BN-MP2-14C3-BN-14C3-BN-MP2-18C3-BN-18C3-BN-AP"),
+            "layers": "10C3-BN-10C3-BN-MP2-14C3-BN-14C3-BN-MP2-18C3-BN-18C3-BN-AP",
         },
         "optimizer": {
             "name": "adamw",

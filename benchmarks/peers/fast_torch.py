@@ -39,7 +39,7 @@ def main(name: str, seed: str, folder: str) -> None:
         model = nn.Sequential(
             *(nn.Conv2d(1, 16, 5, padding="same"), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(16, 32, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(1568, 256), nn.ReLU(), nn.Linear(256, 10)),
+            *(nn.Flatten(), nn.Linear(1568, 128), nn.ReLU(), nn.Linear(128, 10)),
         )
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.7, 0.9))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
