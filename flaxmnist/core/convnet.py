@@ -1,7 +1,7 @@
 """A convolutional network that a line of text describes."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ _ON_IMAGES = re.compile(r"[1-9]\d{0,4}C[1-9]\d?(S[1-9])?|[MA]P[2-9]?|R|SE")
 _ON_ANYTHING = re.compile(r"[1-9]\d{0,4}N|BN|D")
 # These make one vector of an image.
 _FLATTENING = re.compile(r"\d+N|[MA]P")
-_POOL_NAMES = {"MP": "max", "AP": "average"}
+POOL_NAMES = {"MP": "max", "AP": "average"}
 # Squeeze and excite computes its gates from this part of the channels.
 _SQUEEZE = 4
 
@@ -56,6 +56,33 @@ def _layers(value: Any) -> str:
         if _FLATTENING.fullmatch(layer):
             flattened = layer
     return value
+
+
+class Part(NamedTuple):
+    """A layer of a text, such as ``32C5S2``; a number that is not given is 0.
+
+    Attributes:
+      name: such as ``"C"``.
+      width: number of channels or outputs.
+      size: side of the kernel or the window.
+      stride: 1 if it is not given.
+    """
+
+    name: str
+    width: int
+    size: int
+    stride: int
+
+
+def parts(layers: str) -> list[Part]:
+    """Returns the layers of a text that `ConvNet` accepts."""
+    found = []
+    for layer in layers.split("-"):
+        match = _PARTS.fullmatch(layer)
+        assert match  # As checked by `_layers`.
+        width, name, size, stride = match.groups()
+        found.append(Part(name, int(width or 0), int(size or 0), int(stride or 1)))
+    return found
 
 
 class ConvNet(nn.Module):
@@ -110,8 +137,8 @@ class ConvNet(nn.Module):
         self.check_fits(x.shape[1:3])
         if self.crop is not None:
             x = _center(x, self.crop)
-        for layer in self.layers.split("-"):
-            x = self._apply(layer, x, train)
+        for part in parts(self.layers):
+            x = self._apply(part, x, train)
         return nn.Dense(
             self.num_classes, dtype=self.dtype, dot_general=ops.dot_general
         )(flat(x))
@@ -126,17 +153,14 @@ class ConvNet(nn.Module):
             )
 
     @nn.nowrap
-    def _apply(self, layer: str, x: Array, train: bool) -> Array:
-        parts = _PARTS.fullmatch(layer)
-        assert parts  # As checked by `_layers`.
-        count, name, size, stride = parts.groups()
-        match name:
+    def _apply(self, part: Part, x: Array, train: bool) -> Array:
+        match part.name:
             case "C":
-                x = self._convolve(x, int(count), int(size), int(stride or 1))
+                x = self._convolve(x, part.width, part.size, part.stride)
             case "N":
-                x = nn.relu(nn.Dense(int(count), dtype=self.dtype)(flat(x)))
+                x = nn.relu(nn.Dense(part.width, dtype=self.dtype)(flat(x)))
             case "MP" | "AP":
-                x = _pool(x, _POOL_NAMES[name], int(size or 0))
+                x = _pool(x, POOL_NAMES[part.name], part.size)
             case "BN":
                 x = self._normalize(x, train)
             case "R":

@@ -1,6 +1,5 @@
 """The layers of our models, as the exports describe them that compute without JAX."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from flaxmnist.core import models, ops
+from flaxmnist.core import convnet, models, ops
 from flaxmnist.core.batch import ImageShape
 from flaxmnist.core.ensemble import Ensemble, member_of
 from flaxmnist.core.state import TrainState
@@ -18,7 +17,6 @@ from flaxmnist.errors import UserError
 # see `numpy_predictor.LAYERS`.
 Layer = dict[str, Any]
 _MODELS = (models.SoftmaxRegression, models.MLP, models.CNN, models.ConvNet)
-_POOLS = {"MP": "max", "AP": "average"}
 
 
 def networks_of(state: TrainState, format: str) -> list[list[Layer]]:
@@ -60,8 +58,8 @@ class _Network:
         self._counts: Counter[str] = Counter()
         self._sides: Sequence[int] = image_shape[:2]
         if isinstance(model, models.ConvNet):
-            for layer in model.layers.split("-"):
-                self._add_part(layer)
+            for part in convnet.parts(model.layers):
+                self._add_part(part)
         else:
             if isinstance(model, models.CNN):
                 self._add_convolutions(model)
@@ -126,20 +124,17 @@ class _Network:
             if model.pool is not None:
                 self._pool(model.pool, 2, edge=False)
 
-    def _add_part(self, layer: str) -> None:
+    def _add_part(self, part: convnet.Part) -> None:
         """Adds a layer of a `ConvNet`."""
-        found = re.fullmatch(r"\d*([A-Z]+)(\d*)(?:S(\d))?", layer)
-        assert found  # As `ConvNet` checked.
-        name, kernel, stride = found[1], int(found[2] or 0), int(found[3] or 1)
-        match name:
+        match part.name:
             case "C":
-                self._conv("conv", (kernel, kernel), (stride, stride), "SAME")
+                self._conv("conv", 2 * (part.size,), 2 * (part.stride,), "SAME")
                 self._add("activation", name="relu")
             case "N":
                 self._dense()
                 self._add("activation", name="relu")
             case "MP" | "AP":
-                self._pool(_POOLS[name], kernel, edge=True)
+                self._pool(convnet.POOL_NAMES[part.name], part.size, edge=True)
             case "BN":
                 self._normalize()
             case "R":
