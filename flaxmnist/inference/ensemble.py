@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from flaxmnist import config as configs
 from flaxmnist.core.ensemble import Ensemble, stack
 from flaxmnist.errors import UserError
-from flaxmnist.inference.restore import warned_once
 from flaxmnist.options import OptionType
 from flaxmnist.rundir import trust
 from flaxmnist.rundir.population import MODEL, Member, configuration
+from flaxmnist.runtime.console import warned_once
 
 if TYPE_CHECKING:
     from flaxmnist.inference.saved_run import SavedRun

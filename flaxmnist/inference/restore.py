@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -20,27 +19,6 @@ from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.memory import available_memory
-
-# The warnings of the runs that are opened together.
-_warned: ContextVar[set[str] | None] = ContextVar("_warned", default=None)
-
-
-@contextlib.contextmanager
-def warned_once() -> Iterator[None]:
-    """Prints a warning that several runs in the block share once."""
-    token = _warned.set(set())
-    try:
-        yield
-    finally:
-        _warned.reset(token)
-
-
-def _warn(text: str) -> None:
-    if (printed := _warned.get()) is not None:
-        if text in printed:
-            return
-        printed.add(text)
-    Console().warn(text)
 
 
 def restore(
@@ -80,7 +58,7 @@ def restore(
         before = configs.from_dict(manifest.config)
         workdirs.check_same(before, config, allow_change=True)
         for change in trust.changed_code(workdir, config, manifest.sources):
-            _warn(change)
+            Console().warn(change)
         return {"state": {name: getattr(state, name) for name in names}}
 
     with _another_advised(checkpoints):

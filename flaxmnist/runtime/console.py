@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ _BLOCKS, _COMPILING = "▁▂▃▄▅▆▇█", "compiling …"
 Bar = Callable[[int, float, float, Sequence[str]], None]
 # Columns of the shortest progress bar, and of the spaces beside it.
 _BAR_COLUMNS = 8
+# The warnings that a block of `warned_once` has printed.
+_warned: ContextVar[set[str] | None] = ContextVar("_warned", default=None)
 
 
 def sparkline(values: list[float], width: int = 8) -> str:
@@ -72,6 +75,16 @@ def output_errors() -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def warned_once() -> Iterator[None]:
+    """Prints a warning that several runs in the block share once."""
+    token = _warned.set(set())
+    try:
+        yield
+    finally:
+        _warned.reset(token)
+
+
 class Console:
     """Prints progress bars on a terminal and in a notebook, and lines elsewhere.
 
@@ -106,8 +119,11 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Prints a warning between rules, on the error stream."""
-        if not self._prints:
+        printed = _warned.get()
+        if not self._prints or (printed and text in printed):
             return
+        if printed is not None:
+            printed.add(text)
         rule = "!" * 78
         lines = "\n".join(f"! {printable(line)}" for line in text.splitlines())
         with contextlib.suppress(OSError):  # The error stream may be on a full disk.

@@ -18,26 +18,12 @@ from flaxmnist.rundir import population, trust
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.population import Member
 from flaxmnist.rundir.results import Summary
-from flaxmnist.runtime.console import Console
+from flaxmnist.runtime.console import Console, warned_once
 from flaxmnist.runtime.interrupts import stop_at_interrupt
 from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.finish import errors_as_warnings
 from flaxmnist.training.loop import train_and_evaluate
 from flaxmnist.training.resume import abstract_tree, begin
-
-
-class _Console(Console):
-    """Prints a warning of several members once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._warned: set[str] = set()
-
-    def warn(self, text: str) -> None:
-        """Prints a warning, unless it was printed before."""
-        if text not in self._warned:
-            self._warned.add(text)
-            super().warn(text)
 
 
 def train_members(
@@ -66,7 +52,7 @@ def train_members(
       DivergedError: the loss of a member is not finite; the others are trained.
       StoppedError: Ctrl-C or SIGTERM stopped it, after the present member was saved.
     """
-    console = _Console()
+    console = Console()
     if jax.process_count() > 1:
         raise UserError(
             "a population is trained by one process; remove --coordinator, or train "
@@ -74,7 +60,7 @@ def train_members(
         )
     results: dict[Member, Summary] = {}
     failed: dict[str, DivergedError] = {}
-    with workdirs.locked(workdir) as rundir:
+    with workdirs.locked(workdir) as rundir, warned_once():
         runs, dataset = _start(rundir, config, members, data)
         if dataset.warning:
             console.warn(dataset.warning)
@@ -127,13 +113,13 @@ def _diverged(
 ) -> DivergedError:
     others = "; the others are finished" if len(failed) < count else ""
     listed = "".join(f"\n  {name}: {one.problem}" for name, one in failed.items())
-    again = ""
+    advice = "Use "
     if config.on_nan == "stop":
-        again = "Add --config.on_nan=rollback to train them again. Or use "
+        advice = "Add --config.on_nan=rollback to train them again. Or use "
+    advice += "another --workdir, with a smaller optimizer.learning_rate or "
     return DivergedError(
         f"{len(failed)} of {count} members failed{others}{listed}",
-        f"{again or 'Use '}another --workdir, with a smaller optimizer.learning_rate "
-        "or optimizer.clip_norm=1",
+        f"{advice}optimizer.clip_norm=1",
     )
 
 
