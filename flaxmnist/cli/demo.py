@@ -20,7 +20,7 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError, shown
 from flaxmnist.inference.predict import Prediction, predict_prepared, prepare_for
-from flaxmnist.inference.reading import Reading, is_of_digits
+from flaxmnist.inference.reading import Reading
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.pictures.prepare import prepare_ink
 from flaxmnist.runtime.console import Console
@@ -67,7 +67,7 @@ def answer(run: SavedRun, picture: io.BytesIO) -> dict[str, Any]:
       UserError: `picture` is not a picture.
     """
     names = run.manifest.dataset.class_names
-    if is_of_digits(run.state, names):
+    if mnist.is_like(run.state.image_shape, names):
         reading = run.read(picture)
         if len(reading.digits) > 1:
             return _number(reading)

@@ -11,6 +11,7 @@ import numpy as np
 from flaxmnist.data import Dataset
 from flaxmnist.errors import UserError
 from flaxmnist.inference.evaluation import evaluation
+from flaxmnist.inference.report import written
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.report.charts import Log
 from flaxmnist.report.comparison import Group, Unfinished, group
@@ -64,10 +65,8 @@ def compare_runs(
         )
     open_one = functools.partial(open_run, overrides=dict(overrides), data=data)
     correct = _correct([*group(finished).values()], open_one, console)
-    try:
+    with written(output):
         path = write_comparison(output, runs, correct)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror})") from None
     console.line(str(path))
     return path
 
@@ -87,7 +86,7 @@ def _read(paths: Iterable[Path]) -> Iterator[History | Unfinished]:
         try:
             members = population.saved_members(path) or ()
         except UserError as error:
-            yield Unfinished(str(path), str(error), Log([], 1))
+            yield Unfinished(str(path), str(error))
             continue
         for place in [path / one.name for one in members] or [path]:
             if (real := os.path.realpath(place)) not in seen:
@@ -101,14 +100,14 @@ def _read_run(workdir: Path) -> History | Unfinished:
         if (workdir / "summary.json").exists():
             return History.read(workdir)
         if (config := workdirs.saved_config(workdir)) is None:
-            return Unfinished(str(workdir), "contains no run", Log([], 1))
+            return Unfinished(str(workdir), "contains no run")
         steps = workdirs.saved_steps(workdir)
         status = f"unfinished, step {steps[-1] if steps else 0:,}"
         records = read_records(workdir)
         log = Log(records, _epoch_size(records, config.batch_size))
         return Unfinished(str(workdir), status, log)
     except UserError as error:
-        return Unfinished(str(workdir), str(error), Log([], 1))
+        return Unfinished(str(workdir), str(error))
 
 
 def _epoch_size(records: Sequence[Mapping[str, Any]], batch_size: int) -> int:

@@ -162,14 +162,9 @@ def read_picture(
     return Reading(digits, ink.warnings, ink)
 
 
-def is_of_digits(state: TrainState, class_names: tuple[str, ...]) -> bool:
-    """Returns whether a model classifies images of the ten digits, like MNIST's."""
-    return state.image_shape == mnist.IMAGE_SHAPE and class_names == mnist.CLASS_NAMES
-
-
 def check_reads(state: TrainState, class_names: tuple[str, ...]) -> None:
     """Raises a UserError if a model does not classify images of the ten digits."""
-    if is_of_digits(state, class_names):
+    if mnist.is_like(state.image_shape, class_names):
         return
     size = " × ".join(map(str, state.image_shape))
     raise UserError(

@@ -36,7 +36,7 @@ def report_run(run: "SavedRun", compare: Iterable[str | os.PathLike[str]]) -> Pa
         )
     if run.members:
         return report_population(run.workdir, run)
-    with _written(run.workdir):
+    with written(run.workdir):
         path = _report_run(run)
     Console().line(str(path))
     return path
@@ -75,7 +75,7 @@ def report_population(workdir: Path, ensemble: "SavedRun | None" = None) -> Path
     if ensemble is not None:
         figures = [ensemble.evaluate(split) for split in ("validation", "test")]
         together = EnsembleFigures(ensemble.model_name, *figures)
-    with _written(workdir):
+    with written(workdir):
         path = write_population(workdir, summary, histories, together)
     Console().line(str(path))
     return path
@@ -87,12 +87,12 @@ def unfinished(folders: Iterable[Path]) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _written(workdir: Path) -> Iterator[None]:
-    """Raises UserError if the block cannot write into a directory."""
+def written(path: Path) -> Iterator[None]:
+    """Raises UserError if the block cannot write a file, or into a directory."""
     try:
         yield
     except OSError as error:
-        why = f"{workdir} cannot be written ({error.strerror})"
+        why = f"{path} cannot be written ({error.strerror})"
         raise UserError(why) from None
 
 

@@ -35,7 +35,7 @@ def banner(data: DatasetInfo) -> str | None:
 
 def use(data: DatasetInfo) -> list[str]:
     """Returns paragraphs: what the model is for, and its limits on photographs."""
-    if data.class_names == mnist.CLASS_NAMES and data.image_shape == mnist.IMAGE_SHAPE:
+    if mnist.is_like(data.image_shape, data.class_names):
         return [
             "The model classifies images of single digits that are made as those of "
             "MNIST are: 28×28 pixels, white on black, scaled into 20×20 pixels and "
