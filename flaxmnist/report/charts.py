@@ -31,8 +31,8 @@ class Log:
       examples: number of training examples.
     """
 
-    records: Sequence[dict[str, Any]]
-    examples: int
+    records: Sequence[dict[str, Any]] = ()
+    examples: int = 1
 
     def seconds(self, steps: np.ndarray) -> np.ndarray:
         """Returns the seconds of training at these steps, without evaluations."""
@@ -73,9 +73,10 @@ def charts(groups: Mapping[str, Sequence[Log]]) -> dict[str, Any]:
             title, unit, is_log = _CHARTS.get(name, (name, "", False))
             is_log = is_log and all(min(line["y"]) > 0 for line in lines)
             for line in lines if is_log else ():
-                # A deviation may exceed the mean; logarithms need positive values.
-                pairs = zip(line["low"] or (), line["y"], strict=False)
-                line["low"] = line["low"] and [max(low, y / 10) for low, y in pairs]
+                if line["low"]:
+                    # A deviation may exceed the mean; logarithms need positive values.
+                    pairs = zip(line["low"], line["y"], strict=True)
+                    line["low"] = [max(low, y / 10) for low, y in pairs]
             found.append({"title": title, "unit": unit, "log": is_log, "lines": lines})
     return {"groups": [*groups], "charts": found}
 

@@ -30,7 +30,7 @@ class Unfinished:
 
     name: str
     status: str
-    log: Log
+    log: Log = dataclasses.field(default_factory=Log)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -58,7 +57,6 @@ def write_comparison(
     page = template("comparison.html.j2").render(
         name=f"Comparison of {len(runs)} runs",
         folder=printable(folder),
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         rows=rows,
         finished=finished,
         unfinished=unfinished,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +165,14 @@ def write_report(results: Results, workdir: Path) -> Path:
     temperature = statistics.fit_temperature(
         results.validation["logits"], results.validation["labels"]
     )
-    figures = _draw(results, temperature)
+    # Before and after the scaling of temperature.
+    before, after = (
+        statistics.reliability(test["logits"] / divisor, test["labels"])
+        for divisor in (1.0, temperature)
+    )
+    figures = _draw(results)
+    calibration = plots.reliability(before, after, temperature)
+    figures["calibration"] = plots.png(calibration)
     make_directory(workdir / "plots")
     for name, content in figures.items():
         write_file(workdir / "plots" / f"{name}.png", content)
@@ -174,7 +180,6 @@ def write_report(results: Results, workdir: Path) -> Path:
     history, mistaken = results.history, Mistakes.of(test, results.test_images, data)
     page = template("report.html.j2").render(
         name=printable(workdir.resolve().name),
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         summary=summary,
         splits=_splits(summary, results.outputs),
         banner=words.banner(data),
@@ -186,10 +191,7 @@ def write_report(results: Results, workdir: Path) -> Path:
         mistakes=mistaken,
         model=results.costs,
         temperature=temperature,
-        errors=[
-            statistics.reliability(test["logits"] / divisor, test["labels"]).ece
-            for divisor in (1.0, temperature)
-        ],
+        errors=[before.ece, after.ece],
         pictures={name: data_url(content) for name, content in figures.items()},
         config=json.dumps(summary.config, indent=2),
         use=words.use(data),
@@ -199,8 +201,8 @@ def write_report(results: Results, workdir: Path) -> Path:
     return path
 
 
-def _draw(results: Results, temperature: float) -> dict[str, bytes]:
-    """Returns the figures of the page as PNG files, by name."""
+def _draw(results: Results) -> dict[str, bytes]:
+    """Returns figures of the page as PNG files, by name."""
     test, dataset = results.test, results.summary.dataset
     names = dataset.class_names
     wrong = mistakes(test)[:_SHOWN_MISTAKES]
@@ -218,11 +220,6 @@ def _draw(results: Results, temperature: float) -> dict[str, bytes]:
             [change.step for change in results.summary.changes],
         ),
         "confusion": plots.confusion(_confusion(test), names),
-        "calibration": plots.reliability(
-            statistics.reliability(test["logits"], test["labels"]),
-            statistics.reliability(test["logits"] / temperature, test["labels"]),
-            temperature,
-        ),
         "mistakes": plots.mistakes(drawable(results.test_images[wrong]), captions),
     }
     if (tiled := filters(results.params, dataset.image_shape)) is not None:

@@ -1,6 +1,7 @@
-"""Parts that all pages have in common: their templates, pictures and scripts."""
+"""Parts that all pages share: templates, pictures, scripts, and the time."""
 
 import base64
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
@@ -26,6 +27,7 @@ def template(name: str) -> jinja2.Template:
     environment.filters["percent"] = lambda share: f"{share:.2%}"
     environment.filters["thousands"] = lambda count: f"{count:,.0f}"
     environment.globals["asset"] = _asset
+    environment.globals["written"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return environment.get_template(name)
 
 

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from flaxmnist.errors import printable
 from flaxmnist.report import plots
+from flaxmnist.report.charts import charts
 from flaxmnist.report.comparison import Group
 from flaxmnist.report.page import data_url, template
 from flaxmnist.report.results import PopulationSummary, spread_cells
@@ -46,18 +46,18 @@ def write_population(
         one.name or workdir.name: Group(tuple(histories[name] for name in one.members))
         for one in summary.settings
     }
-    curves = {name: one.records for name, one in settings.items()}
-    png = plots.png(plots.curves(curves))
+    records = {name: one.records for name, one in settings.items()}
+    png = plots.png(plots.curves(records))
     make_directory(workdir / "plots")
     write_file(workdir / "plots" / "curves.png", png)
     first = summary.members[summary.ranked[0]]
     page = template("population.html.j2").render(
         name=printable(workdir.resolve().name),
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         summary=summary,
         first=first,
         ensemble=ensemble,
         spread_cells=spread_cells,
+        charts=charts({name: one.logs for name, one in settings.items()}),
         curves=data_url(png),
         config=json.dumps(first.config, indent=2),
     )

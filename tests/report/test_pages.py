@@ -8,14 +8,16 @@ import pytest
 from helpers import ROOT, tiny_config
 
 from flaxmnist.cli import report
+from flaxmnist.rundir.varying import vary
 from flaxmnist.training import loop
+from flaxmnist.training.population import train_members
 
 AXE = ROOT / "node_modules/axe-core/axe.min.js"
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """The report of a run that makes mistakes, and its comparison with another."""
+    """The reports of a run that makes mistakes and of a population; a comparison."""
     folder = tmp_path_factory.mktemp("pages")
     for name, steps in (("run", 20), ("other", 40)):
         config = tiny_config(report=name == "run", num_steps=steps)
@@ -23,7 +25,14 @@ def pages(tmp_path_factory):
     page = folder / "c.html"
     flags = [str(folder / "run"), str(folder / "other"), f"--output={page}"]
     assert report.main(flags) == 0
-    return {"report": folder / "run/report.html", "comparison": page}
+    config = tiny_config(report=True, num_steps=20)
+    members = vary(config, [0, 1], {"optimizer.learning_rate": [1e-3, 1e-2]})
+    train_members(config, folder / "population", members)
+    return {
+        "report": folder / "run/report.html",
+        "comparison": page,
+        "population": folder / "population/report.html",
+    }
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def show(browser, pages):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "population"])
 def test_axe_finds_nothing(name, scheme, show, browser):
     if not AXE.exists():
         pytest.skip("needs axe-core: npm install --no-save axe-core")
@@ -63,7 +72,7 @@ def test_axe_finds_nothing(name, scheme, show, browser):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "population"])
 def test_charts_fit_a_phone_and_follow_the_keyboard(name, show):
     run = show(name, width=390)
     charts = run("return document.querySelectorAll('.charts canvas').length;")
