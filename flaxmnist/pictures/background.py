@@ -15,7 +15,7 @@ from flaxmnist.pictures.files import Gray
 # Light is divided by at least this share of white: a quotient by black is noise.
 MIN_LIGHT = 0.25
 # Kernels wider than this many pixels work on a reduced picture.
-_WIDE = 256
+_WIDE = 128
 # Standard deviation of the noise that remains, as a share of white.
 _MAX_NOISE = 0.02
 

@@ -1,10 +1,11 @@
 """Measures how likely a connected mark is a digit."""
 
 import dataclasses
+import functools
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Integer, UInt8
 
 from flaxmnist.pictures.background import Light, marks
 
@@ -17,7 +18,7 @@ MAX_GROUP = 10
 # Lowest share of the box of a frame, a sheet or a bar that its outline encloses.
 _FULL = 0.88
 
-Labels = Int[np.ndarray, "height width"]
+Labels = Integer[np.ndarray, "height width"]
 Mask = UInt8[np.ndarray, "height width"]
 
 
@@ -36,6 +37,15 @@ class View:
     ground: Light
     contrast: Light
     is_dark: bool
+
+    @functools.cached_property
+    def paper(self) -> tuple[float, float]:
+        """Median and standard deviation of the contrast of the paper."""
+        # The marks are a small part of the picture.
+        step = max(1, max(self.contrast.shape) // 128)
+        sample = self.contrast[::step, ::step]
+        middle = float(np.median(sample))
+        return middle, 1.4826 * float(np.median(abs(sample - middle)))
 
 
 @dataclasses.dataclass(frozen=True)

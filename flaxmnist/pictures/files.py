@@ -59,10 +59,16 @@ def as_gray(picture: Picture, side: int | None = None) -> Lightness:
 
     Args:
       picture: see :func:`flaxmnist.pictures.prepare.prepare`.
-      side: a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, if both sides
-        remain at least that long; by default, it is not.
+      side: a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, if its longer
+        side remains at least that long; by default, it is not.
     """
-    draft = ("L", side) if side else None
+
+    def draft(image: Image.Image) -> None:
+        if side:
+            share = side / max(image.size)
+            width, height = (math.ceil(share * extent) for extent in image.size)
+            image.draft("L", (width, height))
+
     return _read(picture, _gray_of_image, _gray_of_array, draft)
 
 
@@ -73,7 +79,11 @@ def as_pixels(picture: Picture) -> Pixels:
     in a file that is much larger than an image of a model is reduced. The arguments and
     errors are those of `prepare`.
     """
-    return _read(picture, _pixels_of_image, _pixels_of_array, (None, SIDE))
+
+    def draft(image: Image.Image) -> None:
+        image.draft(None, (SIDE, SIDE))
+
+    return _read(picture, _pixels_of_image, _pixels_of_array, draft)
 
 
 def _is_dark(light: np.ndarray, cover: np.ndarray) -> bool:
@@ -107,7 +117,7 @@ def _read(
     picture: Picture,
     of_image: Callable[[Image.Image], T],
     of_array: Callable[[np.ndarray], T],
-    draft: tuple[str | None, int] | None,
+    draft: Callable[[Image.Image], None],
 ) -> T:
     """Returns the result of `of_image` or `of_array` for a picture."""
     of_file = functools.partial(_open_file, read=of_image, draft=draft)
@@ -160,7 +170,7 @@ def _named(name: Any, read: Callable[[Any], T], picture: Any) -> T:
 def _open_file(
     file: IO[bytes],
     read: Callable[[Image.Image], T],
-    draft: tuple[str | None, int] | None,
+    draft: Callable[[Image.Image], None],
 ) -> T:
     formats = (*FORMATS, "HEIF") if _is_heic(file) else FORMATS
     with Image.open(file, formats=formats) as image:
@@ -169,8 +179,8 @@ def _open_file(
             raise UserError(f"has more than {MAX_SCANS} scans; save it in another way")
         # Affects JPEG only, which can be decoded at an eighth of its size.
         image.info["full_size"] = image.size
-        if draft and math.prod(image.size) <= MAX_PIXELS:
-            image.draft(draft[0], (draft[1], draft[1]))
+        if math.prod(image.size) <= MAX_PIXELS:
+            draft(image)
         return read(image)
 
 

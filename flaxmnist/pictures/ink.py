@@ -19,7 +19,7 @@ from flaxmnist.pictures.files import Gray, Lightness, Picture, as_gray, rereadab
 # The steps of `find_ink`, in this order.
 STEPS = ("light", "invert")
 # Longer side in pixels of the picture in which the ink is searched, and of `strength`.
-SEARCH, REFINED = 1024, 1536
+SEARCH, REFINED = 1000, 1536
 # Height of a digit in `strength`, in pixels, if the picture has as many.
 DIGIT = 160
 

@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, Integer, UInt8
 
 # Shares of the longer side of a picture: shortest straight run, and widest rule.
 RUN, THICK = 1 / 24, 1 / 80
@@ -10,6 +10,22 @@ RUN, THICK = 1 / 24, 1 / 80
 LENGTH = 0.85
 
 Mask = UInt8[np.ndarray, "height width"]
+
+
+def connected(
+    mask: Mask,
+) -> tuple[Integer[np.ndarray, "height width"], Int[np.ndarray, "marks 5"]]:
+    """Returns the number of the mark at each pixel, and OpenCV's figures of the marks.
+
+    Number 0 is that of the ground.
+    """
+    # Each mark has a run. OpenCV counts three times as fast in 16 bits.
+    runs = len(mask) + np.count_nonzero(mask[:, 1:] > mask[:, :-1])
+    number = cv2.CV_16U if runs < 2**16 - 1 else cv2.CV_32S
+    _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
+        mask, 8, number, cv2.CCL_GRANA
+    )
+    return labels, stats
 
 
 def without_rules(mask: Mask) -> Mask:
@@ -28,9 +44,7 @@ def _without_horizontal(mask: Mask) -> Mask:
         return mask
     # A rule that is not level is a stair of runs.
     joined = cv2.dilate(straight, np.ones((3, 9), np.uint8))
-    _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
-        joined, 8, cv2.CV_32S, cv2.CCL_GRANA
-    )
+    labels, stats = connected(joined)
     # The dilation adds two rows.
     wide = np.maximum(stats[:, cv2.CC_STAT_WIDTH], 1)
     thickness = np.maximum(stats[:, cv2.CC_STAT_AREA] / wide - 2, 1)
