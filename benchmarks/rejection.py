@@ -13,8 +13,8 @@ largest logit (Hendrycks et al., 2022), and the energy (Liu et al., 2020).
 """
 
 import argparse
-import collections
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,10 @@ from scipy.special import softmax
 
 from benchmarks.photographs import others
 from flaxmnist import open_run
-from flaxmnist.core.energy import energy
+from flaxmnist.core.calibration import energy
 from flaxmnist.core.steps import predict_step
-from flaxmnist.pictures.prepare import prepare
+from flaxmnist.inference.predict import Prediction
+from flaxmnist.pictures.prepare import Prepared, prepare
 
 # High for pictures that are unlike the training images.
 SCORES = {
@@ -73,6 +74,17 @@ def curve(
     return rows
 
 
+def warned(run, prepared: Iterable[Prepared], logits: np.ndarray) -> np.ndarray:
+    """Returns whether `predict` warns of each image, `[count]`."""
+    names = run.manifest.dataset.class_names
+    return np.array(
+        [
+            bool(Prediction(image, row, names, run.calibration).warnings)
+            for image, row in zip(prepared, logits, strict=True)
+        ]
+    )
+
+
 def measure(workdirs: list[str], half: str, count: int) -> dict:
     """Returns the curves of each run and score, and the flagged share of each kind."""
     samples = list(others.samples(half, count=count))
@@ -91,19 +103,17 @@ def measure(workdirs: list[str], half: str, count: int) -> dict:
             curves[name] = curve(digits, labels, other[~empty], score)
             for row in curves[name]:
                 row["flagged"] = 1 - (1 - row["flagged"]) * (~empty).mean()
-        record: dict = {"digits": len(labels), "curves": curves}
-        if (limit := run.energy_limit) is not None:
-            flagged = empty | (energy(other) > limit)
-            by_kind = collections.OrderedDict(
-                (kind, float(flagged[kinds == kind].mean()))
-                for kind in dict.fromkeys(kinds.tolist())
-            )
-            record["limit"] = {
-                "digits": float((energy(digits) > limit).mean()),
-                "others": float(flagged.mean()),
-                **by_kind,
-            }
-        found[Path(workdir).name] = record
+        doubtful = warned(run, prepared, other)
+        flagged = {
+            "digits": warned(run, map(Prepared, split.images), digits),
+            "others": doubtful,
+            **{kind: doubtful[kinds == kind] for kind in dict.fromkeys(kinds.tolist())},
+        }
+        found[Path(workdir).name] = {
+            "digits": len(labels),
+            "curves": curves,
+            "flagged": {name: float(each.mean()) for name, each in flagged.items()},
+        }
     return found
 
 
@@ -125,7 +135,7 @@ def main() -> None:
             for row in rows:
                 figures = f"{row['coverage']:>9.1%}{row['error']:>8.2%}"
                 print(f"{name:<14}{figures}{row['flagged']:>9.1%}")
-        for name, share in record.get("limit", {}).items():
+        for name, share in record["flagged"].items():
             print(f"flagged by predict, {name:<22}{share:>7.1%}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n")

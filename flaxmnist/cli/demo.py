@@ -74,7 +74,7 @@ def answer(run: SavedRun, picture: io.BytesIO) -> dict[str, Any]:
         prepared = prepare_ink(reading.ink)
     else:
         prepared = prepare_for(picture, run.state.image_shape)
-    (prediction,) = predict_prepared([prepared], run.state, names, run.energy_limit)
+    (prediction,) = predict_prepared([prepared], run.state, names, run.calibration)
     values = {"bars": _bars(prediction), "warnings": prediction.warnings}
     if prediction.label is None:
         return values

@@ -133,7 +133,7 @@ def _record(file: str, prediction: Prediction, count: int) -> dict[str, Any]:
             for label, probability in prediction.top(count)
         ],
         "energy": None if prediction.label is None else round(prediction.energy, 4),
-        "energy_limit": prediction.energy_limit,
+        "energy_limit": prediction.calibration.energy_limit,
         "warnings": prediction.warnings,
     }
 
@@ -195,14 +195,13 @@ def _parser() -> command.Parser:
 def _predict_pictures(args: argparse.Namespace, saved: SavedRun) -> list[str]:
     """Prints predictions and returns the files that cannot be read."""
     state, class_names = saved.state, saved.manifest.dataset.class_names
-    limit = saved.energy_limit
     console = Console()
     failed: list[str] = []
     prepare = functools.partial(prepare_for, image_shape=state.image_shape)
     ready = enumerate(_opened(_expand(args.files), prepare, failed))
     while chunk := list(itertools.islice(ready, CHUNK)):
         pictures = [picture for _, (_, picture) in chunk]
-        predictions = predict_prepared(pictures, state, class_names, limit)
+        predictions = predict_prepared(pictures, state, class_names, saved.calibration)
         for (index, (file, picture)), prediction in zip(
             chunk, predictions, strict=True
         ):
@@ -220,7 +219,7 @@ def _read_pictures(args: argparse.Namespace, saved: SavedRun) -> list[str]:
     """Prints the numbers in pictures and returns the files that cannot be read."""
     check_reads(saved.state, saved.manifest.dataset.class_names)
     read = functools.partial(
-        read_picture, state=saved.state, energy_limit=saved.energy_limit
+        read_picture, state=saved.state, calibration=saved.calibration
     )
     console = Console()
     failed: list[str] = []

@@ -1,27 +1,62 @@
-"""Energy of images: high for those that are unlike the training images.
+"""What the validation split tells of predictions: how sure, and of which images.
 
-The energy of an image is -log Σ exp(logits) (Liu et al., 2020, "Energy-based
-Out-of-distribution Detection", NeurIPS). It needs logits only, so every model has it.
+The logits are divided by a temperature (Guo et al., 2017, "On Calibration of Modern
+Neural Networks", ICML). The energy of an image is -log Σ exp(logits) (Liu et al., 2020,
+"Energy-based Out-of-distribution Detection", NeurIPS): high for images that are unlike
+the training images. Both need logits only, so every model has them.
 """
 
+import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Float
-from scipy.special import logsumexp
+from jaxtyping import Float, Int
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, logsumexp, softmax
 
+# A prediction whose probability is lower gets a warning.
+SURE = 0.8
 # Share of the validation images that have a higher energy than the limit.
-SHARE = 0.015
+_SHARE = 0.015
+# The logarithm of a temperature is between these.
+_BOUNDS = (-3, 3)
 
 
-def energy(logits: Float[np.ndarray, "count classes"]) -> Float[np.ndarray, " count"]:
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What a run learned of its predictions on validation.
+
+    Attributes:
+      temperature: divisor of the logits.
+      energy_limit: images of a higher energy are unlike the validation images; None if
+        it is not known.
+    """
+
+    temperature: float = 1.0
+    energy_limit: float | None = None
+
+    def probabilities(
+        self, logits: Float[np.ndarray, "*count classes"]
+    ) -> Float[np.ndarray, "*count classes"]:
+        """Returns the probabilities of the classes, float32."""
+        scaled = np.asarray(logits, np.float64) / self.temperature
+        probabilities: np.ndarray = softmax(scaled, axis=-1).astype(np.float32)
+        return probabilities
+
+
+UNCALIBRATED = Calibration()
+
+
+def energy(
+    logits: Float[np.ndarray, "*count classes"],
+) -> Float[np.ndarray, "*count"]:
     """Returns the energy of each image, in nats."""
     nats: np.ndarray = -logsumexp(np.asarray(logits, np.float64), axis=-1)
     return nats
 
 
 def energy_limit(logits: Float[np.ndarray, "count classes"]) -> float | None:
-    """Returns the energy that a share of `SHARE` of the validation images exceed.
+    """Returns the energy that 1.5 % of the validation images exceed.
 
     Args:
       logits: of all validation images.
@@ -29,5 +64,35 @@ def energy_limit(logits: Float[np.ndarray, "count classes"]) -> float | None:
     Returns:
       the limit; None if a logit is not finite.
     """
-    limit = float(np.quantile(energy(logits), 1 - SHARE))
+    limit = float(np.quantile(energy(logits), 1 - _SHARE))
     return limit if math.isfinite(limit) else None
+
+
+def fit_temperature(
+    logits: Float[np.ndarray, "count classes"], labels: Int[np.ndarray, " count"]
+) -> float:
+    """Returns the divisor of the logits that minimizes the cross-entropy.
+
+    The targets are smoothed by 1 / (count + 2), as Platt (1999, "Probabilistic Outputs
+    for Support Vector Machines") does. Otherwise, predictions without a mistake would
+    have no smallest temperature.
+
+    Args:
+      logits: of all validation images.
+      labels: of these images.
+
+    Returns:
+      the temperature; 1 if a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        return 1.0
+    logits, count = np.asarray(logits, np.float64), len(labels)
+    targets = np.full(logits.shape, 1 / (count + 2) / max(logits.shape[1] - 1, 1))
+    targets[np.arange(count), labels] = 1 - 1 / (count + 2)
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_temperature), axis=-1)
+        return float(-(targets * scaled).sum())
+
+    found = minimize_scalar(loss, bounds=_BOUNDS, method="bounded")
+    return float(np.exp(found.x))

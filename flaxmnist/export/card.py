@@ -9,6 +9,7 @@ from typing import Any
 import jaxlib
 
 from flaxmnist.core import mnist
+from flaxmnist.core.calibration import UNCALIBRATED, Calibration
 from flaxmnist.errors import printable
 from flaxmnist.report import statistics
 from flaxmnist.rundir.description import DatasetInfo
@@ -113,6 +114,7 @@ class Card:
       licence: of the images; None if unknown.
       versions: of the packages that trained the model.
       checked: the images by which the export was checked, such as "500 test images".
+      calibration: of the run.
     """
 
     format: str
@@ -128,6 +130,7 @@ class Card:
     licence: str | None
     versions: Mapping[str, str]
     checked: str
+    calibration: Calibration = UNCALIBRATED
 
     def render(self, difference: float, files: Collection[str]) -> str:
         """Returns the card as Markdown.
@@ -168,6 +171,7 @@ The model has no class for other input, which it still labels as some class.
 ## What it returns
 
 {self._classes()}
+{self._probabilities()}
 
 ## Where it comes from
 
@@ -248,6 +252,14 @@ its centre."""
                 f"{len(names):,} classes; `labels.txt` has a line for each, in order."
             )
         return f"{len(names)} classes, in this order: {', '.join(names)}."
+
+    def _probabilities(self) -> str:
+        if self.format == "web":
+            return "The probabilities are calibrated on the validation split."
+        return f"""\
+The softmax of the logits, divided by {self.calibration.temperature:.4g}, gives
+probabilities that are calibrated on the validation split, as those of
+`flaxmnist predict` are."""
 
     def _accuracy(self) -> str:
         if self.test is None:

@@ -158,10 +158,14 @@ function run(layers, x) {
   return [x, (grad) => backs.reduceRight((moved, back) => back(moved), grad)];
 }
 
+function logSumExp(logits) {
+  const top = Math.max(...logits);
+  return top + Math.log(logits.reduce((sum, each) => sum + Math.exp(each - top), 0));
+}
+
 function softmax(logits) {
-  const top = Math.max(...logits), shares = Array.from(logits, (each) => Math.exp(each - top));
-  const total = shares.reduce((sum, each) => sum + each, 0);
-  return shares.map((each) => each / total);
+  const total = logSumExp(logits);
+  return Array.from(logits, (each) => Math.exp(each - total));
 }
 
 // Returns the networks of a model, with arrays in the place of {offset, shape}.
@@ -174,14 +178,18 @@ function decode(networks, text) {
     Object.fromEntries(Object.entries(layer).map(([key, value]) => [key, array(value)]))));
 }
 
-// Returns the probabilities of an image: bytes, row by row. Several networks are an
-// ensemble, whose probabilities are their mean. `explain` returns the importance of each
-// pixel: the largest magnitude over its channels of the gradient of the top logit.
-function predict(networks, bytes, shape) {
+// Returns the calibrated probabilities of an image: bytes, row by row. Several networks
+// are an ensemble, whose probabilities and energy are means. `explain` returns the
+// importance of each pixel: the largest magnitude over its channels of the gradient of
+// the top logit.
+function predict(networks, bytes, shape, temperature) {
   const x = tensor(shape, Float32Array.from(bytes, (each) => each / 255));
   const found = networks.map((layers) => run(layers, x));
   const shares = found.map(([logits]) => softmax(logits.data));
-  const probabilities = shares[0].map((_, c) => shares.reduce((sum, each) => sum + each[c], 0) / shares.length);
+  const mean = (values) => values.reduce((sum, each) => sum + each, 0) / values.length;
+  const together = shares[0].map((_, c) => mean(shares.map((each) => each[c])));
+  const probabilities = softmax(together.map((share) => Math.log(share) / temperature));
+  const energy = -mean(found.map(([logits]) => logSumExp(logits.data)));
   const explain = () => {
     const grads = found.map(([logits, back], index) => {
       const top = probabilities.indexOf(Math.max(...probabilities)), weight = shares[index][top];
@@ -191,5 +199,5 @@ function predict(networks, bytes, shape) {
     return Array.from({ length: shape[0] * shape[1] }, (_, pixel) =>
       Math.max(...total.subarray(pixel * channels, (pixel + 1) * channels).map(Math.abs)));
   };
-  return { probabilities, explain };
+  return { probabilities, energy, explain };
 }

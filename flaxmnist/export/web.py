@@ -1,6 +1,7 @@
 """A page that predicts drawings and pictures in a browser, without a network."""
 
 import base64
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import jinja2
 import numpy as np
 
 from flaxmnist.core import mnist
+from flaxmnist.core.calibration import SURE
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import printable
 from flaxmnist.export import numpy_predictor
@@ -45,6 +47,7 @@ def write(state: TrainState, folder: Path, card: Card) -> Logits:
         class_names=[printable(name) for name in data.class_names],
         shape=state.image_shape,
         networks=networks,
+        calibration={**dataclasses.asdict(card.calibration), "sure": SURE},
         weights=base64.b64encode(content).decode(),
         scripts=[
             _TEMPLATE.with_name(name).read_text(encoding="utf-8") for name in _SCRIPTS

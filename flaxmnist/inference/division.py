@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from flaxmnist.core import mnist
+from flaxmnist.core.calibration import UNCALIBRATED, Calibration
 from flaxmnist.core.state import TrainState
 from flaxmnist.inference.predict import Prediction, predict_prepared
 from flaxmnist.pictures.digits import Glyph
@@ -75,13 +76,15 @@ class Part:
 
 
 def divide(
-    glyphs: Sequence[Glyph], state: TrainState, energy_limit: float | None = None
+    glyphs: Sequence[Glyph],
+    state: TrainState,
+    calibration: Calibration = UNCALIBRATED,
 ) -> Iterator[tuple[Part, Prediction]]:
     """Yields the digits of glyphs, in their order, with predictions."""
     options = [list(_parts(glyph)) for glyph in glyphs]
     digits = [part for parts in options for part in parts if part.height >= _LOW]
     images = [Prepared(normalize(part.glyph.strength)) for part in digits]
-    found = predict_prepared(images, state, mnist.CLASS_NAMES, energy_limit)
+    found = predict_prepared(images, state, mnist.CLASS_NAMES, calibration)
     predictions = dict(zip(digits, found, strict=True))
     margins = {part: _margin(one) for part, one in predictions.items()}
     # Networks differ in the scale of their logits.
@@ -111,8 +114,7 @@ def _parts(glyph: Glyph) -> Iterator[Part]:
 
 def _margin(prediction: Prediction) -> float:
     """Returns by how much the largest logit exceeds the mean of the logits."""
-    logits = np.log(prediction.probabilities.clip(1e-30))
-    return float(logits.max() - logits.mean())
+    return float(prediction.logits.max() - prediction.logits.mean())
 
 
 def _best_path(parts: Sequence[Part], scores: Mapping[Part, float]) -> list[Part]:

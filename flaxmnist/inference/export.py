@@ -72,6 +72,7 @@ def export_run(
         licence=dataset.licence if dataset else None,
         versions=run.manifest.versions,
         checked=f"{len(images):,} {checked_on} images",
+        calibration=run.calibration,
     )
     # Off the mesh, which a program would otherwise demand, and in float32.
     state = jax.device_put(jax.device_get(run.state), jax.devices()[0])

@@ -1,6 +1,7 @@
 """Predictions of pictures, in files or in memory."""
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from PIL import Image
 
 from flaxmnist.core import mnist
 from flaxmnist.core.batch import MAX_CHANNELS, ImageShape
-from flaxmnist.core.energy import energy
+from flaxmnist.core.calibration import SURE, UNCALIBRATED, Calibration, energy
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError
@@ -21,9 +22,6 @@ from flaxmnist.inference.fit import fit
 from flaxmnist.pictures.files import Picture
 from flaxmnist.pictures.prepare import Prepared, prepare
 
-# A prediction whose probability is lower gets a warning: 1.7 % of the validation images
-# of the recipe `cnn`, whose label smoothing lowers all probabilities.
-SURE = 0.65
 # Number of pictures per call of the model.
 CHUNK = 64
 
@@ -34,23 +32,29 @@ class Prediction:
 
     Attributes:
       prepared: the image that the model received, with warnings.
-      probabilities: of the classes, float32 `[classes]`.
+      logits: of the classes, float32 `[classes]`.
       class_names: a name per class.
-      energy: high if the image is unlike the training images; in nats, see
-        :mod:`flaxmnist.core.energy`.
-      energy_limit: a prediction of a higher energy gets a warning; None if the run has
-        no limit.
+      calibration: the temperature of the probabilities, and the limit of the energy.
     """
 
     prepared: Prepared
-    probabilities: Float[np.ndarray, " classes"]
+    logits: Float[np.ndarray, " classes"]
     class_names: tuple[str, ...]
-    energy: float = -math.inf
-    energy_limit: float | None = None
+    calibration: Calibration = UNCALIBRATED
 
     def __repr__(self) -> str:
         likely = ", ".join(f"{name} {share:.1%}" for name, share in self.top(3))
         return f"Prediction({likely or 'no digit found'})"
+
+    @functools.cached_property
+    def probabilities(self) -> Float[np.ndarray, " classes"]:
+        """The calibrated probabilities of the classes, float32 `[classes]`."""
+        return self.calibration.probabilities(self.logits)
+
+    @property
+    def energy(self) -> float:
+        """High if the image is unlike the training images; in nats."""
+        return float(energy(self.logits))
 
     @property
     def label(self) -> str | None:
@@ -85,9 +89,8 @@ class Prediction:
 
         False if no digit is found, or if the run has no limit of the energy.
         """
-        if self.energy_limit is None or self.label is None:
-            return False
-        return self.energy > self.energy_limit
+        limit = self.calibration.energy_limit
+        return limit is not None and self.label is not None and self.energy > limit
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """Returns the names of the `count` most probable classes, with probabilities.
@@ -122,45 +125,44 @@ def predict_images(
       UserError: the run does not exist, `class_names` has another length, or one of the
         pictures is not a picture.
     """
-    state, class_names, limit = trained(run, class_names)
-    return predict_pictures(pictures, state, class_names, limit)
+    return predict_pictures(pictures, *trained(run, class_names))
 
 
 def trained(
     run: TrainState | str | os.PathLike[str], class_names: Iterable[str] = ()
-) -> tuple[TrainState, tuple[str, ...], float | None]:
-    """Returns state, name per class, and limit of the energy if the run has one."""
+) -> tuple[TrainState, tuple[str, ...], Calibration]:
+    """Returns the state, a name per class, and the calibration."""
     class_names = tuple(class_names)
     if not isinstance(run, TrainState | str | os.PathLike):
         raise UserError(
             f"run is a {type(run).__name__}; expected a TrainState or the path of a "
             "run directory"
         )
-    limit = None
+    calibration = UNCALIBRATED
     if not isinstance(run, TrainState):
         # Not at the top of the module: a saved run predicts, too.
         from flaxmnist.inference.saved_run import open_run
 
         saved = open_run(run)
-        run, limit = saved.state, saved.energy_limit
+        run, calibration = saved.state, saved.calibration
         class_names = class_names or saved.manifest.dataset.class_names
     if class_names and len(class_names) != run.num_classes:
         raise UserError(
             f"{len(class_names)} class names for a model of {run.num_classes} classes"
         )
-    return run, class_names or tuple(map(str, range(run.num_classes))), limit
+    return run, class_names or tuple(map(str, range(run.num_classes))), calibration
 
 
 def predict_pictures(
     pictures: Iterable[Picture] | Picture,
     state: TrainState,
     class_names: tuple[str, ...] = (),
-    energy_limit: float | None = None,
+    calibration: Calibration = UNCALIBRATED,
 ) -> list[Prediction]:
     """Returns the predictions of a state; see :func:`predict_images`."""
     shape = state.image_shape
     prepared = [prepare_for(each, shape) for each in _several(pictures, shape)]
-    return predict_prepared(prepared, state, class_names, energy_limit)
+    return predict_prepared(prepared, state, class_names, calibration)
 
 
 def prepare_for(picture: Picture, image_shape: ImageShape) -> Prepared:
@@ -213,23 +215,21 @@ def predict_prepared(
     prepared: Sequence[Prepared],
     state: TrainState,
     class_names: tuple[str, ...] = (),
-    energy_limit: float | None = None,
+    calibration: Calibration = UNCALIBRATED,
 ) -> list[Prediction]:
     """Returns the predictions of prepared pictures; see :func:`predict_images`."""
     names = class_names or tuple(map(str, range(state.num_classes)))
     found: list[Prediction] = []
     for start in range(0, len(prepared), CHUNK):
         chunk = prepared[start : start + CHUNK]
-        # One program serves any number of pictures.
-        images = np.zeros((CHUNK, *chunk[0].image.shape), np.uint8)
+        # One program serves any number of pictures, and another a single one.
+        size = 1 if len(prepared) == 1 else CHUNK
+        images = np.zeros((size, *chunk[0].image.shape), np.uint8)
         images[: len(chunk)] = [picture.image for picture in chunk]
-        outputs = jax.device_get(predict_step(state, images))
-        energies = energy(outputs["logits"]).tolist()
+        logits = jax.device_get(predict_step(state, images)["logits"])
         # The other rows are padding.
         found += [
-            Prediction(picture, row, names, nats, energy_limit)
-            for picture, row, nats in zip(
-                chunk, outputs["probabilities"], energies, strict=False
-            )
+            Prediction(picture, row, names, calibration)
+            for picture, row in zip(chunk, logits, strict=False)
         ]
     return found

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flaxmnist.core import mnist
+from flaxmnist.core.calibration import UNCALIBRATED, Calibration
 from flaxmnist.core.state import TrainState
 from flaxmnist.errors import UserError
 from flaxmnist.inference.division import divide
@@ -135,13 +136,13 @@ def read_digits(
       UserError: `picture` is not a picture, the run does not exist, or its classes are
         not the ten digits.
     """
-    state, class_names, limit = trained(run, class_names)
+    state, class_names, calibration = trained(run, class_names)
     check_reads(state, class_names)
-    return read_picture(picture, state, limit)
+    return read_picture(picture, state, calibration)
 
 
 def read_picture(
-    picture: Picture, state: TrainState, energy_limit: float | None = None
+    picture: Picture, state: TrainState, calibration: Calibration = UNCALIBRATED
 ) -> Reading:
     """Returns the numbers that a state reads; see :func:`read_digits`."""
     ink = find_ink(picture)
@@ -157,7 +158,7 @@ def read_picture(
             is_wide=part.width > _WIDE,
             prediction=prediction,
         )
-        for part, prediction in divide(glyphs, state, energy_limit)
+        for part, prediction in divide(glyphs, state, calibration)
     )
     return Reading(digits, ink.warnings, ink)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from flaxmnist import config as configs
 from flaxmnist import options
 from flaxmnist.core import ensemble, models, sharding
+from flaxmnist.core.calibration import Calibration
 from flaxmnist.core.state import TrainState
 from flaxmnist.data import Dataset
 from flaxmnist.errors import UserError
@@ -97,12 +99,12 @@ class SavedRun:
     def predict(self, pictures: Iterable[Picture] | Picture) -> list[Prediction]:
         """Returns predictions of pictures; see :func:`flaxmnist.predict_images`."""
         names = self.manifest.dataset.class_names
-        return predict_pictures(pictures, self.state, names, self.energy_limit)
+        return predict_pictures(pictures, self.state, names, self.calibration)
 
     def read(self, picture: Picture) -> Reading:
         """Returns the numbers in a picture; see :func:`flaxmnist.read_digits`."""
         check_reads(self.state, self.manifest.dataset.class_names)
-        return read_picture(picture, self.state, self.energy_limit)
+        return read_picture(picture, self.state, self.calibration)
 
     def evaluate(self, split: str = "test") -> Figures:
         """Returns the figures of the split "train", "validation" or "test".
@@ -133,7 +135,7 @@ class SavedRun:
         Returns:
           ``predictions-<split>.jsonl`` in the run directory. A line per example, in the
           order of the split: its `index`, its `label`, the most probable class as
-          `classes`, and the `probabilities` of all classes.
+          `classes`, and the calibrated `probabilities` of all classes.
 
         Raises:
           UserError: the split is unknown, the data cannot be found, or the file cannot
@@ -142,6 +144,7 @@ class SavedRun:
         integrity.check_links(self.workdir)
         run = evaluation(self, [split])
         outputs = predict(self.state, run.eval_feeds[split], run.replicated)
+        outputs["probabilities"] = self.calibration.probabilities(outputs["logits"])
         path = write_predictions(self.workdir, split, outputs)
         correct = outputs["classes"] == outputs["labels"]
         Console().line(
@@ -231,16 +234,16 @@ class SavedRun:
         found = workdirs.saved_summary(self.workdir)
         return found if found and found.evaluated_step == self.step else None
 
-    @property
-    def energy_limit(self) -> float | None:
-        """Images of a higher energy are unlike the training images; of `summary`.
-
-        That of an ensemble is the mean over its members.
-        """
+    @functools.cached_property
+    def calibration(self) -> Calibration:
+        """What `summary` has; of an ensemble, the means over its members."""
         found = [one.summary for one in self.members or (self,)]
-        limits = [None if one is None else one.energy_limit for one in found]
-        known = [one for one in limits if one is not None]
-        return sum(known) / len(known) if len(known) == len(limits) else None
+        known = [one.calibration for one in found if one is not None]
+        limits = [one.energy_limit for one in known if one.energy_limit is not None]
+        return Calibration(
+            statistics.mean([one.temperature for one in known] or [1.0]),
+            statistics.mean(limits) if len(limits) == len(found) else None,
+        )
 
 
 def open_run(

@@ -1,6 +1,7 @@
 """A run on one page, ``report.html``, and its figures in ``plots/``."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,15 +141,12 @@ class Results:
         """The result of the run."""
         return self.history.summary
 
-    @property
-    def validation(self) -> dict[str, np.ndarray]:
-        """Predictions of the validation split."""
-        return self.outputs["validation"]
-
-    @property
+    @functools.cached_property
     def test(self) -> dict[str, np.ndarray]:
-        """Predictions of the test split."""
-        return self.outputs["test"]
+        """Predictions of the test split, with calibrated probabilities."""
+        found = self.outputs["test"]
+        probabilities = self.summary.calibration.probabilities(found["logits"])
+        return found | {"probabilities": probabilities}
 
 
 def write_report(results: Results, workdir: Path) -> Path:
@@ -162,9 +160,7 @@ def write_report(results: Results, workdir: Path) -> Path:
       the path of the page.
     """
     path, summary, test = workdir / "report.html", results.summary, results.test
-    temperature = statistics.fit_temperature(
-        results.validation["logits"], results.validation["labels"]
-    )
+    temperature = summary.temperature
     # Before and after the scaling of temperature.
     before, after = (
         statistics.reliability(test["logits"] / divisor, test["labels"])

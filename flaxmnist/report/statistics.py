@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest, t
 
@@ -77,22 +76,6 @@ def losses(
 ) -> Float[np.ndarray, " count"]:
     """Returns the cross-entropy of each example, in nats."""
     return -log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
-
-
-def fit_temperature(
-    logits: Float[np.ndarray, "count classes"], labels: Int[np.ndarray, " count"]
-) -> float:
-    """Returns the divisor of the logits that minimizes the cross-entropy.
-
-    Guo et al., 2017, "On Calibration of Modern Neural Networks". It is fitted on
-    validation, and does not change the predicted classes.
-    """
-    found = minimize_scalar(
-        lambda log_t: losses(logits / np.exp(log_t), labels).mean(),
-        bounds=(-3, 3),
-        method="bounded",
-    )
-    return float(np.exp(found.x))
 
 
 def reliability(

@@ -6,7 +6,7 @@ import jax
 
 from flaxmnist.config import as_dict, sources
 from flaxmnist.core import models
-from flaxmnist.core.energy import energy_limit
+from flaxmnist.core.calibration import energy_limit, fit_temperature
 from flaxmnist.core.ensemble import name_of
 from flaxmnist.core.state import TrainState
 from flaxmnist.data import SPLITS
@@ -110,5 +110,6 @@ def summarize(
         devices=DevicesInfo(
             device.platform, device.device_kind, run.replicated.mesh.size
         ),
+        temperature=fit_temperature(outputs["logits"], outputs["labels"]),
         energy_limit=energy_limit(outputs["logits"]),
     )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from flaxmnist import config as configs
 from flaxmnist.core import models
+from flaxmnist.core.calibration import energy
 from flaxmnist.core.state import create_state
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError
@@ -43,7 +44,7 @@ for (const point of points) pen.lineTo(...point);
 pen.stroke();
 const before = performance.now();
 const { bytes } = prepare(grayOf(pen.getImageData(0, 0, sheet.width, sheet.height)));
-const found = bytes && predict(networks, bytes, shape);
+const found = bytes && predict(networks, bytes, shape, calibration.temperature);
 const seconds = (performance.now() - before) / 1000;
 return [sheet.toDataURL(), bytes && [...bytes], found && found.probabilities, seconds];
 """
@@ -79,8 +80,9 @@ def open_page(browser, folder):
 PREDICT = """
 const [images, shape] = arguments;
 return images.map((image) => {
-  const { probabilities, explain } = predict(networks, Uint8Array.from(image), shape);
-  return [probabilities, explain()];
+  const { temperature } = calibration;
+  const found = predict(networks, Uint8Array.from(image), shape, temperature);
+  return [found.probabilities, found.explain(), found.energy];
 });
 """
 
@@ -161,8 +163,11 @@ def test_images_and_drawings_have_the_probabilities_of_python(digits, browser):
     images = run.dataset.test.images[:300]
     given = images.reshape(len(images), -1).tolist()
     found = browser.execute_script(PREDICT, given, [28, 28, 1])
-    wanted = predict_step(run.state, images)["probabilities"]
+    logits = np.asarray(predict_step(run.state, images)["logits"])
+    assert run.calibration.temperature != 1
+    wanted = run.calibration.probabilities(logits)
     np.testing.assert_allclose([row[0] for row in found], wanted, atol=1e-3)
+    np.testing.assert_allclose([row[2] for row in found], energy(logits), rtol=1e-3)
 
     rng = np.random.default_rng(0)
     seconds, right, same = [], 0, 0
@@ -195,6 +200,8 @@ def test_a_finger_draws_and_pictures_are_chosen(digits, browser, tmp_path):
         browser.execute_cdp_cmd("Input.dispatchTouchEvent", event)
     end = {"type": "touchEnd", "touchPoints": []}
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", end)
+    # Of a slow finger, the page may have spoken of a part of the digit.
+    browser.execute_script("find('spoken').textContent = ''; update()")
     text = wait_for(browser, "return find('spoken').textContent")
     url = browser.execute_script("return sheet.toDataURL()")
     (prediction,) = run.predict(base64.b64decode(url.partition(",")[2]))

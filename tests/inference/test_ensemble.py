@@ -9,7 +9,7 @@ import pytest
 
 from flaxmnist import config as configs
 from flaxmnist.cli import eval, export, predict
-from flaxmnist.core.energy import energy
+from flaxmnist.core.calibration import energy
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError
 from flaxmnist.export import numpy_predictor
@@ -43,15 +43,17 @@ def test_an_ensemble_predicts_the_mean_of_its_members_probabilities(
     logits = [predict_step(one, images)["logits"] for one in members]
     wanted = np.mean([energy(one) for one in logits], axis=0)
     np.testing.assert_allclose(energy(found["logits"]), wanted, rtol=1e-5)
-    limits = [one.energy_limit for one in run.members]
-    assert run.energy_limit == np.mean(limits)
+    for name in ("energy_limit", "temperature"):
+        values = [getattr(one.calibration, name) for one in run.members]
+        np.testing.assert_allclose(getattr(run.calibration, name), np.mean(values))
     figures = run.evaluate("test")
     losses = -np.log(mean[np.arange(len(mean)), test.labels])
     np.testing.assert_allclose(figures.loss, losses.mean(), rtol=1e-5)
     assert predict.main([f"--workdir={workdir}", "--split=test"]) == 0
     assert "ensemble of 2 × cnn" in capsys.readouterr().out
     line = (workdir / "predictions-test.jsonl").read_text().splitlines()[3]
-    np.testing.assert_allclose(json.loads(line)["probabilities"], mean[3], rtol=1e-5)
+    calibrated = run.calibration.probabilities(np.log(mean[3]))
+    np.testing.assert_allclose(json.loads(line)["probabilities"], calibrated, rtol=1e-4)
 
 
 @pytest.mark.parametrize("format", ["numpy", "safetensors", "stablehlo", "web"])

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+from scipy.special import softmax
 
 import flaxmnist
 from benchmarks.drawn_digits import HANDS, STYLES, draw
 from flaxmnist import UserError
 from flaxmnist.cli import predict
+from flaxmnist.core.calibration import Calibration
 from flaxmnist.inference.predict import predict_prepared
 from flaxmnist.pictures.prepare import prepare
 
@@ -204,11 +206,15 @@ def test_predict_images_takes_a_run_or_a_state_and_any_picture(finished_run, tmp
             prediction.probabilities.max(),
         )
         assert prediction.label == str(prediction.digit)
-    from flaxmnist.inference.saved_run import open_run
-
-    again = flaxmnist.predict_images(pictures[:1], open_run(workdir).state)
+    # A state has no temperature.
+    run = flaxmnist.open_run(workdir)
+    (again,) = flaxmnist.predict_images(pictures[:1], run.state)
+    np.testing.assert_allclose(again.logits, found[0].logits, rtol=1e-5)
+    np.testing.assert_allclose(again.probabilities, softmax(again.logits), rtol=1e-5)
+    temperature = json.loads((workdir / "summary.json").read_text())["temperature"]
+    assert temperature == run.calibration.temperature != 1
     np.testing.assert_allclose(
-        again[0].probabilities, found[0].probabilities, rtol=1e-5
+        found[0].probabilities, softmax(again.logits / temperature), rtol=1e-4
     )
     assert flaxmnist.predict_images([], workdir) == []
 
@@ -365,7 +371,7 @@ def test_pictures_of_a_high_energy_are_marked_unless_the_run_is_older(
         [prepare(draw(7, "first hand", "plain"))],
         flaxmnist.open_run(workdir).state,
         tuple("abcdefghij"),
-        -1e9,
+        Calibration(energy_limit=-1e9),
     )
     assert "unlike the training images" in other.warnings
     assert other.is_unlike

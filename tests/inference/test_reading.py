@@ -62,7 +62,7 @@ def test_glyphs_are_divided_where_the_parts_are_recognized(monkeypatch):
     glyphs = segment(np.asarray(image, np.float32) / 255)
     assert len(glyphs) == 1
 
-    def recognize(prepared, state, class_names, energy_limit):
+    def recognize(prepared, state, class_names, calibration):
         found = []
         for one in prepared:
             rows, columns = np.nonzero(one.image > 100)
@@ -70,8 +70,7 @@ def test_glyphs_are_divided_where_the_parts_are_recognized(monkeypatch):
             logits = np.zeros(10)
             flat = abs(np.ptp(rows) - np.ptp(columns)) / 4
             logits[0] = 12 * np.exp(-flat - radius.std() / 2)
-            shares = np.exp(logits) / np.exp(logits).sum()
-            found.append(Prediction(one, shares.astype(np.float32), class_names))
+            found.append(Prediction(one, logits, class_names))
         return found
 
     monkeypatch.setattr(division, "predict_prepared", recognize)

@@ -66,7 +66,8 @@ def png(array, **options):
 
 def test_an_image_of_the_models_shape_is_predicted_unchanged(run, dataset, trained):
     images = dataset.test.images[:3]
-    wanted = predict_step(run.state, images)["probabilities"]
+    logits = np.asarray(predict_step(run.state, images)["logits"])
+    wanted = run.calibration.probabilities(logits)
     for pictures in (images, [png(image) for image in images], images / 255):
         found = run.predict(pictures)
         assert [each.label for each in found] == list(NAMES)
