@@ -103,9 +103,8 @@ def measured(
       threshold: that separated the marks from the ground.
       most: number of marks that are measured.
     """
-    flat, count = labels.ravel(), len(stats)
-    on = flat > 0
-    values, names = view.contrast.ravel()[on], flat[on]
+    count, on = len(stats), np.flatnonzero(labels)
+    values, names = view.contrast.ravel()[on], labels.ravel()[on]
     first = np.bincount(names, values, count)
     second = np.bincount(names, values * values, count)
     contrast = second / np.maximum(first, 1e-9)
