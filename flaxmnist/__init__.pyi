@@ -35,6 +35,7 @@ from .inference.reading import Reading as Reading
 from .inference.reading import read_digits as read_digits
 from .inference.saved_run import SavedRun as SavedRun
 from .inference.saved_run import open_run as open_run
+from .inference.train import find_label_errors as find_label_errors
 from .inference.train import train as train
 from .inference.train import train_population as train_population
 from .report.results import PopulationSummary as PopulationSummary

@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": "evaluate a run on its three splits",
     "predict": "predict pictures, or a split of the data",
     "report": "write the report of a run, or compare runs",
+    "labels": "find training labels that are probably wrong",
     "export": "write a model for other programs",
     "demo": "draw on a page in the browser",
     "doctor": "check this machine, its devices and the data",

@@ -32,6 +32,7 @@ SHORTER = {
     '"mlp", "runs/p", seeds=range(8)': '"softmax:smoke", "runs/p", seeds=range(2)',
     '"mlp", "runs/q", seeds=(3, 5)': '"softmax:smoke", "runs/q", seeds=(3,)',
     "[1e-3, 2e-3, 4e-3]": "[1e-3]",
+    '"cnn:fast", "runs/labels"': '"softmax:smoke", "runs/labels", folds=2',
 }
 
 

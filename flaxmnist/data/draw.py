@@ -74,6 +74,17 @@ def stratified(labels: np.ndarray, share: Fraction, seed: int) -> np.ndarray:
     return chosen
 
 
+def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns the fold of each example, from 0 to `count` - 1, `[examples]`.
+
+    The sizes of two folds differ by one example at most, and so do those of a class.
+    """
+    draws = np.random.Philox(seed).random_raw(len(labels))
+    found = np.empty(len(labels), np.int64)
+    found[np.lexsort((draws, labels))] = np.arange(len(labels)) % count
+    return found
+
+
 def is_unlike(part: np.ndarray, labels: np.ndarray) -> bool:
     """Returns whether the classes of a part differ from all by more than chance.
 

@@ -1,4 +1,4 @@
-"""Trains a model or a population from Python, and returns the result."""
+"""Trains models from Python, and returns the result."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,9 +11,11 @@ from flaxmnist import config as configs
 from flaxmnist.data import SOURCES, Dataset
 from flaxmnist.data.datasets import NAMES
 from flaxmnist.errors import UserError, did_you_mean, shown
+from flaxmnist.inference.label_errors import search
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.paths import path_of
 from flaxmnist.report.results import PopulationSummary
+from flaxmnist.report.suspects import Suspect
 from flaxmnist.rundir import new_folder, varying
 from flaxmnist.rundir.metrics_log import Record
 from flaxmnist.rundir.results import Summary
@@ -109,6 +111,40 @@ def train_population(
     path = None if workdir is None else path_of(workdir, "workdir")
     with new_folder.chosen(path, spec) as path:
         return train_members(config, path, members, dataset)
+
+
+def find_label_errors(
+    config: ConfigDict | configs.Config | str | os.PathLike[str],
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    folds: int = 5,
+    data: Dataset | tuple[Arrays, Arrays] | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> list[Suspect]:
+    """Returns the training examples whose labels are probably wrong, surest first.
+
+    The training split is divided into folds at random, by `data.split_seed`. For each
+    fold, a run is trained on the others, with the fold as its test split, in a
+    subdirectory of `workdir`. The probabilities of all folds decide by confident
+    learning; see :func:`flaxmnist.report.suspects.find_suspects`. ``label_errors.csv``
+    and ``report.html`` in `workdir` list the suspects. The same call resumes.
+
+    Args:
+      config: as :func:`train` takes it.
+      workdir: the directory of the search; ``runs/labels-<UTC time>`` if None.
+      folds: the number of runs, at most the examples of the rarest class.
+      data: as `train` takes it.
+      **options: as of `train`, for all runs.
+
+    Raises:
+      UserError: as `train`; or `folds` is not possible, or `workdir` contains something
+        else.
+      StoppedError: as `train`; the same call continues.
+    """
+    config, dataset, _ = _prepare(config, data, options)
+    path = None if workdir is None else path_of(workdir, "workdir")
+    with new_folder.chosen(path, "labels") as path:
+        return search(config, path, folds, dataset)
 
 
 def _prepare(

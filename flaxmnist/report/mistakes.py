@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -74,12 +74,7 @@ class Mistakes:
         # Known errors are shown in any case.
         chosen = sorted(wrong.tolist(), key=lambda index: index not in known)
         shown: list[Mistake] = []
-        size = 0
-        for index in chosen[:_MAX_COUNT]:
-            image = _thumbnail(gallery.drawable(images[index : index + 1])[0])
-            size += len(image)
-            if size > _MAX_BYTES:
-                break
+        for index, image in thumbnails(images, chosen):
             prediction = int(outputs["classes"][index])
             mistake = Mistake(
                 index,
@@ -105,6 +100,22 @@ def _note(known: Mapping[int, int | None], index: int, prediction: int) -> str:
         return "people do not agree on a class"
     same = ", as the model" if people == prediction else ""
     return f"most people see {people}{same}"
+
+
+def thumbnails(images: np.ndarray, indices: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Yields the index and the address of images, as many as fit on a page.
+
+    Args:
+      images: uint8, as :func:`gallery.drawable` takes them.
+      indices: of the images, in the order of the page.
+    """
+    size = 0
+    for index in indices[:_MAX_COUNT]:
+        address = _thumbnail(gallery.drawable(images[index : index + 1])[0])
+        size += len(address)
+        if size > _MAX_BYTES:
+            return
+        yield index, address
 
 
 def _thumbnail(pixels: np.ndarray) -> str:

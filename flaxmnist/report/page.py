@@ -7,6 +7,8 @@ from pathlib import Path
 import jinja2
 import markupsafe
 
+from flaxmnist.errors import printable
+
 _FOLDER = Path(__file__).parent
 
 
@@ -26,6 +28,7 @@ def template(name: str) -> jinja2.Template:
     )
     environment.filters["percent"] = lambda share: f"{share:.2%}"
     environment.filters["thousands"] = lambda count: f"{count:,.0f}"
+    environment.filters["printable"] = printable
     environment.globals["asset"] = _asset
     environment.globals["written"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return environment.get_template(name)

@@ -94,7 +94,7 @@ class Experiment(Evaluation):
         """
         layout = make_layout(config)
         _check_batch_split(config, layout.mesh.shape["data"])
-        dataset = _load_dataset(config, dataset)
+        dataset = load_dataset(config, dataset)
         epochs = Epochs(len(dataset.train), config.batch_size, origin)
         tx, schedule, total_steps = make_optimizer(config, epochs)
         feed, eval_feeds = _make_feeds(config, dataset, layout.mesh)
@@ -220,7 +220,12 @@ def _check_batch_split(config: Config, data_parts: int) -> None:
         )
 
 
-def _load_dataset(config: Config, dataset: data.Dataset | None) -> data.Dataset:
+def load_dataset(config: Config, dataset: data.Dataset | None) -> data.Dataset:
+    """Returns the data that `config` names unless they are given.
+
+    Raises:
+      UserError: they cannot be used, or have fewer training examples than a batch.
+    """
     if dataset is None:
         options = as_dict(config.data)
         del options["placement"]
