@@ -76,7 +76,7 @@ def test_a_notebook_runs_from_top_to_bottom(name, few_images, tmp_path, monkeypa
     )
     client.execute()  # Raises at the first error.
     if name == "quickstart":
-        (training,) = [c for c in notebook.cells if "train_and_evaluate" in c.source]
+        training = next(c for c in notebook.cells if "flaxmnist.train" in c.source)
         shown = [output for output in training.outputs if "data" in output]
         assert any("application/vnd.jupyter.widget-view+json" in o.data for o in shown)
         said = "".join(o.get("text", "") for o in training.outputs)
@@ -120,9 +120,29 @@ def test_a_notebook_is_committed_with_the_outputs_of_a_real_run(name):
     assert f"/blob/main/colab/{name}.ipynb" in "".join(notebook["cells"][0]["source"])
     outputs = [cell["outputs"] for cell in notebook["cells"] if "outputs" in cell]
     assert sum(map(len, outputs)) > 4
+    assert max(len(json.dumps(each)) for each in outputs) < 300_000
     said = json.dumps(outputs)
-    for unwanted in ('"error"', "WARNING", "!!!"):
+    for unwanted in ('"error"', "WARNING", "!!!", "/tmp", "/home"):
         assert unwanted not in said
+
+
+def test_a_digit_drawn_in_quickstart_is_read(browser, tmp_path):
+    actions = pytest.importorskip("selenium.webdriver").ActionChains(browser, 30)
+    wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
+    cells = nbformat.read(FOLDER / "quickstart.ipynb", as_version=4).cells
+    page = tmp_path / "output.html"
+    page.write_text(cells[-1].outputs[-1].data["text/html"])
+    browser.get(page.as_uri())
+    browser.switch_to.frame(browser.find_element("tag name", "iframe"))
+    sheet = browser.find_element("id", "sheet")
+    actions.move_to_element_with_offset(sheet, -50, -60).click_and_hold()
+    for corner in [(50, -60), (-10, 70)]:
+        actions.move_to_element_with_offset(sheet, *corner)
+    actions.release().perform()
+    spoken = browser.find_element("id", "spoken")
+    wait(browser, 30).until(lambda _: spoken.text)
+    assert spoken.text.startswith("Prediction: 7,")
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("name", ["quickstart", "from_tensorflow", "functional_steps"])
@@ -198,7 +218,7 @@ def is_public(name: str) -> bool:
 def test_a_document_uses_public_names_only(document):
     names = set(own_names(code_of(document)))
     if document.startswith("colab"):
-        assert "flaxmnist.load" in names
+        assert names & {"flaxmnist.load", "flaxmnist.train"}
     assert [name for name in sorted(names) if not is_public(name)] == []
 
 
