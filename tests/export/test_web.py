@@ -188,6 +188,25 @@ def test_images_and_drawings_have_the_probabilities_of_python(digits, browser):
 
 
 @pytest.mark.slow
+def test_several_drawn_digits_are_read_from_left_to_right(digits, browser):
+    run, folder = digits
+    open_page(browser, folder)
+    seven = [[[300, 100], [370, 100], [330, 300]]]
+    four = [[[180, 300], [180, 100]], [[170, 100], [110, 220], [210, 220]]]
+    one = [[[60, 100], [60, 300]]]
+    show = "strokes = arguments[0]; update(); return find('answer').textContent"
+    read = browser.execute_script(show, [*seven, *four, *one])
+    wanted = ""
+    for strokes in (one, four, seven):
+        browser.execute_script(show, strokes)
+        url = browser.execute_script("return sheet.toDataURL()")
+        (prediction,) = run.predict(base64.b64decode(url.partition(",")[2]))
+        wanted += prediction.label
+    assert read == wanted
+    assert errors(browser) == []
+
+
+@pytest.mark.slow
 def test_a_finger_draws_and_pictures_are_chosen(digits, browser, tmp_path):
     run, folder = digits
     open_page(browser, folder)
