@@ -106,17 +106,27 @@ class SavedRun:
         check_reads(self.state, self.manifest.dataset.class_names)
         return read_picture(picture, self.state, self.calibration)
 
-    def evaluate(self, split: str = "test") -> Figures:
+    def evaluate(self, split: str = "test", *, translate: bool = False) -> Figures:
         """Returns the figures of the split "train", "validation" or "test".
+
+        Args:
+          split: to evaluate.
+          translate: see :meth:`summarize`.
 
         Raises:
           UserError: the split is unknown, or the data cannot be found.
         """
         run = evaluation(self, [split])
-        return evaluate_splits(run, self.state, Console(), [split])[split]
+        state = self._evaluated(translate)
+        return evaluate_splits(run, state, Console(), [split])[split]
 
-    def summarize(self) -> Summary:
+    def summarize(self, *, translate: bool = False) -> Summary:
         """Evaluates the three splits and prints their table.
+
+        Args:
+          translate: whether to predict each image by the mean of the logits over five
+            copies of it: shifted by a pixel in each direction, and not shifted. The
+            table and `model.name` of the summary name it.
 
         Returns:
           a summary as `train_and_evaluate` returns it; nothing is written.
@@ -125,9 +135,16 @@ class SavedRun:
           UserError: the data cannot be found.
         """
         run, console = evaluation(self), Console()
-        summary = summarize(run, self.state, self.last_step, self.step, console)
+        state = self._evaluated(translate)
+        summary = summarize(run, state, self.last_step, self.step, console)
         print_table(console, summary, self.checkpoint)
         return summary
+
+    def _evaluated(self, translate: bool) -> TrainState:
+        if not translate:
+            return self.state
+        model = ensemble.Translated(self.state.model)
+        return dataclasses.replace(self.state, model=model)
 
     def predict_split(self, split: str = "test") -> Path:
         """Writes the predictions of a split.

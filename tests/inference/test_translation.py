@@ -38,6 +38,9 @@ def test_the_figures_are_those_of_the_mean_over_images_shifted_by_hand(
     assert figures.accuracy == np.mean(np.argmax(logits, axis=1) == test.labels)
     losses = statistics.losses(logits, test.labels)
     np.testing.assert_allclose(figures.loss, losses.mean(), rtol=1e-5)
+    split = {"eval_batch_size": 300, "mesh.data": 4}
+    shared = open_run(workdir, overrides=split, use_mesh=True)
+    assert shared.evaluate("test", translate=True).accuracy == figures.accuracy
     before = sorted(path for path in workdir.rglob("*"))
     content = (workdir / "summary.json").read_bytes()
     capsys.readouterr()
