@@ -1,4 +1,4 @@
-"""What the validation split tells of predictions: how sure, and of which images.
+"""Calibrates predictions on validation: probabilities, and a limit of the energy.
 
 The logits are divided by a temperature (Guo et al., 2017, "On Calibration of Modern
 Neural Networks", ICML). The energy of an image is -log Σ exp(logits) (Liu et al., 2020,
@@ -7,11 +7,9 @@ the training images. Both need logits only, so every model has them.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp, softmax
 
 # A prediction whose probability is lower gets a warning.
@@ -24,7 +22,7 @@ _BOUNDS = (-3, 3)
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What a run learned of its predictions on validation.
+    """The calibration of the predictions of a run.
 
     Attributes:
       temperature: divisor of the logits.
@@ -64,8 +62,9 @@ def energy_limit(logits: Float[np.ndarray, "count classes"]) -> float | None:
     Returns:
       the limit; None if a logit is not finite.
     """
-    limit = float(np.quantile(energy(logits), 1 - _SHARE))
-    return limit if math.isfinite(limit) else None
+    if not np.isfinite(logits).all():
+        return None
+    return float(np.quantile(energy(logits), 1 - _SHARE))
 
 
 def fit_temperature(
@@ -84,6 +83,8 @@ def fit_temperature(
     Returns:
       the temperature; 1 if a logit is not finite.
     """
+    from scipy.optimize import minimize_scalar  # Takes half a second to import.
+
     if not np.isfinite(logits).all():
         return 1.0
     logits, count = np.asarray(logits, np.float64), len(labels)

@@ -30,7 +30,7 @@ class Ensemble(nn.Module):
         """Returns logits of the mean probabilities.
 
         A constant per image is added, so that their energy is the mean of the energies
-        of the members; see :mod:`flaxmnist.core.energy`.
+        of the members; see :mod:`flaxmnist.core.calibration`.
 
         Raises:
           ValueError: `train` is true; the members are trained one by one.

@@ -254,12 +254,14 @@ its centre."""
         return f"{len(names)} classes, in this order: {', '.join(names)}."
 
     def _probabilities(self) -> str:
+        if (temperature := self.calibration.temperature) == 1:
+            return ""
         if self.format == "web":
             return "The probabilities are calibrated on the validation split."
+        logits = "log(mean probabilities)" if self.members else "logits"
         return f"""\
-The softmax of the logits, divided by {self.calibration.temperature:.4g}, gives
-probabilities that are calibrated on the validation split, as those of
-`flaxmnist predict` are."""
+Probabilities are softmax({logits}), as trained. `flaxmnist predict` calibrates
+them on the validation split: softmax({logits} / {temperature:.4g})."""
 
     def _accuracy(self) -> str:
         if self.test is None:

@@ -99,7 +99,7 @@ class Prediction:
         """
         if self.prepared.is_empty:
             return []
-        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        order = np.argsort(-self.logits, kind="stable")[:count]
         return [
             (self.class_names[row], float(self.probabilities[row])) for row in order
         ]

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from flaxmnist import config as configs
 from flaxmnist import options
 from flaxmnist.core import ensemble, models, sharding
-from flaxmnist.core.calibration import Calibration
+from flaxmnist.core.calibration import UNCALIBRATED, Calibration
 from flaxmnist.core.state import TrainState
 from flaxmnist.data import Dataset
 from flaxmnist.errors import UserError
@@ -253,13 +253,15 @@ class SavedRun:
 
     @functools.cached_property
     def calibration(self) -> Calibration:
-        """What `summary` has; of an ensemble, the means over its members."""
+        """That of `summary`; of an ensemble, the means over its members."""
         found = [one.summary for one in self.members or (self,)]
         known = [one.calibration for one in found if one is not None]
+        if len(known) < len(found):
+            return UNCALIBRATED
         limits = [one.energy_limit for one in known if one.energy_limit is not None]
         return Calibration(
-            statistics.mean([one.temperature for one in known] or [1.0]),
-            statistics.mean(limits) if len(limits) == len(found) else None,
+            statistics.mean(one.temperature for one in known),
+            statistics.mean(limits) if len(limits) == len(known) else None,
         )
 
 

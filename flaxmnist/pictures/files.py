@@ -65,8 +65,8 @@ def as_gray(picture: Picture, side: int | None = None) -> Lightness:
 
     def draft(image: Image.Image) -> None:
         if side:
-            share = side / max(image.size)
-            width, height = (math.ceil(share * extent) for extent in image.size)
+            longer = max(image.size)
+            width, height = (max(1, side * each // longer) for each in image.size)
             image.draft("L", (width, height))
 
     return _read(picture, _gray_of_image, _gray_of_array, draft)

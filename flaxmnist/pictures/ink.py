@@ -2,7 +2,7 @@
 
 The ink is first found in a small copy of the picture, at several sizes of the kernel
 that estimates the ground, in both polarities and at several thresholds. The best
-finding is then measured again at a higher resolution, around the ink only.
+finding is then measured again around the ink only, in more pixels if it is small.
 """
 
 import dataclasses
@@ -20,8 +20,10 @@ from flaxmnist.pictures.files import Gray, Lightness, Picture, as_gray, rereadab
 STEPS = ("light", "invert")
 # Longer side in pixels of the picture in which the ink is searched, and of `strength`.
 SEARCH, REFINED = 1000, 1536
-# Height of a digit in `strength`, in pixels, if the picture has as many.
+# Height of a digit in `strength`, in pixels, if as many were read.
 DIGIT = 160
+# A digit of fewer pixels than this, in a JPEG that was reduced, is read again.
+_FEW = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ def find_ink(picture: Picture, steps: Collection[str] = STEPS) -> Ink | None:
     if finding is None:
         return None
     # A small digit needs the resolution that was left out in reading the file.
-    if light.scale < 1 and finding.height / scale < 48:
+    if light.scale < 1 and finding.height / scale < _FEW:
         scale *= light.scale
         light = as_gray(picture)
     return _refined(light, finding, scale)

@@ -19,9 +19,9 @@ def connected(
 
     Number 0 is that of the ground.
     """
-    # Each mark has a run. OpenCV counts three times as fast in 16 bits.
-    runs = len(mask) + np.count_nonzero(mask[:, 1:] > mask[:, :-1])
-    number = cv2.CV_16U if runs < 2**16 - 1 else cv2.CV_32S
+    # OpenCV counts three times as fast in 16 bits. A mark begins in one row at least.
+    beginnings = len(mask) + np.count_nonzero(mask[:, 1:] > mask[:, :-1])
+    number = cv2.CV_16U if beginnings < 2**16 - 1 else cv2.CV_32S
     _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
         mask, 8, number, cv2.CCL_GRANA
     )

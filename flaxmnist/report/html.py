@@ -160,8 +160,8 @@ def write_report(results: Results, workdir: Path) -> Path:
       the path of the page.
     """
     path, summary, test = workdir / "report.html", results.summary, results.test
-    temperature = summary.temperature
-    # Before and after the scaling of temperature.
+    temperature = summary.calibration.temperature
+    # Of the logits as trained, and divided by the temperature.
     before, after = (
         statistics.reliability(test["logits"] / divisor, test["labels"])
         for divisor in (1.0, temperature)
@@ -198,7 +198,7 @@ def write_report(results: Results, workdir: Path) -> Path:
 
 
 def _draw(results: Results) -> dict[str, bytes]:
-    """Returns figures of the page as PNG files, by name."""
+    """Returns the figures but the reliability diagram as PNG files, by name."""
     test, dataset = results.test, results.summary.dataset
     names = dataset.class_names
     wrong = mistakes(test)[:_SHOWN_MISTAKES]

@@ -127,7 +127,7 @@ _SUMMARY: Schema = {
     "evaluated_step": STEP,
     **dict.fromkeys(SPLITS, _FINITE_FIGURES),
     "devices": {"platform": options.text, "kind": options.text, "count": COUNT},
-    "temperature": options.real(0, above=True, below=1e6),
+    "temperature": options.optional(options.real(0, above=True, below=1e6)),
     "energy_limit": options.optional(options.real(-3.5e38, below=3.5e38)),
     "seconds": options.optional(
         options.OptionType("seconds by name, and their total", _seconds)
@@ -149,7 +149,7 @@ class Summary(Description):
       test: figures of the test split.
       devices: what the run used.
       temperature: divisor of the logits for calibrated probabilities, see
-        :mod:`flaxmnist.core.calibration`; 1 in runs of older versions.
+        :mod:`flaxmnist.core.calibration`; None in runs of older versions.
       energy_limit: images of a higher energy are unlike the validation images; None in
         runs of older versions.
       seconds: elapsed time by activity, with ``total``; None if nothing was trained.
@@ -163,15 +163,15 @@ class Summary(Description):
     validation: Figures
     test: Figures
     devices: DevicesInfo
-    temperature: float = 1.0
+    temperature: float | None = None
     energy_limit: float | None = None
     seconds: dict[str, float] | None = None
     images_per_second: float | None = None
 
     @property
     def calibration(self) -> Calibration:
-        """What was learned of the predictions on validation."""
-        return Calibration(self.temperature, self.energy_limit)
+        """The temperature, 1 if it is not known, and the limit of the energy."""
+        return Calibration(self.temperature or 1.0, self.energy_limit)
 
     def scalars(self) -> dict[str, float]:
         """Returns the figures of each split, such as ``{"final/test/loss": 0.018}``."""

@@ -78,7 +78,8 @@ def output_errors() -> Iterator[None]:
 @contextlib.contextmanager
 def warned_once() -> Iterator[None]:
     """Prints a warning that several runs in the block share once."""
-    token = _warned.set(set())
+    printed = _warned.get()
+    token = _warned.set(set() if printed is None else printed)
     try:
         yield
     finally:

@@ -51,6 +51,8 @@ def test_stablehlo_takes_any_batch_on_every_platform(workdir, images, capsys):
         found = jax.jit(model.call)(images[:count, ..., None])
         np.testing.assert_allclose(found["logits"], wanted["logits"][:count], atol=1e-5)
     card = (folder / "README.md").read_text()
+    temperature = open_run(workdir).calibration.temperature
+    assert f"softmax(logits / {temperature:.4g})" in card
     assert f"jaxlib {jaxlib.__version__} wrote" in card
     assert "up to 6 months newer" in card
 

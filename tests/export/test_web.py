@@ -219,7 +219,7 @@ def test_a_finger_draws_and_pictures_are_chosen(digits, browser, tmp_path):
         browser.execute_cdp_cmd("Input.dispatchTouchEvent", event)
     end = {"type": "touchEnd", "touchPoints": []}
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", end)
-    # Of a slow finger, the page may have spoken of a part of the digit.
+    # With a slow finger, the text may be of a part of the digit.
     browser.execute_script("find('spoken').textContent = ''; update()")
     text = wait_for(browser, "return find('spoken').textContent")
     url = browser.execute_script("return sheet.toDataURL()")
@@ -229,6 +229,14 @@ def test_a_finger_draws_and_pictures_are_chosen(digits, browser, tmp_path):
         "return find('mattering').getContext('2d').getImageData(0, 0, 28, 28)"
         ".data.filter((each, at) => at % 4 === 0).some((each) => each === 255)"
     )
+    notes = """
+    [calibration.energy_limit, calibration.sure] = arguments;
+    update();
+    return find('notes').textContent;
+    """
+    assert browser.execute_script(notes, -1e9, 0) == "not a digit?"
+    assert browser.execute_script(notes, 1e9, 1.1) == "low confidence"
+    assert browser.execute_script(notes, None, 0) == ""
     browser.execute_script("find('clear').click()")
     assert browser.execute_script("return find('answer').textContent") == "–"
     # Light on dark, with transparent paper.

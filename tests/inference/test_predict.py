@@ -18,7 +18,7 @@ import flaxmnist
 from benchmarks.drawn_digits import HANDS, STYLES, draw
 from flaxmnist import UserError
 from flaxmnist.cli import predict
-from flaxmnist.core.calibration import Calibration
+from flaxmnist.core.calibration import UNCALIBRATED, Calibration
 from flaxmnist.inference.predict import predict_prepared
 from flaxmnist.pictures.prepare import prepare
 
@@ -364,9 +364,12 @@ def test_pictures_of_a_high_energy_are_marked_unless_the_run_is_older(
     record = json.loads(predicted(-1e9, "--json"))
     assert "not a digit?" in record["warnings"]
     assert record["energy"] > record["energy_limit"] == -1e9
-    del summary["energy_limit"]
+    del summary["energy_limit"], summary["temperature"]
     for limit in (1e9, None):
         assert "not a digit" not in predicted(limit)
+    older = flaxmnist.open_run(workdir)
+    assert older.summary is not None
+    assert older.calibration == UNCALIBRATED
     (other,) = predict_prepared(
         [prepare(draw(7, "first hand", "plain"))],
         flaxmnist.open_run(workdir).state,
@@ -374,4 +377,8 @@ def test_pictures_of_a_high_energy_are_marked_unless_the_run_is_older(
         Calibration(energy_limit=-1e9),
     )
     assert "unlike the training images" in other.warnings
+    for temperature, doubtful in ((1e3, True), (1e-3, False)):
+        calibration = Calibration(temperature)
+        (one,) = predict_prepared([other.prepared], older.state, (), calibration)
+        assert ("low confidence" in one.warnings) == doubtful
     assert other.is_unlike

@@ -11,6 +11,7 @@ from PIL import Image
 from flaxmnist import UserError
 from flaxmnist.pictures.ink import find_ink
 from flaxmnist.pictures.prepare import prepare
+from flaxmnist.pictures.rules import connected
 
 
 def seven(height=450, width=350, box=(150, 125, 100, 70), thickness=11):
@@ -180,3 +181,12 @@ def test_a_straight_stroke_at_an_angle_is_a_one():
     sheet = np.full((450, 350), 0.9, np.float32)
     cv2.line(sheet, (120, 300), (190, 170), 0.1, 9, cv2.LINE_AA)
     assert digits_in(find_ink(sheet)) == 1
+
+
+@pytest.mark.parametrize(("side", "dtype"), [(40, np.uint16), (600, np.int32)])
+def test_any_number_of_marks_is_counted(side, dtype):
+    mask = np.zeros((side, side), np.uint8)
+    mask[::2, ::2] = 1
+    labels, stats = connected(mask)
+    assert labels.dtype == dtype
+    assert len(np.unique(labels)) == len(stats) == (side // 2) ** 2 + 1

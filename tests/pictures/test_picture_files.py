@@ -11,7 +11,7 @@ from PIL import Image, features
 from flaxmnist.errors import UserError
 from flaxmnist.inference.fit import fit
 from flaxmnist.pictures.files import as_gray
-from flaxmnist.pictures.ink import find_ink
+from flaxmnist.pictures.ink import SEARCH, find_ink
 
 
 def gradient(width=40, height=30):
@@ -70,7 +70,7 @@ def test_the_place_of_ink_is_exact_in_a_jpeg_that_is_decoded_smaller():
     sheet = np.full((2_200, 4_095), 230, np.uint8)
     sheet[1_900:2_101, 3_800:3_831] = 20
     content = saved(Image.fromarray(sheet), "JPEG", quality=90)
-    assert as_gray(content, 1_024).scale == 1 / 2
+    assert as_gray(content, SEARCH).scale == 1 / 4
     ink = find_ink(content)
     assert ink.size == (4_095, 2_200)
     rows, columns = np.nonzero(ink.strength > 0.5)
@@ -80,7 +80,15 @@ def test_the_place_of_ink_is_exact_in_a_jpeg_that_is_decoded_smaller():
         ink.left + (columns.max() + 1) / ink.scale,
         ink.top + (rows.max() + 1) / ink.scale,
     )
-    assert np.abs(np.subtract(box, (3_800, 1_900, 3_831, 2_101))).max() < 4
+    assert np.abs(np.subtract(box, (3_800, 1_900, 3_831, 2_101))).max() < 6
+
+
+@pytest.mark.parametrize("size", [(4_000, 2_250), (2_667, 4_000), (5_003, 3_003)])
+def test_a_jpeg_is_decoded_no_larger_than_needed(size):
+    light = as_gray(saved(Image.new("L", size, 200), "JPEG"), SEARCH)
+    assert light.scale == 1 / 4
+    assert light.size == size
+    assert SEARCH <= max(light.pixels.shape) < 1.3 * SEARCH
 
 
 @pytest.mark.parametrize("read", [find_ink, lambda stream: fit(stream, (8, 8, 3))])

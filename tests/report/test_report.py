@@ -251,6 +251,10 @@ def test_a_report_shows_the_test_split(reported, monkeypatch):
         assert f"<td>{np.average(f1, weights=weights):.2%}</td></tr>" in found
     indices = re.findall(r'<span class="quiet">#(\d+)</span>', page)
     assert [int(index) for index in indices] == [row["index"] for row in wrong]
+    shares = re.findall(r"<figcaption>\d as \d, (\d+) %", page)
+    assert shares == [f"{100 * max(row['probabilities']):.0f}" for row in wrong]
+    temperature = open_run(workdir).calibration.temperature
+    assert f"The temperature, {temperature:.3f}, is fitted" in page
 
 
 @pytest.fixture
