@@ -15,7 +15,7 @@ from flaxmnist.pictures.files import Gray
 # Light is divided by at least this share of white: a quotient by black is noise.
 MIN_LIGHT = 0.25
 # Kernels wider than this many pixels work on a reduced picture.
-_WIDE = 128
+_WIDE = 256
 # Standard deviation of the noise that remains, as a share of white.
 _MAX_NOISE = 0.02
 
@@ -51,14 +51,18 @@ def ground_of(light: Light, size: int) -> Light:
         shape = (max(1, width // factor), max(1, height // factor))
         small = cv2.resize(light, shape, interpolation=cv2.INTER_AREA)
     # Bytes are several times faster than floating point.
-    pixels = np.round(small * 255).astype(np.uint8)
+    pixels = cv2.convertScaleAbs(small, alpha=255)
     side = size // factor | 1
     closed = cv2.morphologyEx(pixels, cv2.MORPH_CLOSE, np.ones((side, side), np.uint8))
     if factor > 1:
         closed = cv2.resize(closed, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.maximum(closed.astype(np.float32) / 255, light)
+    ground = closed.astype(np.float32)
+    ground /= 255
+    return np.maximum(ground, light, out=ground)
 
 
 def marks(light: Light, ground: Light) -> Light:
     """Returns the share of the ground's light that is missing, 0 to 1."""
-    return (ground - light) / np.maximum(ground, MIN_LIGHT)
+    missing = ground - light
+    missing /= np.maximum(ground, MIN_LIGHT)
+    return missing

@@ -103,7 +103,7 @@ def measured(
       threshold: that separated the marks from the ground.
       most: number of marks that are measured.
     """
-    count, on = len(stats), np.flatnonzero(labels)
+    count, on = len(stats), np.flatnonzero(labels > 0)
     values, names = view.contrast.ravel()[on], labels.ravel()[on]
     first = np.bincount(names, values, count)
     second = np.bincount(names, values * values, count)

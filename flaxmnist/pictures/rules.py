@@ -39,7 +39,9 @@ def _without_horizontal(mask: Mask) -> Mask:
     width = mask.shape[1]
     side = max(mask.shape)
     run = np.ones((1, max(3, round(RUN * side))), np.uint8)
-    straight = cv2.morphologyEx(mask, cv2.MORPH_OPEN, run)
+    straight = mask
+    if mask.any(axis=0).sum() >= LENGTH * width:
+        straight = cv2.morphologyEx(mask, cv2.MORPH_OPEN, run)
     if straight.any(axis=0).sum() < LENGTH * width:
         return mask
     # A rule that is not level is a stair of runs.
