@@ -203,6 +203,13 @@ def test_several_drawn_digits_are_read_from_left_to_right(digits, browser):
         (prediction,) = run.predict(base64.b64decode(url.partition(",")[2]))
         wanted += prediction.label
     assert read == wanted
+    # A tap, and a stroke that another one nearly touches, are parts of a digit.
+    count = "strokes = arguments[0]; return divided().length"
+    assert browser.execute_script(count, [[[350, 350]], *seven]) == 1
+    open_four = [[[100, 100], [60, 220], [160, 220]], [[185, 90], [185, 300]]]
+    assert browser.execute_script(count, open_four) == 1
+    assert browser.execute_script(count, [*open_four, *seven]) == 2
+    assert browser.execute_script(count, [[[50, 50]], [[300, 300]]]) > 0
     assert errors(browser) == []
 
 
