@@ -38,6 +38,12 @@ def search(
     fold_of = draw.folds(train.labels, folds, config.data.split_seed)
     names = [f"fold-{number}-of-{folds}" for number in range(1, folds + 1)]
     _check_place(workdir, names)
+    for name in names:
+        if workdirs.saved_config(workdir / name) not in (None, config):
+            raise UserError(
+                f"--workdir={workdir} contains a search with other options; use the "
+                "same options, or another directory"
+            )
     probabilities = np.empty((len(train), dataset.num_classes), np.float32)
     place = shlex.quote(str(workdir))
     stopped = f"stopped; the same command with --workdir {place} continues"
@@ -51,6 +57,7 @@ def search(
             except StoppedError as error:
                 raise StoppedError(error.number, stopped, error.alone) from None
             probabilities[held_out] = _predicted(config, workdir / name, part)
+            del part  # Two copies of the data need the memory of three.
         found = suspects.find_suspects(train.labels, probabilities, dataset.class_names)
         accuracy = float((probabilities.argmax(axis=1) == train.labels).mean())
         origin = f"{config.model.name} on {dataset.name} ({dataset.source})"

@@ -55,7 +55,8 @@ def find_suspects(
     sums = np.bincount(labels, own, classes)
     thresholds = np.where(counts, sums / np.maximum(counts, 1), np.inf)
     counted = np.where(probabilities >= thresholds, probabilities, -1)
-    found = np.where(counted.max(axis=1) < 0, labels, counted.argmax(axis=1))
+    counted_own = counted[rows, labels]
+    found = np.where(counted.max(axis=1) > counted_own, counted.argmax(axis=1), labels)
     margins = probabilities[rows, found] - own
     suspect = np.flatnonzero(found != labels)
     return [
