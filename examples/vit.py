@@ -13,6 +13,7 @@ import jax
 import optax
 
 from flaxmnist.config import make_config
+from flaxmnist.models import scale
 
 
 class Block(nn.Module):
@@ -46,8 +47,8 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train):
-        """Returns logits of uint8 images `[batch, height, width, channels]`."""
-        x = images.astype("float32") / 255
+        """Returns logits of images `[batch, height, width, channels]`."""
+        x = scale(images)
         count, height, width, channels = x.shape
         rows, columns = height // self.patch, width // self.patch
         x = x[:, : rows * self.patch, : columns * self.patch]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from flaxmnist.core import augment
 from flaxmnist.core.batch import (
@@ -25,6 +25,17 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.types import Batch, Collections, Params
 
 Gradient = tuple[Params, tuple[Metrics, Collections]]
+
+
+def model_input(
+    state: TrainState, images: Num[Array, "batch height width channels"]
+) -> Num[Array, "batch height width channels"]:
+    """Returns images as the model of `state` receives them in every step.
+
+    Augmented images are float32 in [0, 1], so the images of evaluation are, too.
+    Otherwise, a model that scales images by itself would get unlike ones.
+    """
+    return images if state.augment is None else scale(images)
 
 
 def loss_fn(
@@ -54,7 +65,7 @@ def loss_fn(
     batch = as_batch(batch, state.image_shape, state.num_classes)
     logits, model_state = state.model.apply(
         {"params": gather(params, state.layout), **state.model_state},
-        batch["image"],
+        model_input(state, batch["image"]),
         train=train,
         rngs={"dropout": jax.random.fold_in(state.key, state.step)},
         mutable=list(state.model_state) if train else [],

@@ -20,7 +20,7 @@ from flaxmnist.core.batch import as_images, as_logits
 from flaxmnist.core.by_value import warn_if_rebuilt
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.nn import warn_of_slow_conv
-from flaxmnist.core.objective import batch_loss, gradient, loss_fn
+from flaxmnist.core.objective import batch_loss, gradient, loss_fn, model_input
 from flaxmnist.core.sharding import constrain, gather
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.types import Batch, Params
@@ -123,7 +123,7 @@ def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch 
     images = as_images(images, state.image_shape)
     params = gather(state.eval_params, state.layout)
     variables = {"params": params, **state.model_state}
-    logits = state.model.apply(variables, images, train=False)
+    logits = state.model.apply(variables, model_input(state, images), train=False)
     logits = as_logits(logits, images.shape[0], state.num_classes)
     return {
         "classes": jnp.argmax(logits, axis=-1),

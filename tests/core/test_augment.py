@@ -1,5 +1,6 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -189,6 +190,29 @@ def test_evaluation_sees_plain_images(synthetic):
     plain = plain.replace(params=jax.tree.map(jnp.copy, trained.params))
     expected = steps.eval_step(plain, batch).compute()
     assert steps.eval_step(trained, batch).compute() == expected
+
+
+class Divides(nn.Module):
+    """Scales uint8 images by itself, and does not look at their dtype."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(10)(images.reshape(len(images), -1).astype("float32") / 255)
+
+
+def test_a_model_gets_equally_scaled_images_in_training_and_evaluation(synthetic):
+    state = create_state(Divides(), optax.sgd(0.1), augment=Augment(crop=1))
+    batch = batch_of(synthetic.test, 8)
+    trained_on = {**batch, "image": np.float32(batch["image"] / 255)}
+    np.testing.assert_allclose(
+        steps.eval_step(state, batch).loss_sum,
+        steps.eval_step(state, trained_on).loss_sum,
+        rtol=1e-5,
+    )
+    found, wanted = (
+        steps.predict_step(state, one["image"])["logits"] for one in (batch, trained_on)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_an_augmentation_that_does_not_fit_is_rejected_with_the_state():
