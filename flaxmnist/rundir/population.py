@@ -155,8 +155,13 @@ def saved_members(workdir: Path) -> tuple[Member, ...] | None:
     return members
 
 
-def check_no_population(workdir: Path) -> None:
-    """Raises UserError if a directory contains a population instead of a run."""
+def check_no_members(workdir: Path) -> None:
+    """Raises UserError if a directory contains runs instead of being one."""
+    if any(workdir.glob("fold-*-of-*/config.json")):
+        raise UserError(
+            f"--workdir={workdir} contains a search for wrong labels; to resume it, "
+            "use `flaxmnist labels`. To train a run, use another directory"
+        )
     if saved_members(workdir) is not None:
         raise UserError(
             f"--workdir={workdir} contains a population; to resume it, use "

@@ -18,7 +18,7 @@ from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.metrics_log import MetricsWriter
-from flaxmnist.rundir.population import check_no_population
+from flaxmnist.rundir.population import check_no_members
 from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Clock, Console
@@ -89,7 +89,7 @@ def train_and_evaluate(
     """
     console, clock = console or Console(), Clock(started)
     workdir = path_of(workdir, "workdir")
-    check_no_population(workdir)
+    check_no_members(workdir)
     if not isinstance(hooks, Sequence) or not all(map(callable, hooks)):
         raise UserError(f"hooks={shown(hooks)}: expected a list of functions")
     if not isinstance(data, Dataset | None):

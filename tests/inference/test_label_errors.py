@@ -131,6 +131,8 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_written(
         refused(f"contains {name}, which is not of this search", other)
     refused("contains fold-1-of-2, which is not of this search", searched[0], folds=3)
     refused("contains a search with other options; use the same", searched[0], folds=2)
+    with pytest.raises(UserError, match="contains a search for wrong labels; to resum"):
+        flaxmnist.train_and_evaluate(CONFIG, searched[0], data=synthetic)
     assert not (tmp_path / "new").exists()
     assert command.main(["--config=mlp:smoke", "--folds=1"]) == 2
     assert "folds=1: expected a whole number" in capsys.readouterr().err
