@@ -74,7 +74,7 @@ def fit_temperature(
 
     The targets are smoothed by 1 / (count + 2), as Platt (1999, "Probabilistic Outputs
     for Support Vector Machines") does. Otherwise, predictions without a mistake would
-    have no smallest temperature.
+    get the lowest temperature that is tried.
 
     Args:
       logits: of all validation images.

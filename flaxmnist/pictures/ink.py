@@ -22,7 +22,8 @@ STEPS = ("light", "invert")
 SEARCH, REFINED = 1000, 1536
 # Height of a digit in `strength`, in pixels, if as many were read.
 DIGIT = 160
-# A digit of fewer pixels than this, in a JPEG that was reduced, is read again.
+# Height of a digit in a JPEG that was decoded smaller, in pixels, below which the file
+# is read again at its full size.
 _FEW = 48
 
 

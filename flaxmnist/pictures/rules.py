@@ -19,7 +19,8 @@ def connected(
 
     Number 0 is that of the ground.
     """
-    # OpenCV counts three times as fast in 16 bits. A mark begins in one row at least.
+    # OpenCV counts three times as fast in 16 bits. There are no more marks than places
+    # at which a row enters one.
     beginnings = len(mask) + np.count_nonzero(mask[:, 1:] > mask[:, :-1])
     number = cv2.CV_16U if beginnings < 2**16 - 1 else cv2.CV_32S
     _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
@@ -39,10 +40,14 @@ def _without_horizontal(mask: Mask) -> Mask:
     width = mask.shape[1]
     side = max(mask.shape)
     run = np.ones((1, max(3, round(RUN * side))), np.uint8)
-    straight = mask
-    if mask.any(axis=0).sum() >= LENGTH * width:
-        straight = cv2.morphologyEx(mask, cv2.MORPH_OPEN, run)
-    if straight.any(axis=0).sum() < LENGTH * width:
+
+    def is_long(marks: Mask) -> bool:
+        return bool(marks.any(axis=0).sum() >= LENGTH * width)
+
+    if not is_long(mask):
+        return mask
+    straight = cv2.morphologyEx(mask, cv2.MORPH_OPEN, run)
+    if not is_long(straight):
         return mask
     # A rule that is not level is a stair of runs.
     joined = cv2.dilate(straight, np.ones((3, 9), np.uint8))
