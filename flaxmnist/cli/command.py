@@ -85,6 +85,17 @@ class Parser(argparse.ArgumentParser):
             help="stop if the run was trained with a different configuration",
         )
 
+    def add_recipe(self, default: str = "") -> None:
+        """Adds --config for commands that train; required if there is no default."""
+        names = ", ".join(configs.shipped())
+        self.add_argument(
+            "--config",
+            metavar="FILE[:VARIANT]",
+            required=not default,
+            help="a configuration file, or the name of one that flaxmnist contains: "
+            f"{names}{default and f'; default: {default}'}",
+        )
+
     def add_devices(self) -> None:
         """Adds the flags that choose devices and processes."""
         group = self.add_argument_group("devices and processes")

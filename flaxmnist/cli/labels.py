@@ -31,13 +31,7 @@ def run(argv: Sequence[str]) -> None:
       UserError: the flags, the configuration, the data or the directory cannot be used.
     """
     parser = command.Parser("labels", _DESCRIPTION)
-    parser.add_argument(
-        "--config",
-        metavar="FILE[:VARIANT]",
-        required=True,
-        help="a configuration file, or the name of one that flaxmnist contains: "
-        f"{', '.join(configs.shipped())}",
-    )
+    parser.add_recipe()
     parser.add_argument(
         "--workdir",
         type=path_of,

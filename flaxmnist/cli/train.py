@@ -31,12 +31,7 @@ All options are listed at the end.
 def _parser() -> command.Parser:
     parser = command.Parser("train", _DESCRIPTION)
     parser.epilog = configs.help_text()
-    parser.add_argument(
-        "--config",
-        metavar="FILE[:VARIANT]",
-        help="a configuration file, or the name of one that flaxmnist contains: "
-        f"{', '.join(configs.shipped())}; default: that of --workdir",
-    )
+    parser.add_recipe(default="that of --workdir")
     parser.add_argument(
         "--workdir",
         type=path_of,
