@@ -37,13 +37,7 @@ def search(
     _check_folds(dataset, folds)
     fold_of = draw.folds(train.labels, folds, config.data.split_seed)
     names = [f"fold-{number}-of-{folds}" for number in range(1, folds + 1)]
-    _check_place(workdir, names)
-    for name in names:
-        if workdirs.saved_config(workdir / name) not in (None, config):
-            raise UserError(
-                f"--workdir={workdir} contains a search with other options; use the "
-                "same options, or another directory"
-            )
+    _check_place(workdir, names, config)
     probabilities = np.empty((len(train), dataset.num_classes), np.float32)
     place = shlex.quote(str(workdir))
     stopped = f"stopped; the same command with --workdir {place} continues"
@@ -91,8 +85,8 @@ def _check_folds(dataset: Dataset, folds: int) -> None:
         )
 
 
-def _check_place(workdir: Path, names: list[str]) -> None:
-    """Raises UserError if a directory contains a run, or a search with other folds."""
+def _check_place(workdir: Path, names: list[str], config: configs.Config) -> None:
+    """Raises UserError if a directory contains a run, or another search."""
     for pattern in ("config.json", "population.json", "fold-*-of-*"):
         for path in sorted(workdir.glob(pattern)):
             if path.name not in names or path.is_symlink():
@@ -101,6 +95,12 @@ def _check_place(workdir: Path, names: list[str]) -> None:
                     "search; expected a new directory, or that of a search with the "
                     "same folds"
                 )
+    for name in names:
+        if workdirs.saved_config(workdir / name) not in (None, config):
+            raise UserError(
+                f"--workdir={workdir} contains a search with other options; use the "
+                "same options, or another directory"
+            )
 
 
 def _without(dataset: Dataset, held_out: np.ndarray, name: str) -> Dataset:
