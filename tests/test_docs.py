@@ -39,7 +39,7 @@ SHORTER = {
 @pytest.fixture
 def place(finished_run, tmp_path, monkeypatch):
     """A directory with the files that the documentation names."""
-    for name in ("a", "b"):
+    for name in ("a", "b", "robust"):
         shutil.copytree(finished_run[0], tmp_path / "runs" / name)
     for name in ("configs", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
