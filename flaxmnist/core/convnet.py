@@ -1,7 +1,7 @@
 """A convolutional network that a line of text describes."""
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -107,6 +107,7 @@ class ConvNet(nn.Module):
       UserError: an option has an invalid value.
     """
 
+    independent_examples: ClassVar[bool] = True
     layers: str = option(
         "32C5-R-MP2-R-BN-64C3-MP2-R-BN-128C3-MP2-R-BN-AP",
         OptionType(f"a text such as {_EXAMPLE}", _layers),

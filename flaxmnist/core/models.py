@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -59,6 +59,7 @@ class SoftmaxRegression(nn.Module):
       UserError: an option has an invalid value.
     """
 
+    independent_examples: ClassVar[bool] = True
     dtype: Any = option(None, DTYPE, DTYPE_HELP)
     num_classes: int = mnist.NUM_CLASSES
 
@@ -86,6 +87,7 @@ class MLP(nn.Module):
       UserError: an option has an invalid value.
     """
 
+    independent_examples: ClassVar[bool] = True
     hidden: Sizes = option(
         (128, 32), sizes(), "Width of each hidden layer; a number is one layer."
     )

@@ -101,6 +101,25 @@ def called_modules(model: nn.Module, image_shape: ImageShape) -> dict[str, nn.Mo
 
 
 @functools.cache
+def activation_bytes(model: nn.Module, image_shape: ImageShape) -> int:
+    """Returns the bytes of the outputs of all modules within a model, for an image."""
+
+    def outputs() -> Any:
+        images = jnp.zeros((1, *image_shape), jnp.uint8)
+        variables = model.init(jax.random.key(0), images, train=False)
+        return model.apply(
+            variables,
+            images,
+            train=False,
+            capture_intermediates=True,
+            mutable="intermediates",
+        )[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(outputs))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+@functools.cache
 def warn_of_slow_conv(model: nn.Module, image_shape: ImageShape) -> None:
     """Warns, once per model, of convolutions that train slowly in a loop on CPU."""
     if jax.default_backend() != "cpu":

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
-from flaxmnist.core import augment
+from flaxmnist.core import augment, dropout
 from flaxmnist.core.batch import (
     as_batch,
     as_logits,
@@ -19,12 +20,15 @@ from flaxmnist.core.batch import (
 from flaxmnist.core.layers import scale
 from flaxmnist.core.losses import CROSS_ENTROPY, per_example
 from flaxmnist.core.metrics import Metrics
-from flaxmnist.core.nn import warn_of_slow_conv
+from flaxmnist.core.nn import activation_bytes, warn_of_slow_conv
 from flaxmnist.core.sharding import gather
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.types import Batch, Collections, Params
 
 Gradient = tuple[Params, tuple[Metrics, Collections]]
+
+# Bytes of activations of a micro-batch on a CPU: about those of a cache.
+CACHE_BYTES = 16 << 20
 
 
 def model_input(
@@ -39,7 +43,12 @@ def model_input(
 
 
 def loss_fn(
-    params: Params, state: TrainState, batch: Batch, *, train: bool = True
+    params: Params,
+    state: TrainState,
+    batch: Batch,
+    *,
+    train: bool = True,
+    places: Int[Array, " batch"] | None = None,
 ) -> tuple[Float[Array, ""], tuple[Metrics, Collections]]:
     """Returns the mean loss, the metrics and the model's new collections.
 
@@ -53,6 +62,8 @@ def loss_fn(
         an invalid label count in batch normalization, but not in the loss.
       train: whether to apply dropout, `state.loss` and weights, and to normalize by
         statistics of the batch.
+      places: of the examples in their batch, of which `batch` is a part; None: it is
+        the whole. Random draws depend on them.
 
     Returns:
       the loss in nats; and the metrics with the new collections of the model, which are
@@ -63,14 +74,19 @@ def loss_fn(
         return logits.
     """
     batch = as_batch(batch, state.image_shape, state.num_classes)
-    logits, model_state = state.model.apply(
-        {"params": gather(params, state.layout), **state.model_state},
-        model_input(state, batch["image"]),
-        train=train,
-        rngs={"dropout": jax.random.fold_in(state.key, state.step)},
-        mutable=list(state.model_state) if train else [],
-    )
     labels, mask = batch["label"], batch["mask"]
+    if places is None:
+        places = jnp.arange(len(mask))
+    key = jax.random.fold_in(state.key, state.step)
+    with nn.intercept_methods(dropout.by_place(places)):
+        logits, model_state = state.model.apply(
+            {"params": gather(params, state.layout), **state.model_state},
+            model_input(state, batch["image"]),
+            train=train,
+            # Other draws of a model differ in each micro-batch.
+            rngs={dropout.STREAM: key, "dropout": jax.random.fold_in(key, places[0])},
+            mutable=list(state.model_state) if train else [],
+        )
     logits = as_logits(logits, len(mask), state.num_classes)
     valid = valid_examples(batch, state.num_classes)
     loss = state.loss if train else CROSS_ENTROPY
@@ -108,22 +124,36 @@ def _total_weight(state: TrainState, batch: Batch, metrics: Metrics) -> Array:
     return jnp.where(valid, batch["weight"], 0).sum()
 
 
-def _micro_batches(state: TrainState, batch: Batch) -> tuple[Array, dict[str, Array]]:
-    """Returns the indices and the examples of the micro-batches of a batch."""
-    batch = as_batch(batch, state.image_shape, state.num_classes)
-    parts = split_micro_batches(batch, state.grad_accumulation)
-    return jnp.arange(state.grad_accumulation), parts
+def num_micro_batches(state: TrainState, batch: Batch) -> int:
+    """Returns `state.grad_accumulation`, or more micro-batches on a CPU.
+
+    A large batch is slow there, as each layer reads its inputs from memory again. It is
+    divided until the activations stay in the cache, if the update remains the same: the
+    model has `independent_examples`, and no statistics of the batch. Several devices
+    would exchange their gradients after each micro-batch.
+    """
+    parts = state.grad_accumulation
+    independent = getattr(state.model, "independent_examples", False)
+    several = state.layout is not None and state.layout.mesh.size > 1
+    if parts > 1 or several or not independent or state.model_state:
+        return parts
+    if jax.default_backend() != "cpu":
+        return parts
+    count = len(batch["image"])
+    size = count * activation_bytes(state.model, state.image_shape)
+    fewest = -(-size // CACHE_BYTES)
+    return next((n for n in range(fewest, 2 * fewest) if count % n == 0), parts)
 
 
-def _micro_state(
-    state: TrainState, index: Int[Array, ""], model_state: Collections
-) -> TrainState:
-    """Returns the state for a micro-batch: each draws its own dropout."""
-    key = jax.random.fold_in(state.key, index)
-    return dataclasses.replace(state, key=key, model_state=model_state)
+def _micro_batches(
+    batch: dict[str, Array], parts: int
+) -> tuple[Array, dict[str, Array]]:
+    """Returns the places and the examples of the micro-batches of a batch."""
+    split = split_micro_batches(batch, parts)
+    return jnp.arange(len(batch["image"])).reshape(-1, parts).T, split
 
 
-def augmented(state: TrainState, batch: Batch) -> Batch:
+def augmented(state: TrainState, batch: Batch) -> dict[str, Array]:
     """Returns the batch with the images and labels that a step of `state` trains on.
 
     Images that show no class get equal probabilities of all classes as their label.
@@ -131,9 +161,9 @@ def augmented(state: TrainState, batch: Batch) -> Batch:
     Raises:
       UserError: a name, shape or dtype of the batch is invalid.
     """
+    batch = as_batch(batch, state.image_shape, state.num_classes)
     if state.augment is None:
         return batch
-    batch = as_batch(batch, state.image_shape, state.num_classes)
     images = scale(batch["image"])
     key = jax.random.fold_in(state.key, state.step)
     made, shows_class = augment.apply(state.augment, key, images)
@@ -154,32 +184,36 @@ def augmented(state: TrainState, batch: Batch) -> Batch:
 def gradient(state: TrainState, batch: Batch) -> Gradient:
     """Differentiates :func:`loss_fn` by the parameters, over :func:`augmented` images.
 
-    There are `state.grad_accumulation` micro-batches. Each draws its own dropout, and
-    they update the batch statistics one after another. The loss is the mean over all
-    valid examples of the batch, by their weights if any.
+    There are :func:`num_micro_batches`. They draw the dropout of the whole batch, and
+    update the batch statistics one after another. The loss is the mean over all valid
+    examples of the batch, by their weights if any.
 
     Raises:
       UserError: as :func:`loss_fn`, or the number does not divide the batch.
     """
     batch = augmented(state, batch)
     differentiate = jax.grad(loss_fn, has_aux=True)
-    if state.grad_accumulation == 1:
+    if (parts := num_micro_batches(state, batch)) == 1:
         whole: Gradient = differentiate(state.params, state, batch)
         return whole
     warn_of_slow_conv(state.model, state.image_shape)
 
     def add(carry: Any, micro_batch: Any) -> Any:
         sums, model_state = carry
-        index, batch = micro_batch
-        micro = _micro_state(state, index, model_state)
-        grads, (metrics, model_state) = differentiate(state.params, micro, batch)
+        places, batch = micro_batch
+        micro = dataclasses.replace(state, model_state=model_state)
+        grads, (metrics, model_state) = differentiate(
+            state.params, micro, batch, places=places
+        )
         weight = _total_weight(state, batch, metrics)
         sums = jax.tree.map(lambda a, b: a + b * weight, sums, grads)
         return (sums, model_state), (metrics, weight)
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (sums, model_state), (each, weights) = lax.scan(
-        add, (zeros, state.model_state), _micro_batches(state, batch)
+        add,
+        (zeros, state.model_state),
+        _micro_batches(batch, parts),
     )
     metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0), each)
     total = jnp.maximum(metrics.count, 1)
@@ -198,20 +232,22 @@ def batch_loss(params: Params, state: TrainState, batch: Batch) -> Float[Array, 
     holds the activations of one micro-batch at a time, too.
     """
     batch = augmented(state, batch)
-    if state.grad_accumulation == 1:
+    if (parts := num_micro_batches(state, batch)) == 1:
         return loss_fn(params, state, batch)[0]
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add(carry: Any, micro_batch: Any) -> Any:
         total, model_state = carry
-        index, batch = micro_batch
-        micro = _micro_state(state, index, model_state)
-        loss, (metrics, model_state) = loss_fn(params, micro, batch)
+        places, batch = micro_batch
+        micro = dataclasses.replace(state, model_state=model_state)
+        loss, (metrics, model_state) = loss_fn(params, micro, batch, places=places)
         weight = _total_weight(state, batch, metrics)
         return (total + loss * weight, model_state), weight
 
     (total, _), weights = lax.scan(
-        add, (0.0, state.model_state), _micro_batches(state, batch)
+        add,
+        (0.0, state.model_state),
+        _micro_batches(batch, parts),
     )
     mean: Array = total / _positive(weights.sum())
     return mean

@@ -201,6 +201,16 @@ class Layout:
         )
 
 
+def as_layout(sharding: Sharding | Layout | None) -> Layout | None:
+    """Returns the layout of a state with that sharding, or None if it has no name."""
+    match sharding:
+        case Layout():
+            return sharding
+        case NamedSharding(mesh=Mesh() as mesh, is_fully_replicated=True):
+            return Layout(mesh, rules=())
+    return None
+
+
 def constrain(tree: Any, layout: Layout | None) -> Any:
     """Constrains a tree inside a compiled program to the shardings of `layout`."""
     if layout is None:

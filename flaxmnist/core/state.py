@@ -23,7 +23,7 @@ from flaxmnist.core.by_value import by_value
 from flaxmnist.core.layers import scale
 from flaxmnist.core.losses import CROSS_ENTROPY, Loss
 from flaxmnist.core.metrics import Metric
-from flaxmnist.core.sharding import Layout, abstract
+from flaxmnist.core.sharding import Layout, abstract, as_layout
 from flaxmnist.core.types import Collections, Params
 from flaxmnist.errors import UserError
 
@@ -142,7 +142,7 @@ def _init(
         key=key,
         model=model,
         tx=tx,
-        layout=sharding if isinstance(sharding, Layout) else None,
+        layout=as_layout(sharding),
         ema=None if ema_decay is None else params,
         ema_decay=ema_decay,
         grad_accumulation=grad_accumulation,

@@ -12,7 +12,7 @@ import optax.contrib
 import pytest
 from helpers import ROOT, batch_of, enable_x64
 
-from flaxmnist.core import models, optim, sharding, steps
+from flaxmnist.core import models, objective, optim, sharding, steps
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import abstract_state, create_state
 from flaxmnist.data import DeviceFeed, HostFeed
@@ -318,23 +318,103 @@ def test_micro_batches_make_the_update_of_the_whole_batch(synthetic):
         )
 
 
+class Dropouts(nn.Module):
+    """Has dropout as layers may call it, and draws of its own."""
+
+    independent_examples = True
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.Dense(8)(models.scale(images).reshape(-1, 784))
+        x = nn.Dropout(0.5)(x, deterministic=not train)
+        x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(8)(x))
+        x = nn.Dropout(0.0)(x, False)
+        return nn.Dense(10)(nn.Dropout(0.1)(x, not train))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_draw_the_dropout_of_the_whole_batch(parts, synthetic):
+    batch = batch_of(synthetic.train, 8)
+    state = create_state(Dropouts(), optax.sgd(1.0))
+    whole, _ = jax.jit(steps.gradient)(state, batch)
+    other, _ = jax.jit(steps.gradient)(state.replace(step=jnp.int32(1)), batch)
+    cut, _ = jax.jit(steps.gradient)(state.replace(grad_accumulation=parts), batch)
+    for name, kernel in ((name, layer["kernel"]) for name, layer in whole.items()):
+        np.testing.assert_allclose(cut[name]["kernel"], kernel, atol=1e-6)
+        assert not np.allclose(other[name]["kernel"], kernel, atol=1e-3)
+
+
+def test_dropout_of_other_forms_remains_that_of_linen(synthetic):
+    """Such as noise that examples share, or a stream with another name."""
+
+    class Forms(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train=False):
+            x = nn.Dense(10)(models.scale(images).reshape(-1, 784))
+            key = self.make_rng("dropout") if train else None
+            kept = [
+                nn.Dropout(0.5, broadcast_dims=(0,))(x, not train),
+                nn.Dropout(0.5)(x, not train, key),
+                nn.Dropout(0.5)(x.T, not train).T,
+                nn.Dropout(1.0)(x, not train),
+                nn.Dropout(0.5)(x, not train),
+            ]
+            self.sow("intermediates", "kept", kept)
+            return x
+
+    state = create_state(Forms(), optax.sgd(1.0))
+    state = state.replace(model_state={"intermediates": {}})
+    _, (_, left) = steps.loss_fn(state.params, state, batch_of(synthetic.train, 8))
+    shared, drawn, turned, nothing, own = left["intermediates"]["kept"][0]
+    assert np.unique((shared == 0).mean(axis=0)).tolist() == [0, 1]
+    assert len(np.unique(own == 0, axis=0)) == 8
+    for some in (drawn, turned, own):
+        assert 0.2 < (some == 0).mean() < 0.8
+    assert not nothing.any()
+
+
+def test_a_large_batch_is_divided_on_one_cpu_if_that_changes_no_update(
+    make_state, monkeypatch, synthetic
+):
+    """The activations are those of two layers, of dropout and of the model itself."""
+    state = create_state(models.MLP(hidden=(8,), dropout_rate=0.5), optax.sgd(1.0))
+    batch = batch_of(synthetic.train, 40)
+    whole, _ = jax.jit(steps.gradient)(state, batch)
+    monkeypatch.setattr(objective, "CACHE_BYTES", 11 * (32 + 40 + 32 + 40))
+
+    def parts(state=state, count=40):
+        return objective.num_micro_batches(state, {"image": np.zeros(count)})
+
+    found = [parts(count=count) for count in (0, 11, 12, 40, 44, 47)]
+    assert found == [1, 1, 2, 4, 4, 1]
+    cut, (metrics, _) = jax.jit(steps.gradient)(state, batch)
+    assert metrics.count == 40
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), cut, whole)
+    assert "while" in jax.jit(steps.gradient).lower(state, batch).as_text()
+
+    own = make_state(NormalizedMLP())
+    normalized = make_state(models.MLP(hidden=(8,), batch_norm=True))
+    sharded = make_state(models.MLP(hidden=(8,)), mesh=sharding.make_mesh(8))
+    assert parts(own) == parts(normalized) == parts(sharded) == 1
+    assert parts(state.replace(grad_accumulation=2)) == 2
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert parts() == 1
+
+
 @pytest.mark.slow
-def test_micro_batches_draw_anew_and_update_statistics_in_turn(make_state, synthetic):
-    model = models.MLP(hidden=(32,), dropout_rate=0.5, batch_norm=True)
-    state = make_state(model).replace(grad_accumulation=2)
-    half = batch_of(synthetic.train, 20)
-    twice = jax.tree.map(lambda array: np.repeat(array, 2, axis=0), half)
-    found, (metrics, model_state) = jax.jit(steps.gradient)(state, twice)
+def test_micro_batches_update_statistics_in_turn(make_state, synthetic):
+    state = make_state(models.MLP(hidden=(32,), batch_norm=True))
+    state = state.replace(grad_accumulation=2)
+    batch = batch_of(synthetic.train, 40)
+    found, (metrics, model_state) = jax.jit(steps.gradient)(state, batch)
 
     differentiate = jax.jit(jax.grad(steps.loss_fn, has_aux=True))
     grads, by_hand = [], state
     for index in range(2):
-        one = by_hand.replace(key=jax.random.fold_in(state.key, index))
-        new, (_, left) = differentiate(state.params, one, half)
+        half = jax.tree.map(lambda array, index=index: array[index::2], batch)
+        new, (_, left) = differentiate(state.params, by_hand, half)
         grads.append(new)
         by_hand = by_hand.replace(model_state=left)
-    kernels = [new["Dense_1"]["kernel"] for new in grads]
-    assert not np.allclose(*kernels, atol=1e-3)
     jax.tree.map(
         lambda a, b, c: np.testing.assert_allclose(a, (b + c) / 2, atol=1e-6),
         found,

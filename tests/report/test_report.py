@@ -31,13 +31,16 @@ from flaxmnist.training import loop
 PLACES = np.divmod(np.arange(100 * 100), 100)
 
 
+def config_of(seed):
+    return tiny_config(report=True, seed=seed, optimizer={"learning_rate": 3e-3})
+
+
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """Two finished runs that differ in their seed, with reports."""
+    """Two finished runs that differ in their seed and make mistakes, with reports."""
     folder = tmp_path_factory.mktemp("reported")
     for seed in (0, 1):
-        config = tiny_config(report=True, seed=seed)
-        loop.train_and_evaluate(config, folder / f"seed{seed}")
+        loop.train_and_evaluate(config_of(seed), folder / f"seed{seed}")
     return folder
 
 
@@ -363,7 +366,7 @@ def test_a_report_that_was_not_drawn_is_when_the_run_is_asked_for_again(
     workdir = shutil.copytree(reported / "seed0", tmp_path / "run")
     (workdir / "report.html").unlink()
     (workdir / "summary.json").unlink()  # It is written after the report.
-    loop.train_and_evaluate(tiny_config(report=True), workdir)
+    loop.train_and_evaluate(config_of(0), workdir)
     assert (workdir / "report.html").exists()
 
 
