@@ -104,7 +104,7 @@ def first_step(library, folder):
     from flaxmnist.training import loop
 
     # Called when the figures of the first step have been read back.
-    loop._compile_reports = lambda *_: end()
+    loop.compile_reports = lambda *_: end()
     train.main(["--config", "mlp", "--workdir", str(folder / f"run-{os.getpid()}")])
 
 

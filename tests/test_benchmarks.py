@@ -4,15 +4,17 @@ import io
 import json
 import shutil
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accelerator, corruptions
+from benchmarks import accelerator, corruptions, worker
 from benchmarks.photographs import digits, numbers, others, photograph, score
 from benchmarks.photographs.inks import Handwriting
 from benchmarks.photographs.sample import Sample
+from flaxmnist.training import loop
 
 
 @pytest.mark.slow
@@ -74,6 +76,17 @@ def test_corrupted_images_are_always_the_same(synthetic):
         np.testing.assert_array_equal(changed, corruptions.corrupt(name, images))
         assert all(map(np.any, changed != images)), name
     np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.slow
+def test_the_measured_start_ends_with_the_first_step(tmp_path, monkeypatch):
+    class Ended(BaseException):
+        pass
+
+    monkeypatch.setattr(loop, "compile_reports", loop.compile_reports)
+    monkeypatch.setattr(worker, "end", mock.Mock(side_effect=Ended))
+    with pytest.raises(Ended):
+        worker.first_step("flaxmnist", tmp_path)
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ the training images. Both need logits only, so every model has them.
 import dataclasses
 
 import numpy as np
+import scipy  # Imports its parts when they are used: a second, together.
 from jaxtyping import Float, Int
-from scipy.special import log_softmax, logsumexp, softmax
 
 # A prediction whose probability is lower gets a warning.
 SURE = 0.8
@@ -38,7 +38,9 @@ class Calibration:
     ) -> Float[np.ndarray, "*count classes"]:
         """Returns the probabilities of the classes, float32."""
         scaled = np.asarray(logits, np.float64) / self.temperature
-        probabilities: np.ndarray = softmax(scaled, axis=-1).astype(np.float32)
+        probabilities: np.ndarray = scipy.special.softmax(scaled, axis=-1).astype(
+            np.float32
+        )
         return probabilities
 
 
@@ -49,7 +51,7 @@ def energy(
     logits: Float[np.ndarray, "*count classes"],
 ) -> Float[np.ndarray, "*count"]:
     """Returns the energy of each image, in nats."""
-    nats: np.ndarray = -logsumexp(np.asarray(logits, np.float64), axis=-1)
+    nats: np.ndarray = -scipy.special.logsumexp(np.asarray(logits, np.float64), axis=-1)
     return nats
 
 
@@ -83,8 +85,6 @@ def fit_temperature(
     Returns:
       the temperature; 1 if a logit is not finite.
     """
-    from scipy.optimize import minimize_scalar  # Takes half a second to import.
-
     if not np.isfinite(logits).all():
         return 1.0
     logits, count = np.asarray(logits, np.float64), len(labels)
@@ -92,8 +92,8 @@ def fit_temperature(
     targets[np.arange(count), labels] = 1 - 1 / (count + 2)
 
     def loss(log_temperature: float) -> float:
-        scaled = log_softmax(logits / np.exp(log_temperature), axis=-1)
+        scaled = scipy.special.log_softmax(logits / np.exp(log_temperature), axis=-1)
         return float(-(targets * scaled).sum())
 
-    found = minimize_scalar(loss, bounds=_BOUNDS, method="bounded")
+    found = scipy.optimize.minimize_scalar(loss, bounds=_BOUNDS, method="bounded")
     return float(np.exp(found.x))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, t
+import scipy  # See `core.calibration`.
 
 from flaxmnist import config as configs
 from flaxmnist.report.charts import Log
@@ -229,7 +229,7 @@ def mcnemar(first: np.ndarray, other: np.ndarray) -> str:
       other: the same of the other model.
     """
     worse, better = int((first & ~other).sum()), int((other & ~first).sum())
-    p = binomtest(better, better + worse).pvalue if better + worse else 1.0
+    p = scipy.stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
     return (
         f"{better} correct only here, {worse} correct only in the first: p = {p:.2g} "
         f"(McNemar, exact, n = {len(first):,} images)"
@@ -264,8 +264,8 @@ def t_test(first: Mapping[int, float], other: Mapping[int, float]) -> str:
     # Equal differences may differ in the last bit.
     if error < 1e-9:
         return f"{mean:+.2%}, without spread: no test ({name})"
-    half = float(t.ppf(0.975, freedom)) * error
-    p = 2 * float(t.sf(abs(mean) / error, freedom))
+    half = float(scipy.stats.t.ppf(0.975, freedom)) * error
+    p = 2 * float(scipy.stats.t.sf(abs(mean) / error, freedom))
     return (
         f"{mean:+.2%} (95 %: {mean - half:+.2%} to {mean + half:+.2%}), p = {p:.2g} "
         f"({name})"

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # See `core.calibration`.
 from jaxtyping import Bool, Float, Int
-from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest, t
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,9 @@ class Reliability:
 
 def interval(correct: int, count: int) -> tuple[float, float]:
     """Returns the 95 % confidence interval of a share (Wilson, 1927)."""
-    found = binomtest(int(correct), int(count)).proportion_ci(method="wilson")
+    found = scipy.stats.binomtest(int(correct), int(count)).proportion_ci(
+        method="wilson"
+    )
     return float(found.low), float(found.high)
 
 
@@ -67,7 +68,7 @@ class Spread:
         if count < 2:
             return cls(count, mean)
         sd = float(np.std(values, ddof=1))
-        half = float(t.ppf(0.975, count - 1)) * sd / count**0.5
+        half = float(scipy.stats.t.ppf(0.975, count - 1)) * sd / count**0.5
         return cls(count, mean, sd, mean - half, mean + half)
 
 
@@ -75,7 +76,7 @@ def losses(
     logits: Float[np.ndarray, "count classes"], labels: Int[np.ndarray, " count"]
 ) -> Float[np.ndarray, " count"]:
     """Returns the cross-entropy of each example, in nats."""
-    return -log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
+    return -scipy.special.log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
 
 
 def reliability(
@@ -84,7 +85,7 @@ def reliability(
     bins: int = 15,
 ) -> Reliability:
     """Returns the accuracy of predictions by the probability of the first choice."""
-    probabilities = softmax(logits, axis=-1)
+    probabilities = scipy.special.softmax(logits, axis=-1)
     confidence = probabilities.max(axis=-1)
     right: Bool[np.ndarray, " count"] = probabilities.argmax(axis=-1) == labels
     edges = np.linspace(0, 1, bins + 1)

@@ -604,6 +604,18 @@ def test_help_and_version_are_printed_without_jax(tmp_path):
         assert said in done.stdout
 
 
+def test_a_run_starts_without_what_it_may_need_later():
+    """These take seconds to import."""
+    later = ("scipy.stats", "scipy.special", "matplotlib", "tensorflow", "orbax")
+    program = f"""if True:
+        import sys, flaxmnist.cli.train
+        print(*sys.modules.keys() & {{*{later}}})"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout.split()) == (0, [])
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_describes_itself(name, capsys):
     with pytest.raises(SystemExit) as stopped:
