@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxmnist.core import models, objective, sharding, steps
+from flaxmnist.core import models, sharding, steps
 from flaxmnist.core.state import abstract_state
 
 NETWORKS = {
@@ -105,7 +105,6 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     models.ops.has_fast_gradient = lambda *_: False
-    objective.num_micro_batches = lambda *_: 1
     columns = ("state", "temporary", "reduced", "gathered", "sent")
     print(f"MB a device, {EXAMPLES} examples each; {args.flops:.3g} FLOP/s and", end="")
     print(f" {args.bandwidth:.3g} bytes/s a device")

@@ -52,7 +52,8 @@ class Config(Group):
         1,
         options.count,
         "Micro-batches per batch: only one at a time needs memory, and the update is "
-        "that of the whole batch.",
+        "that of the whole batch, except for batch normalization. A step "
+        "on a CPU may divide a large batch if this is 1.",
     )
     precision: str = option(
         "float32",

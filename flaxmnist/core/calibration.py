@@ -9,7 +9,7 @@ the training images. Both need logits only, so every model has them.
 import dataclasses
 
 import numpy as np
-import scipy  # Imports its parts when they are used: a second, together.
+import scipy  # Its parts take a second to import, which happens at their first use.
 from jaxtyping import Float, Int
 
 # A prediction whose probability is lower gets a warning.

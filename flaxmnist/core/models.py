@@ -162,6 +162,7 @@ class CNN(MLP):
       UserError: an option has an invalid value, or a convolution has no output.
     """
 
+    independent_examples: ClassVar[bool] = True
     hidden: Sizes = (1024,)
     dropout_rate: float = 0.4
     features: Sizes = option(

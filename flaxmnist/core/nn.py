@@ -91,32 +91,37 @@ def called_modules(model: nn.Module, image_shape: ImageShape) -> dict[str, nn.Mo
             modules.setdefault("/".join(context.module.path), context.module)
         return call(*args, **kwargs)
 
-    def init() -> Any:
-        images = jnp.zeros((1, *image_shape), jnp.uint8)
-        return model.init(jax.random.key(0), images, train=False)
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(init)
+    _trace(model, image_shape, record)
     return modules
 
 
 @functools.cache
 def activation_bytes(model: nn.Module, image_shape: ImageShape) -> int:
     """Returns the bytes of the outputs of all modules within a model, for an image."""
+    sizes: list[int] = []
 
-    def outputs() -> Any:
+    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        outputs = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            leaves = jax.tree.leaves(outputs)
+            sizes.extend(getattr(leaf, "nbytes", 0) for leaf in leaves)
+        return outputs
+
+    _trace(model, image_shape, record)
+    return sum(sizes)
+
+
+def _trace(
+    model: nn.Module, image_shape: ImageShape, record: Callable[..., Any]
+) -> None:
+    """Initializes a model without computing it; `record` intercepts its methods."""
+
+    def init() -> Any:
         images = jnp.zeros((1, *image_shape), jnp.uint8)
-        variables = model.init(jax.random.key(0), images, train=False)
-        return model.apply(
-            variables,
-            images,
-            train=False,
-            capture_intermediates=True,
-            mutable="intermediates",
-        )[1]
+        return model.init(jax.random.key(0), images, train=False)
 
-    leaves = jax.tree.leaves(jax.eval_shape(outputs))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    with nn.intercept_methods(record):
+        jax.eval_shape(init)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
@@ -27,7 +28,7 @@ from flaxmnist.core.types import Batch, Collections, Params
 
 Gradient = tuple[Params, tuple[Metrics, Collections]]
 
-# Bytes of activations of a micro-batch on a CPU: about those of a cache.
+# Bytes of activations of a micro-batch on a CPU: about the size of a last-level cache.
 CACHE_BYTES = 16 << 20
 
 
@@ -62,8 +63,8 @@ def loss_fn(
         an invalid label count in batch normalization, but not in the loss.
       train: whether to apply dropout, `state.loss` and weights, and to normalize by
         statistics of the batch.
-      places: of the examples in their batch, of which `batch` is a part; None: it is
-        the whole. Random draws depend on them.
+      places: position of each example in the batch, int `[batch]`, if `batch` is a part
+        of it; random draws depend on them. None: `batch` is the whole.
 
     Returns:
       the loss in nats; and the metrics with the new collections of the model, which are
@@ -75,16 +76,16 @@ def loss_fn(
     """
     batch = as_batch(batch, state.image_shape, state.num_classes)
     labels, mask = batch["label"], batch["mask"]
-    if places is None:
-        places = jnp.arange(len(mask))
+    # Not an array of JAX: linen keeps what a module of `nn.jit` closes over.
+    where = np.arange(len(mask)) if places is None else places
     key = jax.random.fold_in(state.key, state.step)
-    with nn.intercept_methods(dropout.by_place(places)):
+    with nn.intercept_methods(dropout.by_place(where)):
         logits, model_state = state.model.apply(
             {"params": gather(params, state.layout), **state.model_state},
             model_input(state, batch["image"]),
             train=train,
             # Other draws of a model differ in each micro-batch.
-            rngs={dropout.STREAM: key, "dropout": jax.random.fold_in(key, places[0])},
+            rngs={dropout.STREAM: key, "dropout": jax.random.fold_in(key, where[0])},
             mutable=list(state.model_state) if train else [],
         )
     logits = as_logits(logits, len(mask), state.num_classes)
@@ -129,11 +130,12 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
 
     A large batch is slow there, as each layer reads its inputs from memory again. It is
     divided until the activations stay in the cache, if the update remains the same: the
-    model has `independent_examples`, and no statistics of the batch. Several devices
-    would exchange their gradients after each micro-batch.
+    class of the model says `independent_examples`, and it has no statistics of the
+    batch. Several devices would exchange their gradients after each micro-batch.
     """
     parts = state.grad_accumulation
-    independent = getattr(state.model, "independent_examples", False)
+    # A subclass may mix examples, and must say it again.
+    independent = vars(type(state.model)).get("independent_examples", False)
     several = state.layout is not None and state.layout.mesh.size > 1
     if parts > 1 or several or not independent or state.model_state:
         return parts
@@ -141,16 +143,14 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
         return parts
     count = len(batch["image"])
     size = count * activation_bytes(state.model, state.image_shape)
-    fewest = -(-size // CACHE_BYTES)
+    fewest = min(-(-size // CACHE_BYTES), count)
     return next((n for n in range(fewest, 2 * fewest) if count % n == 0), parts)
 
 
-def _micro_batches(
-    batch: dict[str, Array], parts: int
-) -> tuple[Array, dict[str, Array]]:
-    """Returns the places and the examples of the micro-batches of a batch."""
-    split = split_micro_batches(batch, parts)
-    return jnp.arange(len(batch["image"])).reshape(-1, parts).T, split
+def _micro_batches(batch: dict[str, Array], parts: int) -> dict[str, Array]:
+    """Returns the micro-batches of a batch, with the places of their examples."""
+    places = jnp.arange(len(batch["image"]))
+    return split_micro_batches(batch | {"place": places}, parts)
 
 
 def augmented(state: TrainState, batch: Batch) -> dict[str, Array]:
@@ -200,16 +200,20 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
 
     def add(carry: Any, micro_batch: Any) -> Any:
         sums, model_state = carry
-        places, batch = micro_batch
+        places = micro_batch.pop("place")
         micro = dataclasses.replace(state, model_state=model_state)
         grads, (metrics, model_state) = differentiate(
-            state.params, micro, batch, places=places
+            state.params, micro, micro_batch, places=places
         )
-        weight = _total_weight(state, batch, metrics)
+        weight = _total_weight(state, micro_batch, metrics)
         sums = jax.tree.map(lambda a, b: a + b * weight, sums, grads)
         return (sums, model_state), (metrics, weight)
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = jax.tree.map(
+        # Half precision could not add up many gradients.
+        lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)),
+        state.params,
+    )
     (sums, model_state), (each, weights) = lax.scan(
         add,
         (zeros, state.model_state),
@@ -222,7 +226,10 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
         counts = jnp.maximum(each.confusion.sum(axis=(1, 2)), 1)
         mean = (weights * each.loss_sum / counts).sum() / total
         metrics = dataclasses.replace(metrics, loss_sum=mean * metrics.count)
-    return jax.tree.map(lambda leaf: leaf / total, sums), (metrics, model_state)
+    grads = jax.tree.map(
+        lambda leaf, param: (leaf / total).astype(param.dtype), sums, state.params
+    )
+    return grads, (metrics, model_state)
 
 
 def batch_loss(params: Params, state: TrainState, batch: Batch) -> Float[Array, ""]:
@@ -238,10 +245,12 @@ def batch_loss(params: Params, state: TrainState, batch: Batch) -> Float[Array, 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add(carry: Any, micro_batch: Any) -> Any:
         total, model_state = carry
-        places, batch = micro_batch
+        places = micro_batch.pop("place")
         micro = dataclasses.replace(state, model_state=model_state)
-        loss, (metrics, model_state) = loss_fn(params, micro, batch, places=places)
-        weight = _total_weight(state, batch, metrics)
+        loss, (metrics, model_state) = loss_fn(
+            params, micro, micro_batch, places=places
+        )
+        weight = _total_weight(state, micro_batch, metrics)
         return (total + loss * weight, model_state), weight
 
     (total, _), weights = lax.scan(

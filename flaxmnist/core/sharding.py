@@ -202,12 +202,12 @@ class Layout:
 
 
 def as_layout(sharding: Sharding | Layout | None) -> Layout | None:
-    """Returns the layout of a state with that sharding, or None if it has no name."""
+    """Returns the layout that preserves `sharding`; None if there is none."""
     match sharding:
         case Layout():
             return sharding
-        case NamedSharding(mesh=Mesh() as mesh, is_fully_replicated=True):
-            return Layout(mesh, rules=())
+        case NamedSharding(mesh=Mesh(size=size) as mesh, is_fully_replicated=True):
+            return Layout(mesh, rules=()) if size > 1 else None
     return None
 
 

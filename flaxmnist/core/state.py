@@ -45,7 +45,7 @@ class TrainState:
         the compiler.
       ema: exponential moving average of the parameters; None without `ema_decay`.
       ema_decay: decay of that average per update (static).
-      grad_accumulation: number of micro-batches per batch (static).
+      grad_accumulation: least number of micro-batches per batch (static).
       augment: distorts the training images; see :mod:`flaxmnist.core.augment` (static).
       augment_until: step from which on the images are not distorted (static); None:
         all are.
@@ -198,7 +198,8 @@ def create_state(
       ema_decay: in (0, 1), to average the parameters over the updates and evaluate with
         the average, which covers about the last 1 / (1 - ema_decay) updates.
       grad_accumulation: number of micro-batches per batch. Only the activations of one
-        are in memory at a time; the update is that of the whole batch.
+        are in memory at a time; the update is that of the whole batch, except for batch
+        normalization. A step on a CPU may divide a large batch if this is 1.
       image_shape: height, width and channels of an image.
       augment: distorts the images of every training step, such as `Augment(rotate=10)`;
         see :mod:`flaxmnist.core.augment`.
