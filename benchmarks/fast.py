@@ -79,14 +79,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
-    args = parser.parse_args()
     names = (OURS, RECIPE, EXAMPLE)
-    found = {name: [] for name in names}
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
+    args = parser.parse_args()
+    found = {name: [] for name in args.only}
     with tempfile.TemporaryDirectory() as arrays:
         write_arrays(Path(arrays))
         measure(OURS, 0, arrays)  # Fills the cache of compiled programs.
         for seed in range(args.rounds):
-            for name in names:
+            for name in args.only:
                 found[name].append(measure(name, seed, arrays))
                 print(f"round {seed + 1}: {name}: {found[name][-1]}", flush=True)
     cpu, python = cpu_kind()[0], platform.python_version()
