@@ -83,6 +83,7 @@ def test_the_measured_start_ends_with_the_first_step(tmp_path, monkeypatch):
     class Ended(BaseException):
         pass
 
+    monkeypatch.setattr("flaxmnist.data.download.reachable", lambda url: False)
     monkeypatch.setattr(loop, "compile_reports", loop.compile_reports)
     monkeypatch.setattr(worker, "end", mock.Mock(side_effect=Ended))
     with pytest.raises(Ended):

@@ -23,7 +23,7 @@ _SIGNATURE = inspect.signature(nn.Dropout.__call__)
 def by_place(places: Int[Array | np.ndarray, " batch"]) -> Callable[..., Any]:
     """Returns an interceptor of `nn.Dropout`, for `nn.intercept_methods`.
 
-    It draws from `STREAM`, which `rngs` of `apply` must have. Some layers remain those
+    It draws from `STREAM`, if `rngs` of `apply` has it. Some layers remain those
     of linen: subclasses, those that share their mask along axes, those with a key or a
     collection of their own, those inside a transform of linen that hides the stream,
     and those whose inputs are not `[batch, …]`.

@@ -76,7 +76,7 @@ def loss_fn(
     """
     batch = as_batch(batch, state.image_shape, state.num_classes)
     labels, mask = batch["label"], batch["mask"]
-    # Not an array of JAX: linen keeps what a module of `nn.jit` closes over.
+    # An array of NumPy, as `nn.jit` keeps arrays of JAX that a module closes over.
     where = np.arange(len(mask)) if places is None else places
     key = jax.random.fold_in(state.key, state.step)
     with nn.intercept_methods(dropout.by_place(where)):
@@ -130,11 +130,12 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
 
     A large batch is slow there, as each layer reads its inputs from memory again. It is
     divided until the activations stay in the cache, if the update remains the same: the
-    class of the model says `independent_examples`, and it has no statistics of the
-    batch. Several devices would exchange their gradients after each micro-batch.
+    class of the model declares `independent_examples`, and it has no statistics of the
+    batch. It stays whole if no number near the lowest one divides it. Several devices
+    would exchange their gradients after each micro-batch.
     """
     parts = state.grad_accumulation
-    # A subclass may mix examples, and must say it again.
+    # A subclass may mix examples, and must declare it again.
     independent = vars(type(state.model)).get("independent_examples", False)
     several = state.layout is not None and state.layout.mesh.size > 1
     if parts > 1 or several or not independent or state.model_state:
@@ -147,10 +148,13 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
     return next((n for n in range(fewest, 2 * fewest) if count % n == 0), parts)
 
 
-def _micro_batches(batch: dict[str, Array], parts: int) -> dict[str, Array]:
-    """Returns the micro-batches of a batch, with the places of their examples."""
-    places = jnp.arange(len(batch["image"]))
-    return split_micro_batches(batch | {"place": places}, parts)
+def _micro_batches(
+    batch: dict[str, Array], parts: int
+) -> tuple[Array, dict[str, Array]]:
+    """Returns the places in the batch and the examples of its micro-batches."""
+    place = jnp.arange(len(batch["image"]))
+    split = split_micro_batches(batch | {"place": place}, parts)
+    return split.pop("place"), split
 
 
 def augmented(state: TrainState, batch: Batch) -> dict[str, Array]:
@@ -184,9 +188,9 @@ def augmented(state: TrainState, batch: Batch) -> dict[str, Array]:
 def gradient(state: TrainState, batch: Batch) -> Gradient:
     """Differentiates :func:`loss_fn` by the parameters, over :func:`augmented` images.
 
-    There are :func:`num_micro_batches`. They draw the dropout of the whole batch, and
-    update the batch statistics one after another. The loss is the mean over all valid
-    examples of the batch, by their weights if any.
+    The batch is divided into :func:`num_micro_batches` parts. They draw the dropout of
+    the whole batch, and update the batch statistics one after another. The loss is the
+    mean over all valid examples of the batch, by their weights if any.
 
     Raises:
       UserError: as :func:`loss_fn`, or the number does not divide the batch.
@@ -200,24 +204,22 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
 
     def add(carry: Any, micro_batch: Any) -> Any:
         sums, model_state = carry
-        places = micro_batch.pop("place")
+        places, batch = micro_batch
         micro = dataclasses.replace(state, model_state=model_state)
         grads, (metrics, model_state) = differentiate(
-            state.params, micro, micro_batch, places=places
+            state.params, micro, batch, places=places
         )
-        weight = _total_weight(state, micro_batch, metrics)
+        weight = _total_weight(state, batch, metrics)
         sums = jax.tree.map(lambda a, b: a + b * weight, sums, grads)
         return (sums, model_state), (metrics, weight)
 
     zeros = jax.tree.map(
-        # Half precision could not add up many gradients.
+        # Sums in half precision would lose small gradients.
         lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)),
         state.params,
     )
     (sums, model_state), (each, weights) = lax.scan(
-        add,
-        (zeros, state.model_state),
-        _micro_batches(batch, parts),
+        add, (zeros, state.model_state), _micro_batches(batch, parts)
     )
     metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0), each)
     total = jnp.maximum(metrics.count, 1)
@@ -245,18 +247,14 @@ def batch_loss(params: Params, state: TrainState, batch: Batch) -> Float[Array, 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add(carry: Any, micro_batch: Any) -> Any:
         total, model_state = carry
-        places = micro_batch.pop("place")
+        places, batch = micro_batch
         micro = dataclasses.replace(state, model_state=model_state)
-        loss, (metrics, model_state) = loss_fn(
-            params, micro, micro_batch, places=places
-        )
-        weight = _total_weight(state, micro_batch, metrics)
+        loss, (metrics, model_state) = loss_fn(params, micro, batch, places=places)
+        weight = _total_weight(state, batch, metrics)
         return (total + loss * weight, model_state), weight
 
     (total, _), weights = lax.scan(
-        add,
-        (0.0, state.model_state),
-        _micro_batches(batch, parts),
+        add, (0.0, state.model_state), _micro_batches(batch, parts)
     )
     mean: Array = total / _positive(weights.sum())
     return mean

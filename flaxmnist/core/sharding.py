@@ -223,7 +223,9 @@ def gather(params: Any, layout: Layout | None) -> Any:
 
     Without this constraint, the compiler may gather the examples instead.
     """
-    return constrain(params, layout and dataclasses.replace(layout, fsdp=False))
+    if layout is None or not layout.fsdp:
+        return params
+    return constrain(params, dataclasses.replace(layout, fsdp=False))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

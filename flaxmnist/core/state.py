@@ -45,7 +45,8 @@ class TrainState:
         the compiler.
       ema: exponential moving average of the parameters; None without `ema_decay`.
       ema_decay: decay of that average per update (static).
-      grad_accumulation: least number of micro-batches per batch (static).
+      grad_accumulation: number of micro-batches per batch (static); if 1, see
+        :func:`flaxmnist.core.objective.num_micro_batches`.
       augment: distorts the training images; see :mod:`flaxmnist.core.augment` (static).
       augment_until: step from which on the images are not distorted (static); None:
         all are.

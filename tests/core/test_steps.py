@@ -328,12 +328,12 @@ class Dropouts(nn.Module):
         x = nn.Dense(8)(models.scale(images).reshape(-1, 784))
         x = nn.Dropout(0.5)(x, deterministic=not train)
         x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(8)(x))
-        x = nn.remat(nn.Dense)(8)(nn.Dropout(0)(x, not train))
-        return nn.Dense(10)(nn.Dropout(0.1)(x, not train))
+        drop = nn.remat(lambda layer, x: layer(x, not train))
+        return nn.Dense(10)(drop(nn.Dropout(0.1), nn.Dropout(0)(x, not train)))
 
 
 def gradient(state, batch):
-    """Compiles anew: the former program may be one of other constants."""
+    """Compiles anew: a cached program may contain another `CACHE_BYTES`."""
     return jax.jit(lambda state, batch: steps.gradient(state, batch))(state, batch)
 
 

@@ -176,9 +176,16 @@ def test_images_and_drawings_have_the_probabilities_of_python(digits, browser):
         url, image, shares, passed = browser.execute_script(DRAW, path, width)
         picture = base64.b64decode(url.partition(",")[2])
         (prediction,) = run.predict(picture)
-        np.testing.assert_allclose(shares, prediction.probabilities, atol=1e-3)
         seen = prediction.prepared.image.ravel().astype(int)
-        same += (seen == image).all()
+        given = np.array(image, np.uint8).reshape(1, 28, 28)
+        logits = np.asarray(predict_step(run.state, given)["logits"])
+        (wanted,) = run.calibration.probabilities(logits)
+        np.testing.assert_allclose(shares, wanted, atol=1e-3)
+        # The browser's resampling rounds some pixels in another way.
+        assert abs(seen - image).max() <= 8
+        if (seen == image).all():
+            np.testing.assert_allclose(shares, prediction.probabilities, atol=1e-3)
+            same += 1
         right += prediction.digit == index % 10
         seconds.append(passed)
     assert right > 200

@@ -113,6 +113,8 @@ def test_tensorboard_shows_what_summaries_and_log_tensors_ask_for(tmp_path, caps
 
     summaries = ("norms", "histograms", "filters", "mistakes")
     config = tiny_config(
+        # Makes mistakes until the end.
+        optimizer={"learning_rate": 3e-3},
         summaries=summaries,
         log_tensors=("probabilities", "classes"),
         every_n_steps=15,
