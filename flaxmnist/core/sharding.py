@@ -223,7 +223,7 @@ def gather(params: Any, layout: Layout | None) -> Any:
 
     Without this constraint, the compiler may gather the examples instead.
     """
-    if layout is None or not layout.fsdp:
+    if layout is None or not (layout.fsdp or layout.rules):
         return params
     return constrain(params, dataclasses.replace(layout, fsdp=False))
 
