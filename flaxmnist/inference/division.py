@@ -24,10 +24,10 @@ from flaxmnist.pictures.touching import Cut, find_cuts, piece
 # Weights of the score of a part: a constant, the margin of the logits, the square of
 # the width, the deviation of the height, and the ink and the loops of the cut at its
 # right. They maximize the likelihood of the right paths (a conditional random field),
-# for lines of touching and separate digits of MNIST's validation split and typefaces.
-_PART, _MARGIN, _WIDTH, _HEIGHT, _INK, _HOLE = -6.4, 5.5, -5.8, -8.5, -2.5, -4.6
+# for made photographs of numbers and two networks; see docs/results.md.
+_PART, _MARGIN, _WIDTH, _HEIGHT, _INK, _HOLE = -7.7, 7.5, -2.7, -7.9, -7.1, -2.7
 # Score of a part that is lower than a digit, and left out.
-_SCRAP = -8.0
+_SCRAP = -5.7
 # Heights of such a part, and the widest part, as shares of the height of the line.
 _LOW, _WIDE = 0.4, 1.4
 # Least ink of a cut that divides digits that touch, as a share of that height.

@@ -17,6 +17,9 @@ MAX_SIZE = 0.5
 MAX_GROUP = 10
 # Lowest share of the box of a frame, a sheet or a bar that its outline encloses.
 _FULL = 0.88
+# Share of the variance between paper and marks that are clearly apart. A normal
+# distribution, cut in two, has 0.64.
+_SEPARATE = 0.85
 
 Labels = Integer[np.ndarray, "height width"]
 Mask = UInt8[np.ndarray, "height width"]
@@ -41,11 +44,27 @@ class View:
     @functools.cached_property
     def paper(self) -> tuple[float, float]:
         """Median and standard deviation of the contrast of the paper."""
-        # The marks are a small part of the picture.
         step = max(1, max(self.contrast.shape) // 128)
-        sample = self.contrast[::step, ::step]
+        sample = _paper(self.contrast[::step, ::step])
         middle = float(np.median(sample))
         return middle, 1.4826 * float(np.median(abs(sample - middle)))
+
+
+def _paper(contrast: Light) -> Light:
+    """Returns the contrast without that of marks which are clearly apart.
+
+    Otherwise, the marks are expected to be a small part of the picture. The two classes
+    are those of Otsu (1979, "A Threshold Selection Method from Gray-Level Histograms").
+    """
+    pixels = cv2.convertScaleAbs(contrast, alpha=255)
+    _, mask = cv2.threshold(pixels, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    share = float(mask.mean())
+    if not 0 < share < 1:
+        return contrast
+    apart = pixels[mask > 0].mean() - pixels[mask == 0].mean()
+    if share * (1 - share) * apart**2 < _SEPARATE * pixels.var():
+        return contrast
+    return contrast[mask == 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +100,14 @@ class Mark:
     def width(self) -> int:
         """In pixels."""
         return self.box[3] - self.box[1]
+
+    def overlap(self, other: "Mark") -> float:
+        """Returns the intersection of both boxes as a share of their union."""
+        top, left = map(max, self.box[:2], other.box[:2])
+        bottom, right = map(min, self.box[2:], other.box[2:])
+        shared = max(0, bottom - top) * max(0, right - left)
+        areas = self.height * self.width + other.height * other.width
+        return shared / (areas - shared)
 
     def around(self, room: int) -> tuple[slice, slice]:
         """Returns the rows and the columns of the box and of `room` pixels around."""
@@ -228,7 +255,8 @@ def _score(mark: Mark, support: float, share: float, shape: tuple[int, ...]) -> 
     """
     if support < 0.5:
         return 0.0
-    size = max(mark.height, mark.width) / max(shape)
+    # A line is not more likely a digit because it is long.
+    size = min(max(mark.height, mark.width), 1.5 * mark.height) / max(shape)
     score = mark.contrast * support**4 * share * min(size, MAX_SIZE) ** 0.5
     # The best threshold is half of the contrast.
     score *= np.exp(-(np.log(mark.contrast / mark.threshold / 2) ** 2))

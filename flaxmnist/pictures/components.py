@@ -1,7 +1,8 @@
 """Searches the connected marks that most likely are digits."""
 
 import dataclasses
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Iterable
 
 import cv2
 import numpy as np
@@ -25,13 +26,16 @@ SIZES = (0.06, 0.25, 0.6)
 # Smallest kernel in pixels: in a small picture, a stroke is wider than 6 % of it.
 _MIN_KERNEL = 25
 # Thresholds of the marks, from the highest.
-LEVELS = (0.4, 0.2, 0.1, 0.05)
+LEVELS = (0.6, 0.4, 0.2, 0.1, 0.05)
 # Lowest contrast, as a share of the light, and as a multiple of the noise.
 MIN_CONTRAST, MIN_SIGNAL = 0.06, 4.0
 # Marks that are measured in each layer, and in the one that is chosen.
 _MAX_MARKS, _MAX_CHOSEN = 24, 1_500
 # Power of the number of digits in the score of a layer.
 _NUMBER = 0.15
+# Factor of the score of a layer whose digits no other kernel finds, and least overlap
+# of a mark that another kernel finds. The corners of a kernel leave marks of their own.
+_UNSTABLE, _SAME = 0.5, 0.8
 # Largest share of the outline of a digit that lies on the border of the picture.
 _MAX_CONTACT = 0.3
 DIGIT_AT_BORDER = "the digit touches the border"
@@ -82,14 +86,24 @@ class Layer:
     marks: list[Mark]
     noise: float
 
+    @functools.cached_property
+    def best(self) -> Mark | None:
+        """The mark that most likely is a digit; None if there is no mark."""
+        return max(self.marks, key=lambda mark: mark.score, default=None)
+
+    @property
+    def digits(self) -> list[Mark]:
+        """The best mark, and those that may be digits of the same number."""
+        if self.best is None:
+            return []
+        return [mark for mark in self.marks if _is_alike(mark, self.best)]
+
     @property
     def score(self) -> float:
         """How likely the marks are digits; a number counts more than one digit."""
-        best = max(self.marks, key=lambda mark: mark.score, default=None)
-        if best is None:
+        if self.best is None:
             return 0.0
-        alike = sum(_is_alike(mark, best) for mark in self.marks)
-        return best.score * alike**_NUMBER
+        return self.best.score * len(self.digits) ** _NUMBER
 
 
 def search(gray: Gray, steps: Collection[str]) -> Finding | None:
@@ -105,15 +119,29 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
         # No layer at a lower threshold has a higher score.
         if MAX_RATIO * threshold * MAX_SIZE**0.5 * _MAX_MARKS**_NUMBER < highest:
             break
-        for view in views:
-            layer = _layer(view, threshold)
-            if layer.score > highest:
-                best, highest = layer, layer.score
+        layers = [_layer(view, threshold) for view in views]
+        for layer in layers:
+            score = layer.score
+            if score > highest and not _is_stable(layer, layers):
+                score *= _UNSTABLE
+            if score > highest:
+                best, highest = layer, score
     if best is None:
         return None
     if len(best.marks) > _MAX_MARKS // 2:  # A page of numbers.
         best = _layer(best.view, best.threshold, _MAX_CHOSEN)
     return _finding(best)
+
+
+def _is_stable(layer: Layer, layers: Iterable[Layer]) -> bool:
+    """Returns whether a layer with another kernel has one of the digits, too."""
+    others = [
+        mark
+        for other in layers
+        if other is not layer and other.view.is_dark == layer.view.is_dark
+        for mark in other.marks
+    ]
+    return any(digit.overlap(mark) > _SAME for digit in layer.digits for mark in others)
 
 
 def _views(gray: Gray, steps: Collection[str]) -> list[View]:

@@ -155,6 +155,36 @@ def test_a_digit_of_a_number_at_the_border_is_read_with_a_warning():
     assert ink.warnings == ("a mark at the border is not read",)
 
 
+def test_a_digit_is_darker_than_the_shadow_of_a_finger_that_touches_it():
+    sheet = seven()
+    finger = cv2.line(np.zeros(sheet.shape), (170, 240), (215, 449), 0.5, 30)
+    ink = find_ink(sheet * (1 - finger))
+    rows, _ = np.nonzero(ink.strength > 0.5)
+    assert 95 < np.ptp(rows) / ink.scale < 125
+
+
+def test_a_bold_digit_without_a_margin_is_found_and_not_its_loop():
+    sheet = np.full((122, 100), 0.9)
+    cv2.ellipse(sheet, (49, 60), (34, 45), 0, 0, 360, 0.1, 30, cv2.LINE_AA)
+    image = prepare(sheet).image
+    assert image[14, 14] < 50
+    assert (image > 200).any(axis=1).argmax() < 8
+
+
+@pytest.mark.parametrize("slope", [-0.02, 0.04])
+def test_the_slanted_edges_of_a_sheet_are_not_taken_for_digits(slope):
+    # Light strokes on a dark desk: a kernel leaves marks along the edges of the sheet.
+    sheet = np.full((750, 1000), 0.9)
+    for left in (250, 310, 370):
+        sheet -= 0.4 * (0.9 - seven(750, 1000, (330, left, 70, 40), 5))
+    y, x = np.mgrid[:750, :1000]
+    sheet[x < 85 + slope * (y - 375)] = 0.15
+    sheet[(y > 645) | (y < 70 - 4 * slope * (x - 85))] = 0.15
+    ink = find_ink(sheet)
+    assert digits_in(ink) == 3
+    assert ink.strength.shape[1] / ink.scale < 300
+
+
 def test_digits_that_touch_are_found_but_not_an_underline():
     sheet = np.full((300, 700), 0.9, np.float32)
     for left in range(80, 480, 66):
