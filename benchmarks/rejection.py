@@ -85,9 +85,9 @@ def warned(run, prepared: Iterable[Prepared], logits: np.ndarray) -> np.ndarray:
     )
 
 
-def measure(workdirs: list[str], half: str, count: int) -> dict:
+def measure(workdirs: list[str], half: str, indices: range) -> dict:
     """Returns the curves of each run and score, and the flagged share of each kind."""
-    samples = list(others.samples(half, count=count))
+    samples = list(others.samples(half, indices=indices))
     prepared = [prepare(sample.file) for sample in samples]
     kinds = np.array([sample.condition for sample in samples])
     empty = np.array([each.is_empty for each in prepared])
@@ -123,9 +123,11 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, nargs="+")
     parser.add_argument("--half", default="choose", choices=("choose", "report"))
     parser.add_argument("--count", type=int, default=others.COUNT, help="of each kind")
+    parser.add_argument("--first", type=int, default=0, help="number of the first")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     args = parser.parse_args()
-    found = measure(args.workdir, args.half, args.count)
+    indices = range(args.first, args.first + args.count)
+    found = measure(args.workdir, args.half, indices)
     print(f"{found['pictures']} pictures without digits; {found['empty']} found empty")
     for workdir in args.workdir:
         record = found[Path(workdir).name]

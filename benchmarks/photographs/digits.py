@@ -1,6 +1,6 @@
 """The conditions under which pictures of single digits are made."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from benchmarks.photographs.drawing import Drawing
 from benchmarks.photographs.inks import PENS, SOURCES, Handwriting
@@ -68,9 +68,12 @@ def take(condition: str, index: int, half: str, hand: Handwriting) -> Sample:
 
 
 def samples(
-    half: str, hand: Handwriting, conditions=tuple(CONDITIONS), count: int = COUNT
+    half: str,
+    hand: Handwriting,
+    conditions=tuple(CONDITIONS),
+    indices: Iterable[int] = range(COUNT),
 ) -> Iterator[Sample]:
     """Yields the pictures of some conditions, one after the other."""
     for condition in conditions:
-        for index in range(count):
+        for index in indices:
             yield take(condition, index, half, hand)

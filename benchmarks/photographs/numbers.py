@@ -1,7 +1,7 @@
 """Pictures of numbers of 2 to 10 digits, with the box of each digit."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -230,9 +230,12 @@ def _write(
 
 
 def samples(
-    half: str, hand: Handwriting, conditions=CONDITIONS, count: int = COUNT
+    half: str,
+    hand: Handwriting,
+    conditions=CONDITIONS,
+    indices: Iterable[int] = range(COUNT),
 ) -> Iterator[Sample]:
     """Yields the pictures of some conditions, one after the other."""
     for condition in conditions:
-        for index in range(count):
+        for index in indices:
             yield take(condition, index, half, hand)

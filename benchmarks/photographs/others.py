@@ -1,6 +1,6 @@
 """Pictures that show no digit: letters, symbols, scribbles, noise, empty pages."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -130,8 +130,10 @@ def take(condition: str, index: int, half: str) -> Sample:
     return Sample(condition, "", file, (), name)
 
 
-def samples(half: str, conditions=CONDITIONS, count: int = COUNT) -> Iterator[Sample]:
+def samples(
+    half: str, conditions=CONDITIONS, indices: Iterable[int] = range(COUNT)
+) -> Iterator[Sample]:
     """Yields the pictures of some kinds, one after the other."""
     for condition in conditions:
-        for index in range(count):
+        for index in indices:
             yield take(condition, index, half)
