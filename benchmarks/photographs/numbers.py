@@ -1,7 +1,7 @@
 """Pictures of numbers of 2 to 10 digits, with the box of each digit."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -233,7 +233,7 @@ def samples(
     half: str,
     hand: Handwriting,
     conditions=CONDITIONS,
-    indices: Iterable[int] = range(COUNT),
+    indices: range = range(COUNT),
 ) -> Iterator[Sample]:
     """Yields the pictures of some conditions, one after the other."""
     for condition in conditions:

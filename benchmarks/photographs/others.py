@@ -1,6 +1,6 @@
 """Pictures that show no digit: letters, symbols, scribbles, noise, empty pages."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -131,7 +131,7 @@ def take(condition: str, index: int, half: str) -> Sample:
 
 
 def samples(
-    half: str, conditions=CONDITIONS, indices: Iterable[int] = range(COUNT)
+    half: str, conditions=CONDITIONS, indices: range = range(COUNT)
 ) -> Iterator[Sample]:
     """Yields the pictures of some kinds, one after the other."""
     for condition in conditions:

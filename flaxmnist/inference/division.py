@@ -24,7 +24,7 @@ from flaxmnist.pictures.touching import Cut, find_cuts, piece
 # Weights of the score of a part: a constant, the margin of the logits, the square of
 # the width, the deviation of the height, and the ink and the loops of the cut at its
 # right. They maximize the likelihood of the right paths (a conditional random field),
-# for made photographs of numbers and two networks; see docs/results.md.
+# for made photographs of numbers and two networks (docs/results.md, "Photographs").
 _PART, _MARGIN, _WIDTH, _HEIGHT, _INK, _HOLE = -7.7, 7.5, -2.7, -7.9, -7.1, -2.7
 # Score of a part that is lower than a digit, and left out.
 _SCRAP = -5.7

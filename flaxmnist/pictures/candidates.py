@@ -5,7 +5,7 @@ import functools
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Integer, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 
 from flaxmnist.pictures.background import Light, marks
 
@@ -17,8 +17,8 @@ MAX_SIZE = 0.5
 MAX_GROUP = 10
 # Lowest share of the box of a frame, a sheet or a bar that its outline encloses.
 _FULL = 0.88
-# Share of the variance between paper and marks that are clearly apart. A normal
-# distribution, cut in two, has 0.64.
+# Least share of the variance of the contrast that lies between two classes which are
+# clearly apart, paper and marks. A normal distribution, cut in two, has 0.64.
 _SEPARATE = 0.85
 
 Labels = Integer[np.ndarray, "height width"]
@@ -50,10 +50,10 @@ class View:
         return middle, 1.4826 * float(np.median(abs(sample - middle)))
 
 
-def _paper(contrast: Light) -> Light:
-    """Returns the contrast without that of marks which are clearly apart.
+def _paper(contrast: Light) -> Float[np.ndarray, "..."]:
+    """Returns the contrast of the paper, without marks that are clearly apart.
 
-    Otherwise, the marks are expected to be a small part of the picture. The two classes
+    If they are not, returns that of all pixels; the marks must then be few. The classes
     are those of Otsu (1979, "A Threshold Selection Method from Gray-Level Histograms").
     """
     pixels = cv2.convertScaleAbs(contrast, alpha=255)
@@ -255,7 +255,7 @@ def _score(mark: Mark, support: float, share: float, shape: tuple[int, ...]) -> 
     """
     if support < 0.5:
         return 0.0
-    # A line is not more likely a digit because it is long.
+    # A line, or a digit that touches one, is not more likely because it is long.
     size = min(max(mark.height, mark.width), 1.5 * mark.height) / max(shape)
     score = mark.contrast * support**4 * share * min(size, MAX_SIZE) ** 0.5
     # The best threshold is half of the contrast.

@@ -34,7 +34,8 @@ _MAX_MARKS, _MAX_CHOSEN = 24, 1_500
 # Power of the number of digits in the score of a layer.
 _NUMBER = 0.15
 # Factor of the score of a layer whose digits no other kernel finds, and least overlap
-# of a mark that another kernel finds. The corners of a kernel leave marks of their own.
+# of a mark that another kernel finds. A square kernel leaves marks along slanted edges,
+# whose places depend on its size.
 _UNSTABLE, _SAME = 0.5, 0.8
 # Largest share of the outline of a digit that lies on the border of the picture.
 _MAX_CONTACT = 0.3

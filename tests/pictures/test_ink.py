@@ -173,7 +173,7 @@ def test_a_bold_digit_without_a_margin_is_found_and_not_its_loop():
 
 @pytest.mark.parametrize("slope", [-0.02, 0.04])
 def test_the_slanted_edges_of_a_sheet_are_not_taken_for_digits(slope):
-    # Light strokes on a dark desk: a kernel leaves marks along the edges of the sheet.
+    # Pale strokes on a sheet that lies on a dark desk.
     sheet = np.full((750, 1000), 0.9)
     for left in (250, 310, 370):
         sheet -= 0.4 * (0.9 - seven(750, 1000, (330, left, 70, 40), 5))
