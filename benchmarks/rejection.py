@@ -123,7 +123,9 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, nargs="+")
     parser.add_argument("--half", default="choose", choices=("choose", "report"))
     parser.add_argument("--count", type=int, default=others.COUNT, help="of each kind")
-    parser.add_argument("--first", type=int, default=0, help="index of the first")
+    parser.add_argument(
+        "--first", type=int, default=0, help="index of the first of each kind"
+    )
     parser.add_argument("--json", type=Path, help="a file for the figures")
     args = parser.parse_args()
     indices = range(args.first, args.first + args.count)

@@ -33,9 +33,9 @@ MIN_CONTRAST, MIN_SIGNAL = 0.06, 4.0
 _MAX_MARKS, _MAX_CHOSEN = 24, 1_500
 # Power of the number of digits in the score of a layer.
 _NUMBER = 0.15
+# A square kernel leaves marks along slanted edges, at places that depend on its size.
 # Factor of the score of a layer whose digits no other kernel finds, and least overlap
-# of a mark that another kernel finds. A square kernel leaves marks along slanted edges,
-# whose places depend on its size.
+# of two marks that are the same.
 _UNSTABLE, _SAME = 0.5, 0.8
 # Largest share of the outline of a digit that lies on the border of the picture.
 _MAX_CONTACT = 0.3
@@ -136,13 +136,14 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
 
 def _is_stable(layer: Layer, layers: Iterable[Layer]) -> bool:
     """Returns whether a layer with another kernel has one of the digits, too."""
-    others = [
-        mark
+    digits = layer.digits
+    return any(
+        digit.overlap(mark) > _SAME
         for other in layers
         if other is not layer and other.view.is_dark == layer.view.is_dark
         for mark in other.marks
-    ]
-    return any(digit.overlap(mark) > _SAME for digit in layer.digits for mark in others)
+        for digit in digits
+    )
 
 
 def _views(gray: Gray, steps: Collection[str]) -> list[View]:
@@ -179,7 +180,8 @@ def _layer(view: View, threshold: float, most: int = _MAX_MARKS) -> Layer:
 
 
 def _finding(layer: Layer) -> Finding:
-    best = max(layer.marks, key=lambda mark: mark.score)
+    best = layer.best
+    assert best is not None
     kept, warnings = [best], []
     for mark in layer.marks:
         if mark is best:

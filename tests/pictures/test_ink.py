@@ -155,7 +155,7 @@ def test_a_digit_of_a_number_at_the_border_is_read_with_a_warning():
     assert ink.warnings == ("a mark at the border is not read",)
 
 
-def test_a_digit_is_darker_than_the_shadow_of_a_finger_that_touches_it():
+def test_the_shadow_of_a_finger_is_not_joined_to_the_digit_that_it_touches():
     sheet = seven()
     finger = cv2.line(np.zeros(sheet.shape), (170, 240), (215, 449), 0.5, 30)
     ink = find_ink(sheet * (1 - finger))
