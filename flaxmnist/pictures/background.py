@@ -53,12 +53,30 @@ def ground_of(light: Light, size: int) -> Light:
     # Bytes are several times faster than floating point.
     pixels = cv2.convertScaleAbs(small, alpha=255)
     side = size // factor | 1
-    closed = cv2.morphologyEx(pixels, cv2.MORPH_CLOSE, np.ones((side, side), np.uint8))
+    closed = _closed(pixels, side)
     if factor > 1:
         closed = cv2.resize(closed, (width, height), interpolation=cv2.INTER_LINEAR)
     ground = closed.astype(np.float32)
     ground /= 255
     return np.maximum(ground, light, out=ground)
+
+
+def _closed(pixels: Gray, side: int) -> Gray:
+    """Returns the closing by a square of an odd side.
+
+    Each pass doubles the width over which an extreme is taken. OpenCV takes as many as
+    the square has rows.
+    """
+    edge = (side // 2, side // 2), (0, 0)
+    for extreme, neutral in ((np.maximum, 0), (np.minimum, 255)):
+        for _ in ("rows", "columns"):
+            pixels, width = np.pad(pixels, edge, constant_values=neutral), 1
+            while width < side:
+                step = min(width, side - width)
+                pixels = extreme(pixels[:-step], pixels[step:])
+                width += step
+            pixels = pixels.T
+    return pixels
 
 
 def marks(light: Light, ground: Light) -> Light:

@@ -13,6 +13,8 @@ from flaxmnist.pictures.background import Light, marks
 MIN_RATIO, MAX_RATIO = 1.35, 3.2
 # Larger marks, as a share of the picture, are not more likely digits.
 MAX_SIZE = 0.5
+# Highest score of a mark, as a multiple of its threshold; see `_score`.
+MAX_SCORE = MAX_RATIO * np.exp(-(np.log(MAX_RATIO / 2) ** 2)) * MAX_SIZE**0.5
 # Width of the longest group of digits that touch, as a multiple of its height.
 MAX_GROUP = 10
 # Lowest share of the box of a frame, a sheet or a bar that its outline encloses.
@@ -40,6 +42,11 @@ class View:
     ground: Light
     contrast: Light
     is_dark: bool
+
+    @functools.cached_property
+    def highest(self) -> float:
+        """Highest contrast."""
+        return float(self.contrast.max())
 
     @functools.cached_property
     def paper(self) -> tuple[float, float]:
@@ -165,8 +172,8 @@ def _measure(mark: Mark, view: View, labels: Labels) -> Mark:
     if not outline.any() or _is_frame(mark, mask, view.light[place] >= level, labels):
         return mark
     near = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    missing = marks(cv2.dilate(view.light[place], near), below)
-    support = float((missing[outline] <= 0.4 * mark.contrast).mean())
+    missing = marks(cv2.dilate(view.light[place], near)[outline], below[outline])
+    support = float((missing <= 0.4 * mark.contrast).mean())
     # The share of the surroundings that is as light as the ground.
     room = round(0.6 * max(mark.height, mark.width))
     place = mark.around(room)
@@ -258,7 +265,8 @@ def _score(mark: Mark, support: float, share: float, shape: tuple[int, ...]) -> 
     # A line, or a digit that touches one, is not more likely because it is long.
     size = min(max(mark.height, mark.width), 1.5 * mark.height) / max(shape)
     score = mark.contrast * support**4 * share * min(size, MAX_SIZE) ** 0.5
-    # The best threshold is half of the contrast.
+    # The best threshold is half of the contrast. The product of both factors grows with
+    # the contrast up to 3.3 × threshold.
     score *= np.exp(-(np.log(mark.contrast / mark.threshold / 2) ** 2))
     if mark.is_line:
         score *= 0.1

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Collection, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -11,8 +13,8 @@ from jaxtyping import Bool
 from flaxmnist.pictures.background import Light, ground_of, marks, smooth
 from flaxmnist.pictures.candidates import (
     MAX_GROUP,
-    MAX_RATIO,
-    MAX_SIZE,
+    MAX_SCORE,
+    MIN_RATIO,
     Labels,
     Mark,
     View,
@@ -115,18 +117,20 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
       steps: see :func:`flaxmnist.pictures.ink.find_ink`.
     """
     best: Layer | None = None
-    views, highest = _views(gray, steps), 0.0
-    for threshold in LEVELS:
-        # No layer at a lower threshold has a higher score.
-        if MAX_RATIO * threshold * MAX_SIZE**0.5 * _MAX_MARKS**_NUMBER < highest:
-            break
-        layers = [_layer(view, threshold) for view in views]
-        for layer in layers:
-            score = layer.score
-            if score > highest and not _is_stable(layer, layers):
-                score *= _UNSTABLE
-            if score > highest:
-                best, highest = layer, score
+    highest = 0.0
+    with ThreadPoolExecutor() as pool:  # OpenCV and NumPy release the interpreter.
+        views = _views(gray, steps, pool)
+        for threshold in LEVELS:
+            # No layer at a lower threshold has a higher score.
+            if MAX_SCORE * threshold * _MAX_MARKS**_NUMBER < highest:
+                break
+            layers = list(pool.map(lambda view, at=threshold: _layer(view, at), views))
+            for layer in layers:
+                score = layer.score
+                if score > highest and not _is_stable(layer, layers):
+                    score *= _UNSTABLE
+                if score > highest:
+                    best, highest = layer, score
     if best is None:
         return None
     if len(best.marks) > _MAX_MARKS // 2:  # A page of numbers.
@@ -146,33 +150,34 @@ def _is_stable(layer: Layer, layers: Iterable[Layer]) -> bool:
     )
 
 
-def _views(gray: Gray, steps: Collection[str]) -> list[View]:
+def _views(gray: Gray, steps: Collection[str], pool: Executor) -> list[View]:
     light = smooth(gray)
     side = max(light.shape)
-    views = []
-    for is_dark in (True, False) if "invert" in steps else (False,):
+
+    def view(is_dark: bool, share: float) -> View:
         positive = light if is_dark else 1 - light
-        for share in SIZES:
-            if "light" in steps:
-                ground = ground_of(positive, max(_MIN_KERNEL, round(share * side)))
-            else:
-                ground = np.full_like(positive, np.median(positive))
-            views.append(View(positive, ground, marks(positive, ground), is_dark))
-    return views
+        if "light" in steps:
+            ground = ground_of(positive, max(_MIN_KERNEL, round(share * side)))
+        else:
+            ground = np.full_like(positive, np.median(positive))
+        return View(positive, ground, marks(positive, ground), is_dark)
+
+    polarities = (True, False) if "invert" in steps else (False,)
+    kinds = itertools.product(polarities, SIZES)
+    return list(pool.map(view, *zip(*kinds, strict=True)))
 
 
 def _layer(view: View, threshold: float, most: int = _MAX_MARKS) -> Layer:
     """Returns the marks above a threshold."""
     middle, noise = view.paper
     paper = middle + 2 * noise
-    mask = (view.contrast > threshold).astype(np.uint8)
+    if threshold < paper or MIN_RATIO * threshold > view.highest:
+        return Layer(view, threshold, np.zeros_like(view.light, np.uint8), [], paper)
+    mask = (view.contrast > threshold).view(np.uint8)
     # Chalk and dry pens leave gaps.
     gap = np.ones((3, 3) if max(mask.shape) < 400 else (5, 5), np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, gap).astype(np.uint8)
-    if threshold < paper or not mask.any():
-        return Layer(view, threshold, mask, [], paper)
-    mask = without_rules(mask)
-    labels, stats = connected(mask)
+    labels, stats = connected(without_rules(mask))
     found = measured(view, labels, stats, threshold, most)
     lowest = max(MIN_CONTRAST, middle + MIN_SIGNAL * noise)
     found = [each for each in found if each.contrast >= lowest]

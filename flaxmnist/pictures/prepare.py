@@ -7,13 +7,14 @@ orientation, or thin lines on a transparent background.
 import dataclasses
 from collections.abc import Collection
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
-from scipy import ndimage
 
 from flaxmnist.pictures.files import Gray, Picture
 from flaxmnist.pictures.ink import Ink, find_ink
 from flaxmnist.pictures.normalize import SIZE, normalize
+from flaxmnist.pictures.rules import connected
 
 # The steps of `prepare`, in this order.
 STEPS = ("light", "invert", "clean", "crop", "thicken", "center")
@@ -73,22 +74,20 @@ def prepare_ink(ink: Ink | None, steps: Collection[str] = STEPS) -> Prepared:
 
 def _clean(ink: Gray) -> tuple[Gray, int]:
     """Removes specks; also returns the number of digits."""
-    labels, count = ndimage.label(ink > 0.3, np.ones((3, 3)))
-    if count == 0:
+    labels, stats = connected((ink > 0.3).astype(np.uint8))
+    if len(stats) == 1:
         return ink, 0
-    sizes = ndimage.sum_labels(ink, labels, range(1, count + 1))
-    boxes = ndimage.find_objects(labels)
-    names = np.flatnonzero(sizes >= 0.03 * sizes.max()) + 1
-    around = ndimage.binary_dilation(np.isin(labels, names), iterations=2)
-    heights = [boxes[name - 1][0].stop - boxes[name - 1][0].start for name in names]
-    tall = [
-        boxes[name - 1][1]
-        for name, height in zip(names, heights, strict=True)
-        if height > 0.6 * max(heights)
-    ]
+    sizes = np.bincount(labels.ravel(), ink.ravel())
+    sizes[0] = 0
+    is_kept = sizes >= 0.03 * sizes.max()
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+    around = cv2.dilate(is_kept[labels].astype(np.uint8), cross, iterations=2)
+    kept = stats[is_kept]
+    heights = kept[:, cv2.CC_STAT_HEIGHT]
+    tall = kept[heights > 0.6 * heights.max()]
     # Count parts side by side; parts above each other belong to one digit.
     digits, right = 0, -1
-    for columns in sorted(tall, key=lambda columns: columns.start):
-        digits += columns.start >= right
-        right = max(right, columns.stop)
-    return np.where(around, ink, 0), digits
+    for left, width in sorted(tall[:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_WIDTH]].tolist()):
+        digits += left >= right
+        right = max(right, left + width)
+    return np.where(around > 0, ink, 0), digits

@@ -24,30 +24,31 @@ def connected(
     beginnings = len(mask) + np.count_nonzero(mask[:, 1:] > mask[:, :-1])
     number = cv2.CV_16U if beginnings < 2**16 - 1 else cv2.CV_32S
     _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
-        mask, 8, number, cv2.CCL_GRANA
+        mask, 8, number, cv2.CCL_BOLELLI
     )
     return labels, stats
 
 
 def without_rules(mask: Mask) -> Mask:
     """Returns a mask of 0 and 1 without thin lines across most of the picture."""
-    for image in (mask, mask.T):
-        image[:] = _without_horizontal(np.ascontiguousarray(image))
+    if _spans(mask, axis=0):
+        mask = _without_horizontal(mask)
+    if _spans(mask, axis=1):
+        mask = cv2.transpose(_without_horizontal(cv2.transpose(mask))).astype(np.uint8)
     return mask
+
+
+def _spans(mask: Mask, axis: int) -> bool:
+    """Returns whether the pixels of a mask may hold a rule across this axis."""
+    return bool(mask.any(axis=axis).mean() >= LENGTH)
 
 
 def _without_horizontal(mask: Mask) -> Mask:
     width = mask.shape[1]
     side = max(mask.shape)
     run = np.ones((1, max(3, round(RUN * side))), np.uint8)
-
-    def is_long(marks: Mask) -> bool:
-        return bool(marks.any(axis=0).sum() >= LENGTH * width)
-
-    if not is_long(mask):
-        return mask
     straight = cv2.morphologyEx(mask, cv2.MORPH_OPEN, run)
-    if not is_long(straight):
+    if not _spans(straight, axis=0):
         return mask
     # A rule that is not level is a stair of runs.
     joined = cv2.dilate(straight, np.ones((3, 9), np.uint8))

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from flaxmnist import UserError
+from flaxmnist.pictures import background
 from flaxmnist.pictures.ink import find_ink
 from flaxmnist.pictures.prepare import prepare
 from flaxmnist.pictures.rules import connected
@@ -220,3 +221,14 @@ def test_any_number_of_marks_is_counted(side, dtype):
     labels, stats = connected(mask)
     assert labels.dtype == dtype
     assert len(np.unique(labels)) == len(stats) == (side // 2) ** 2 + 1
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (40, 33), (300, 350)])
+@pytest.mark.parametrize("size", [1, 4, 25, 200])
+def test_the_ground_is_the_closing_of_the_picture(shape, size):
+    light = np.random.default_rng(0).random(shape, np.float32)
+    pixels = cv2.convertScaleAbs(light, alpha=255)
+    kernel = np.ones((size | 1, size | 1), np.uint8)
+    closed = cv2.morphologyEx(pixels, cv2.MORPH_CLOSE, kernel) / 255
+    wanted = np.maximum(closed, light)
+    np.testing.assert_allclose(background.ground_of(light, size), wanted, atol=1e-6)
