@@ -21,6 +21,7 @@ import numpy as np
 from scipy.special import softmax
 
 from benchmarks.photographs import others
+from benchmarks.photographs.sample import samples
 from flaxmnist import open_run
 from flaxmnist.core.calibration import energy
 from flaxmnist.core.steps import predict_step
@@ -87,12 +88,12 @@ def warned(run, prepared: Iterable[Prepared], logits: np.ndarray) -> np.ndarray:
 
 def measure(workdirs: list[str], half: str, indices: range) -> dict:
     """Returns the curves of each run and score, and the flagged share of each kind."""
-    samples = list(others.samples(half, indices=indices))
-    prepared = [prepare(sample.file) for sample in samples]
-    kinds = np.array([sample.condition for sample in samples])
+    pictures = list(samples(others.take, others.CONDITIONS, indices, half))
+    prepared = [prepare(sample.file) for sample in pictures]
+    kinds = np.array([sample.condition for sample in pictures])
     empty = np.array([each.is_empty for each in prepared])
     images = np.stack([each.image for each in prepared])
-    found: dict = {"half": half, "pictures": len(samples), "empty": int(empty.sum())}
+    found: dict = {"half": half, "pictures": len(pictures), "empty": int(empty.sum())}
     for workdir in workdirs:
         run = open_run(workdir)
         split = run.dataset.split("test" if half == "report" else "validation")

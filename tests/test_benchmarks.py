@@ -148,12 +148,12 @@ def test_photographs_of_each_condition_are_the_same_each_time(small_photographs)
 
 def test_readings_are_scored_by_digits_and_boxes():
     boxes = ((0, 0, 10, 10), (0, 20, 10, 30), (20, 0, 30, 10))
-    sample = Sample("zip code, plain", "1-2\n3", b"", boxes)
+    sample = Sample("zip code, plain", 0, "1-2\n3", b"", boxes)
 
     def scored(text, *found):
         made = [types.SimpleNamespace(box=box, warnings=()) for box in found]
         reading = types.SimpleNamespace(text=text, digits=made, warnings=())
-        return score.number_answer(sample, 0, reading)
+        return score.number_answer(sample, reading)
 
     right = scored("12\n3", *boxes)
     assert (right.digits, right.right, right.extra, right.boxes) == (3, 3, 0, 3)

@@ -24,12 +24,13 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.photographs import digits, numbers, others, score
 from benchmarks.photographs.inks import Handwriting
-from benchmarks.photographs.sample import HALVES, Sample
+from benchmarks.photographs.sample import HALVES, Sample, samples
 from flaxmnist.data import datasets
 from flaxmnist.inference.saved_run import SavedRun, open_run
 
@@ -54,42 +55,40 @@ def chosen(group: str, names: Iterable[str], wanted: list[str]) -> tuple[str, ..
     return tuple(name for name in names if any(part in name for part in parts))
 
 
-def save(folder: Path, samples: Iterable[Sample]) -> Iterator[Sample]:
+def save(folder: Path, pictures: Iterable[Sample]) -> Iterator[Sample]:
     """Writes pictures into a directory per condition while they pass."""
-    for count, sample in enumerate(samples):
+    for sample in pictures:
         suffix = "png" if sample.file.startswith(b"\x89PNG") else "jpg"
         text = "".join(filter(str.isalnum, sample.text)) or "none"
-        path = folder / sample.condition / f"{count:04} {text} {sample.source}.{suffix}"
+        path = (
+            folder
+            / sample.condition
+            / f"{sample.index:04} {text} {sample.source}.{suffix}"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sample.file)
         yield sample
 
 
-def predict(run: SavedRun, samples: Iterable[Sample]) -> list[score.Answer]:
+def predict(run: SavedRun, pictures: Iterable[Sample]) -> list[score.Answer]:
     """Returns the answers of a run, `CHUNK` pictures at a time."""
     answers: list[score.Answer] = []
-    rest = iter(samples)
+    rest = iter(pictures)
     while chunk := list(itertools.islice(rest, CHUNK)):
         found = run.predict([sample.file for sample in chunk])
-        answers += [
-            score.answer(sample, len(answers) + row, prediction)
-            for row, (sample, prediction) in enumerate(zip(chunk, found, strict=True))
-        ]
+        answers += map(score.answer, chunk, found)
     return answers
 
 
-def read(run: SavedRun, samples: Iterable[Sample]) -> list[score.NumberAnswer]:
+def read(run: SavedRun, pictures: Iterable[Sample]) -> list[score.NumberAnswer]:
     """Returns what a run reads, a picture at a time."""
-    return [
-        score.number_answer(sample, index, run.read(sample.file))
-        for index, sample in enumerate(samples)
-    ]
+    return [score.number_answer(each, run.read(each.file)) for each in pictures]
 
 
-def measure_time(run: SavedRun, samples: Iterable[Sample]) -> dict[str, float]:
+def measure_time(run: SavedRun, pictures: Iterable[Sample]) -> dict[str, float]:
     """Returns milliseconds per picture: median, 95th percentile, and processor time."""
     times, busy = [], []
-    for sample in samples:
+    for sample in pictures:
         start, processor = time.perf_counter(), time.process_time()
         run.predict([sample.file])
         times.append(1000 * (time.perf_counter() - start))
@@ -129,11 +128,14 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     run = open_run(args.workdir)
     hand = handwriting(args.half)
+    saved = (lambda pictures: save(args.save, pictures)) if args.save else iter
+
+    def taken(module: Any, names: Iterable[str], count: int, *rest: Any) -> Any:
+        indices = range(args.first, args.first + (args.count or count))
+        return saved(samples(module.take, names, indices, args.half, *rest))
+
     if args.time:
-        large = digits.samples(
-            args.half, hand, ("12 megapixels",), range(args.count or 22)
-        )
-        figures = measure_time(run, large)
+        figures = measure_time(run, taken(digits, ("12 megapixels",), 22, hand))
         print(
             "12 megapixels: median {median_ms:.0f} ms, p95 {p95_ms:.0f} ms, "
             "processor time {processor_ms:.0f} ms".format(**figures)
@@ -142,23 +144,15 @@ def main(argv: list[str] | None = None) -> None:
             args.json.write_text(json.dumps(figures), encoding="utf-8")
         return
     wanted = [part.strip() for part in args.conditions.split(",") if part.strip()]
-    saved = (lambda samples: save(args.save, samples)) if args.save else iter
-
-    def indices(default: int) -> range:
-        return range(args.first, args.first + (args.count or default))
-
     figures = {}
     if names := chosen("digits", digits.CONDITIONS, wanted):
-        samples = digits.samples(args.half, hand, names, indices(digits.COUNT))
-        figures["digits"] = predict(run, saved(samples))
+        figures["digits"] = predict(run, taken(digits, names, digits.COUNT, hand))
         score.print_digits(figures["digits"])
     if names := chosen("no digits", others.CONDITIONS, wanted):
-        samples = others.samples(args.half, names, indices(others.COUNT))
-        figures["no digits"] = predict(run, saved(samples))
+        figures["no digits"] = predict(run, taken(others, names, others.COUNT))
         score.print_others(figures["no digits"])
     if names := chosen("numbers", numbers.CONDITIONS, wanted):
-        samples = numbers.samples(args.half, hand, names, indices(numbers.COUNT))
-        figures["numbers"] = read(run, saved(samples))
+        figures["numbers"] = read(run, taken(numbers, names, numbers.COUNT, hand))
         score.print_numbers(figures["numbers"])
     if args.json:
         rows = {

@@ -1,6 +1,6 @@
 """The conditions under which pictures of single digits are made."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from benchmarks.photographs.drawing import Drawing
 from benchmarks.photographs.inks import PENS, SOURCES, Handwriting
@@ -64,16 +64,6 @@ def take(condition: str, index: int, half: str, hand: Handwriting) -> Sample:
     rng = random(half, condition, index)
     digit, source = index % 10, SOURCES[(index + index // 10) % len(SOURCES)]
     take: Callable[..., bytes] = CONDITIONS[condition].take
-    return Sample(condition, str(digit), take(digit, source, hand, rng), (), source)
-
-
-def samples(
-    half: str,
-    hand: Handwriting,
-    conditions=tuple(CONDITIONS),
-    indices: range = range(COUNT),
-) -> Iterator[Sample]:
-    """Yields the pictures of some conditions, one after the other."""
-    for condition in conditions:
-        for index in indices:
-            yield take(condition, index, half, hand)
+    return Sample(
+        condition, index, str(digit), take(digit, source, hand, rng), (), source
+    )

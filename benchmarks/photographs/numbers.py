@@ -1,7 +1,6 @@
 """Pictures of numbers of 2 to 10 digits, with the box of each digit."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -202,7 +201,7 @@ def take(condition: str, index: int, half: str, hand: Handwriting) -> Sample:
     seen += camera.grain(shape, rng, rng.uniform(0.004, 0.015))
     text = "\n".join("".join(part.text for part in line) for line in lines)
     file = camera.jpeg(seen, int(rng.integers(78, 93)))
-    return Sample(condition, text, file, boxes, writer.source)
+    return Sample(condition, index, text, file, boxes, writer.source)
 
 
 def _write(
@@ -227,15 +226,3 @@ def _write(
                 (x0, y0), (x1, y1) = seen.min(0), seen.max(0) + 1
                 boxes.append(tuple(float(round(v, 1)) for v in (x0, y0, x1, y1)))
     return tuple(boxes)
-
-
-def samples(
-    half: str,
-    hand: Handwriting,
-    conditions=CONDITIONS,
-    indices: range = range(COUNT),
-) -> Iterator[Sample]:
-    """Yields the pictures of some conditions, one after the other."""
-    for condition in conditions:
-        for index in indices:
-            yield take(condition, index, half, hand)

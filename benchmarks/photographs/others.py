@@ -1,6 +1,6 @@
 """Pictures that show no digit: letters, symbols, scribbles, noise, empty pages."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -127,13 +127,4 @@ CONDITIONS = tuple(KINDS)
 def take(condition: str, index: int, half: str) -> Sample:
     """Returns a picture without a digit, the same for the same arguments."""
     name, file = KINDS[condition](index, random(half, condition, index))
-    return Sample(condition, "", file, (), name)
-
-
-def samples(
-    half: str, conditions=CONDITIONS, indices: range = range(COUNT)
-) -> Iterator[Sample]:
-    """Yields the pictures of some kinds, one after the other."""
-    for condition in conditions:
-        for index in indices:
-            yield take(condition, index, half)
+    return Sample(condition, index, "", file, (), name)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,7 @@ class Sample:
 
     Attributes:
       condition: how it was taken.
+      index: number of the picture within its condition.
       text: the digits that it shows, a line per line.
       file: the picture, encoded.
       boxes: of the digits in reading order: left, top, right, bottom; empty if unknown.
@@ -27,6 +29,7 @@ class Sample:
     """
 
     condition: str
+    index: int
     text: str
     file: bytes
     boxes: tuple[Box, ...] = ()
@@ -36,6 +39,18 @@ class Sample:
 def random(half: str, name: str, index: int) -> Rng:
     """Returns the random numbers of one picture; other pictures do not change them."""
     return np.random.default_rng([HALVES.index(half), zlib.crc32(name.encode()), index])
+
+
+def samples(
+    take: Callable[..., Sample],
+    conditions: Iterable[str],
+    indices: Iterable[int],
+    *rest: object,
+) -> Iterator[Sample]:
+    """Yields `take(condition, index, *rest)`, one condition after the other."""
+    for condition in conditions:
+        for index in indices:
+            yield take(condition, index, *rest)
 
 
 def png(pixels: np.ndarray) -> bytes:

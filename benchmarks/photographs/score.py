@@ -41,11 +41,11 @@ class Answer:
         return self.label is None or bool(self.warnings)
 
 
-def answer(sample: Sample, index: int, prediction: Any) -> Answer:
+def answer(sample: Sample, prediction: Any) -> Answer:
     """Returns a prediction as plain data."""
     return Answer(
         sample.condition,
-        index,
+        sample.index,
         sample.source,
         sample.text,
         prediction.label,
@@ -60,7 +60,7 @@ class NumberAnswer:
 
     Attributes:
       condition: kind of number and place.
-      index: of the picture.
+      index: number of the picture within its condition.
       truth: the text, a line per line.
       text: the text that was read.
       digits: number of digits in `truth`.
@@ -83,7 +83,7 @@ class NumberAnswer:
     is_flagged: bool
 
 
-def number_answer(sample: Sample, index: int, reading: Any) -> NumberAnswer:
+def number_answer(sample: Sample, reading: Any) -> NumberAnswer:
     """Compares a `Reading` with the truth; separators do not count."""
     truth, text = (_digits(part) for part in (sample.text, reading.text))
     blocks = difflib.SequenceMatcher(
@@ -93,7 +93,7 @@ def number_answer(sample: Sample, index: int, reading: Any) -> NumberAnswer:
     total = sum(map(len, truth))
     return NumberAnswer(
         sample.condition,
-        index,
+        sample.index,
         sample.text,
         reading.text,
         total,

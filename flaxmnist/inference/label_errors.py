@@ -10,7 +10,7 @@ import numpy as np
 from flaxmnist import config as configs
 from flaxmnist import options
 from flaxmnist.data import Dataset, Split, draw
-from flaxmnist.errors import StoppedError, UserError, shown
+from flaxmnist.errors import DivergedError, StoppedError, UserError, shown
 from flaxmnist.inference.evaluation import evaluation
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.report import suspects
@@ -50,6 +50,13 @@ def search(
                 train_and_evaluate(config, workdir / name, data=part, console=console)
             except StoppedError as error:
                 raise StoppedError(error.number, stopped, error.alone) from None
+            except DivergedError as error:
+                # All runs of a search have the same options.
+                raise DivergedError(
+                    f"{name}: {error.problem}",
+                    "Use another --workdir, with a smaller optimizer.learning_rate, "
+                    "optimizer.clip_norm=1 or on_nan=rollback",
+                ) from None
             probabilities[held_out] = _predicted(config, workdir / name, part)
             del part  # Two copies of the data need the memory of three.
         found = suspects.find_suspects(train.labels, probabilities, dataset.class_names)

@@ -9,6 +9,7 @@ import pytest
 from helpers import stop_at, tiny_config
 
 import flaxmnist
+from flaxmnist import config as configs
 from flaxmnist.cli import labels as command
 from flaxmnist.data import Split, draw
 from flaxmnist.errors import StoppedError, UserError
@@ -103,6 +104,14 @@ def test_a_stopped_search_goes_on_and_a_finished_one_trains_nothing(
         assert (workdir / name).exists()
     table = (workdir / "label_errors.csv").read_bytes()
     assert table == (undisturbed / "label_errors.csv").read_bytes()
+
+
+def test_a_search_that_diverges_names_what_can_be_changed(synthetic, tmp_path):
+    config = configs.override(CONFIG, {"optimizer.learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"^fold-1-of-2: the loss is not fin") as error:
+        flaxmnist.find_label_errors(config, tmp_path, folds=2, data=synthetic)
+    assert "\nUse another --workdir, with a smaller opt" in str(error.value)
+    assert "--allow_change" not in str(error.value)
 
 
 def test_what_cannot_be_searched_is_refused_and_nothing_is_written(
