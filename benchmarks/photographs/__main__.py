@@ -60,11 +60,8 @@ def save(folder: Path, pictures: Iterable[Sample]) -> Iterator[Sample]:
     for sample in pictures:
         suffix = "png" if sample.file.startswith(b"\x89PNG") else "jpg"
         text = "".join(filter(str.isalnum, sample.text)) or "none"
-        path = (
-            folder
-            / sample.condition
-            / f"{sample.index:04} {text} {sample.source}.{suffix}"
-        )
+        name = f"{sample.index:04} {text} {sample.source}.{suffix}"
+        path = folder / sample.condition / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sample.file)
         yield sample

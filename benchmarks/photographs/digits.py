@@ -64,6 +64,5 @@ def take(condition: str, index: int, half: str, hand: Handwriting) -> Sample:
     rng = random(half, condition, index)
     digit, source = index % 10, SOURCES[(index + index // 10) % len(SOURCES)]
     take: Callable[..., bytes] = CONDITIONS[condition].take
-    return Sample(
-        condition, index, str(digit), take(digit, source, hand, rng), (), source
-    )
+    file = take(digit, source, hand, rng)
+    return Sample(condition, index, str(digit), file, (), source)

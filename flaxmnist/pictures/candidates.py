@@ -13,8 +13,6 @@ from flaxmnist.pictures.background import Light, marks
 MIN_RATIO, MAX_RATIO = 1.35, 3.2
 # Larger marks, as a share of the picture, are not more likely digits.
 MAX_SIZE = 0.5
-# Highest score of a mark, as a multiple of its threshold; see `_score`.
-MAX_SCORE = MAX_RATIO * np.exp(-(np.log(MAX_RATIO / 2) ** 2)) * MAX_SIZE**0.5
 # Width of the longest group of digits that touch, as a multiple of its height.
 MAX_GROUP = 10
 # Lowest share of the box of a frame, a sheet or a bar that its outline encloses.
@@ -251,6 +249,21 @@ def _is_line(mark: Mark, mask: Mask) -> bool:
     return mark.width > MAX_GROUP * mark.height or mark.area > 0.85 * spans.sum()
 
 
+def highest_score(threshold: float) -> float:
+    """Returns the highest score that a mark may have at a threshold."""
+    # `ratio * _fit(ratio)` grows up to a ratio of 3.3.
+    return float(MAX_RATIO * threshold * _fit(MAX_RATIO) * MAX_SIZE**0.5)
+
+
+def _fit(ratio: float) -> float:
+    """Returns how well a threshold fits a mark: best at half of its contrast.
+
+    Args:
+      ratio: contrast of the mark, as a multiple of the threshold.
+    """
+    return float(np.exp(-(np.log(ratio / 2) ** 2)))
+
+
 def _score(mark: Mark, support: float, share: float, shape: tuple[int, ...]) -> float:
     """Returns how likely a mark is a digit.
 
@@ -265,9 +278,7 @@ def _score(mark: Mark, support: float, share: float, shape: tuple[int, ...]) -> 
     # A line, or a digit that touches one, is not more likely because it is long.
     size = min(max(mark.height, mark.width), 1.5 * mark.height) / max(shape)
     score = mark.contrast * support**4 * share * min(size, MAX_SIZE) ** 0.5
-    # The best threshold is half of the contrast. The product of both factors grows with
-    # the contrast up to 3.3 × threshold.
-    score *= np.exp(-(np.log(mark.contrast / mark.threshold / 2) ** 2))
+    score *= _fit(mark.contrast / mark.threshold)
     if mark.is_line:
         score *= 0.1
     if mark.contact:

@@ -13,11 +13,11 @@ from jaxtyping import Bool
 from flaxmnist.pictures.background import Light, ground_of, marks, smooth
 from flaxmnist.pictures.candidates import (
     MAX_GROUP,
-    MAX_SCORE,
     MIN_RATIO,
     Labels,
     Mark,
     View,
+    highest_score,
     measured,
 )
 from flaxmnist.pictures.files import Gray
@@ -122,9 +122,9 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
         views = _views(gray, steps, pool)
         for threshold in LEVELS:
             # No layer at a lower threshold has a higher score.
-            if MAX_SCORE * threshold * _MAX_MARKS**_NUMBER < highest:
+            if highest_score(threshold) * _MAX_MARKS**_NUMBER < highest:
                 break
-            layers = list(pool.map(lambda view, at=threshold: _layer(view, at), views))
+            layers = list(pool.map(_layer, views, itertools.repeat(threshold)))
             for layer in layers:
                 score = layer.score
                 if score > highest and not _is_stable(layer, layers):

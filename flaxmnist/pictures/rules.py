@@ -39,7 +39,10 @@ def without_rules(mask: Mask) -> Mask:
 
 
 def _spans(mask: Mask, axis: int) -> bool:
-    """Returns whether the pixels of a mask may hold a rule across this axis."""
+    """Returns whether most columns (axis 0) or rows (axis 1) have a pixel.
+
+    Otherwise, no rule crosses them.
+    """
     return bool(mask.any(axis=axis).mean() >= LENGTH)
 
 
