@@ -56,8 +56,7 @@ def ground_of(light: Light, size: int) -> Light:
     closed = _closed(pixels, side)
     if factor > 1:
         closed = cv2.resize(closed, (width, height), interpolation=cv2.INTER_LINEAR)
-    ground = closed.astype(np.float32)
-    ground /= 255
+    ground = np.divide(closed, 255, dtype=np.float32)
     return np.maximum(ground, light, out=ground)
 
 

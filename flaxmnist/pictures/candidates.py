@@ -123,17 +123,23 @@ class Mark:
         )
 
 
-def measured(
-    view: View, labels: Labels, stats: np.ndarray, threshold: float, most: int
+def candidates(
+    view: View,
+    labels: Labels,
+    stats: np.ndarray,
+    threshold: float,
+    lowest: float,
+    most: int,
 ) -> list[Mark]:
-    """Returns the marks that may be digits.
+    """Returns the marks that may be digits, with the highest score that each may have.
 
     Args:
       view: the picture.
       labels: number of the mark at each pixel; 0 for none.
       stats: of the marks, as OpenCV returns them.
       threshold: that separated the marks from the ground.
-      most: number of marks that are measured.
+      lowest: contrast of a mark.
+      most: number of marks, before those of low contrast are left out.
     """
     count, on = len(stats), np.flatnonzero(labels > 0)
     values, names = view.contrast.ravel()[on], labels.ravel()[on]
@@ -149,16 +155,17 @@ def measured(
     weight = contrast * extent**0.5
     chosen = chosen[np.argsort(-weight[chosen])[:most]]
     found = []
-    for label in chosen:
+    for label in chosen[contrast[chosen] >= lowest]:
         left, top, wide, tall, area = map(int, stats[label])
         box = (top, left, top + tall, left + wide)
         mark = Mark(int(label), box, area, float(contrast[label]), threshold)
-        found.append(_measure(mark, view, labels))
-    return [each for each in found if each.score > 0]
+        score = _score(mark, 1.0, 1.0, labels.shape)
+        found.append(dataclasses.replace(mark, score=score))
+    return found
 
 
-def _measure(mark: Mark, view: View, labels: Labels) -> Mark:
-    """Returns a mark with its score."""
+def measured(mark: Mark, view: View, labels: Labels) -> Mark:
+    """Returns a candidate with its score, which is 0 if it is not a digit."""
     reach = max(2, round(0.08 * max(mark.height, mark.width)))
     place = mark.around(reach)
     mask = (labels[place] == mark.label).astype(np.uint8)
@@ -168,7 +175,7 @@ def _measure(mark: Mark, view: View, labels: Labels) -> Mark:
     # Light of the ground around the mark.
     level = (1 - 0.4 * mark.contrast) * float(np.median(below[mask > 0]))
     if not outline.any() or _is_frame(mark, mask, view.light[place] >= level, labels):
-        return mark
+        return dataclasses.replace(mark, score=0.0)
     near = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     missing = marks(cv2.dilate(view.light[place], near)[outline], below[outline])
     support = float((missing <= 0.4 * mark.contrast).mean())

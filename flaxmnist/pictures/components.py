@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Collection, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 
@@ -17,6 +18,7 @@ from flaxmnist.pictures.candidates import (
     Labels,
     Mark,
     View,
+    candidates,
     highest_score,
     measured,
 )
@@ -79,15 +81,18 @@ class Layer:
       view: the picture.
       threshold: lowest contrast of the marks.
       labels: number of the mark at each pixel; 0 for none.
-      marks: that may be digits.
+      candidates: marks that may be digits, with the highest score of each.
       noise: highest contrast of most of the paper.
+      marks: the candidates that are digits, with their scores; none if no score of the
+        layer could be high enough.
     """
 
     view: View
     threshold: float
     labels: Labels
-    marks: list[Mark]
+    candidates: list[Mark]
     noise: float
+    marks: list[Mark]
 
     @functools.cached_property
     def best(self) -> Mark | None:
@@ -118,13 +123,15 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
     """
     best: Layer | None = None
     highest = 0.0
-    with ThreadPoolExecutor() as pool:  # OpenCV and NumPy release the interpreter.
+    # OpenCV and NumPy release the interpreter.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         views = _views(gray, steps, pool)
         for threshold in LEVELS:
             # No layer at a lower threshold has a higher score.
             if highest_score(threshold) * _MAX_MARKS**_NUMBER < highest:
                 break
-            layers = list(pool.map(_layer, views, itertools.repeat(threshold)))
+            layer_of = functools.partial(_layer, threshold=threshold, least=highest)
+            layers = list(pool.map(layer_of, views))
             for layer in layers:
                 score = layer.score
                 if score > highest and not _is_stable(layer, layers):
@@ -134,7 +141,7 @@ def search(gray: Gray, steps: Collection[str]) -> Finding | None:
     if best is None:
         return None
     if len(best.marks) > _MAX_MARKS // 2:  # A page of numbers.
-        best = _layer(best.view, best.threshold, _MAX_CHOSEN)
+        best = _layer(best.view, best.threshold, most=_MAX_CHOSEN)
     return _finding(best)
 
 
@@ -142,46 +149,58 @@ def _is_stable(layer: Layer, layers: Iterable[Layer]) -> bool:
     """Returns whether a layer with another kernel has one of the digits, too."""
     digits = layer.digits
     return any(
-        digit.overlap(mark) > _SAME
+        digit.overlap(mark) > _SAME and measured(mark, other.view, other.labels).score
         for other in layers
         if other is not layer and other.view.is_dark == layer.view.is_dark
-        for mark in other.marks
+        for mark in other.candidates
         for digit in digits
     )
 
 
 def _views(gray: Gray, steps: Collection[str], pool: Executor) -> list[View]:
-    light = smooth(gray)
-    side = max(light.shape)
+    positive = smooth(gray)
+    side = max(gray.shape)
 
-    def view(is_dark: bool, share: float) -> View:
-        positive = light if is_dark else 1 - light
+    def view(light: Light, share: float) -> View:
         if "light" in steps:
-            ground = ground_of(positive, max(_MIN_KERNEL, round(share * side)))
+            ground = ground_of(light, max(_MIN_KERNEL, round(share * side)))
         else:
-            ground = np.full_like(positive, np.median(positive))
-        return View(positive, ground, marks(positive, ground), is_dark)
+            ground = np.full_like(light, np.median(light))
+        return View(light, ground, marks(light, ground), light is positive)
 
-    polarities = (True, False) if "invert" in steps else (False,)
-    kinds = itertools.product(polarities, SIZES)
+    lights = (positive, 1 - positive) if "invert" in steps else (1 - positive,)
+    kinds = itertools.product(lights, SIZES)
     return list(pool.map(view, *zip(*kinds, strict=True)))
 
 
-def _layer(view: View, threshold: float, most: int = _MAX_MARKS) -> Layer:
-    """Returns the marks above a threshold."""
+def _layer(
+    view: View, threshold: float, least: float = 0.0, most: int = _MAX_MARKS
+) -> Layer:
+    """Returns the marks above a threshold.
+
+    Args:
+      view: the picture.
+      threshold: lowest contrast of the marks.
+      least: score of the layer below which its marks are not measured.
+      most: number of candidates.
+    """
     middle, noise = view.paper
     paper = middle + 2 * noise
     if threshold < paper or MIN_RATIO * threshold > view.highest:
-        return Layer(view, threshold, np.zeros_like(view.light, np.uint8), [], paper)
+        return Layer(
+            view, threshold, np.zeros_like(view.light, np.uint8), [], paper, []
+        )
     mask = (view.contrast > threshold).view(np.uint8)
     # Chalk and dry pens leave gaps.
     gap = np.ones((3, 3) if max(mask.shape) < 400 else (5, 5), np.uint8)
-    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, gap).astype(np.uint8)
+    mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, gap), np.uint8)
     labels, stats = connected(without_rules(mask))
-    found = measured(view, labels, stats, threshold, most)
     lowest = max(MIN_CONTRAST, middle + MIN_SIGNAL * noise)
-    found = [each for each in found if each.contrast >= lowest]
-    return Layer(view, threshold, labels, found, paper)
+    found = candidates(view, labels, stats, threshold, lowest, most)
+    highest = max((each.score for each in found), default=0.0) * len(found) ** _NUMBER
+    digits = [measured(each, view, labels) for each in found if highest > least]
+    digits = [each for each in digits if each.score > 0]
+    return Layer(view, threshold, labels, found, paper, digits)
 
 
 def _finding(layer: Layer) -> Finding:

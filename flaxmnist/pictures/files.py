@@ -64,10 +64,9 @@ def as_gray(picture: Picture, side: int | None = None) -> Lightness:
     """
 
     def draft(image: Image.Image) -> None:
-        if side:
-            longer = max(image.size)
-            width, height = (max(1, side * each // longer) for each in image.size)
-            image.draft("L", (width, height))
+        longer = max(image.size)
+        width, height = (max(1, (side or longer) * n // longer) for n in image.size)
+        image.draft("L", (width, height))
 
     return _read(picture, _gray_of_image, _gray_of_array, draft)
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from flaxmnist import UserError
-from flaxmnist.pictures import background
+from flaxmnist.pictures import background, candidates, components
 from flaxmnist.pictures.ink import find_ink
 from flaxmnist.pictures.prepare import prepare
-from flaxmnist.pictures.rules import connected
+from flaxmnist.pictures.rules import connected, without_rules
 
 
 def seven(height=450, width=350, box=(150, 125, 100, 70), thickness=11):
@@ -221,6 +221,42 @@ def test_any_number_of_marks_is_counted(side, dtype):
     labels, stats = connected(mask)
     assert labels.dtype == dtype
     assert len(np.unique(labels)) == len(stats) == (side // 2) ** 2 + 1
+
+
+def test_marks_are_numbered_at_their_places():
+    mask = np.zeros((9, 12), np.uint8)
+    assert not connected(mask)[0].any()
+    mask[2:5, 3] = mask[7, 6:9] = 1
+    labels, stats = connected(mask)
+    np.testing.assert_array_equal(labels > 0, mask)
+    # Left, top, width, height and area.
+    assert stats[labels[2, 3]].tolist() == [3, 2, 1, 3, 3]
+    assert stats[labels[7, 6]].tolist() == [6, 7, 3, 1, 3]
+
+
+def test_rules_are_removed_and_what_crosses_them_stays_whole():
+    stroke = np.zeros((200, 288), np.uint8)
+    stroke[40:150, 100:106] = 1
+    ruled = stroke.copy()
+    ruled[60:62, 5:-5] = ruled[120:122] = 1
+    np.testing.assert_array_equal(without_rules(ruled), stroke)
+    np.testing.assert_array_equal(without_rules(ruled.T.copy()), stroke.T)
+
+
+def test_no_mark_scores_higher_than_its_candidate(monkeypatch):
+    scores = []
+
+    def spy(candidate, *args):
+        mark = candidates.measured(candidate, *args)
+        scores.append((mark.score, candidate.score))
+        return mark
+
+    monkeypatch.setattr(components, "measured", spy)
+    find_ink(desk([0]))
+    found, highest = np.array(scores).T
+    assert (found <= highest).all()
+    assert (found > 0).any()
+    assert (found == 0).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 9), (40, 33), (300, 350)])
