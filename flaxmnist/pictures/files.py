@@ -238,7 +238,7 @@ def _gray_of_image(image: Image.Image) -> Lightness:
 
 def _gray_pixels(image: Image.Image) -> Gray:
     if image.mode[0] in "IF":  # 16 bits and more.
-        values = np.nan_to_num(np.asarray(image.convert("F"))).clip(0)
+        values = _finite(np.asarray(image.convert("F"))).clip(0)
         return np.round(values * (255 / (values.max() or 1))).astype(np.uint8)
     if image.has_transparency_data:
         image = without_opacity(image)
@@ -276,7 +276,7 @@ def _pixels_of_image(image: Image.Image) -> Pixels:
     # Reduce a large picture first: as floating point it would take gigabytes.
     factor = max(1, max(image.size) // (8 * SIDE))
     if image.mode[0] in "IF":  # 16 bits and more.
-        values = np.nan_to_num(np.asarray(image.convert("F").reduce(factor))).clip(0)
+        values = _finite(np.asarray(image.convert("F").reduce(factor))).clip(0)
         tops = [top for top in (1, 255, 65_535) if values.max() <= top]
         return (values / (tops[0] if tops else values.max()))[..., None]
     mode = "RGBA" if image.has_transparency_data else "RGB"
@@ -298,14 +298,20 @@ def _pixels_of_array(array: np.ndarray) -> Pixels:
             f"array of {array.dtype}; expected bool, unsigned integers, or floating "
             f"point in [0, 1]{hint if array.dtype.kind == 'i' else ''}"
         )
-    if not np.isfinite(array).all():
-        raise UserError(f"array of {array.dtype} has values that are not finite")
+    values = _finite(array, f"array of {array.dtype} ")
     top = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
-    values = array.reshape(*array.shape[:2], channels).astype(np.float32)
+    values = values.reshape(*array.shape[:2], channels).astype(np.float32)
     values /= top
     if values.min() < 0 or values.max() > 1:
         raise UserError(
             f"array of {array.dtype} has values outside [0, 1]; rescale it. For values "
             "from 0 to 255, divide by 255"
         )
+    return values
+
+
+def _finite(values: np.ndarray, name: str = "") -> np.ndarray:
+    """Returns the values. Raises UserError if one is not finite."""
+    if not np.isfinite(values).all():
+        raise UserError(f"{name}has values that are not finite")
     return values

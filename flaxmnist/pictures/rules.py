@@ -73,11 +73,13 @@ def _without_horizontal(mask: Mask) -> Mask:
     is_rule[0] = False
     if not is_rule.any():
         return mask
-    rule = straight * is_rule[labels]
+    gap = np.ones((2 * int(np.ceil(thickness[is_rule].max())) + 1, 1), np.uint8)
+    # A stroke along a rule remains.
+    thick = cv2.morphologyEx(straight, cv2.MORPH_OPEN, gap)
+    rule = (straight - thick) * is_rule[labels]
     rest = mask - rule
     if not rest.any():  # A 1 that fills the picture.
         return mask
     # Strokes that cross the rule remain whole.
-    gap = 2 * int(np.ceil(thickness[is_rule].max())) + 1
-    crossed = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((gap, 1), np.uint8))
+    crossed = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, gap)
     return rest | (crossed & rule)

@@ -243,6 +243,19 @@ def test_rules_are_removed_and_what_crosses_them_stays_whole():
     np.testing.assert_array_equal(without_rules(ruled.T.copy()), stroke.T)
 
 
+def test_a_stroke_along_a_rule_remains():
+    seven = np.zeros((400, 300), np.uint8)
+    seven[88:100, 100:150] = seven[88:180, 138:150] = 1
+    ruled = seven.copy()
+    ruled[100:102] = ruled[::50] = ruled[:, ::60] = 1
+    rest = without_rules(ruled)
+    # The rules in its outline may stay.
+    np.testing.assert_array_equal(
+        rest[80:], rest[80:] & cv2.dilate(seven, np.ones((5, 5)))[80:]
+    )
+    assert (rest >= seven).all()
+
+
 def test_no_mark_scores_higher_than_its_candidate(monkeypatch):
     scores = []
 

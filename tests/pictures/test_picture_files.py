@@ -37,6 +37,16 @@ def test_a_picture_is_turned_upright_with_its_size(kind):
     assert light.pixels[-1, 15] < 50
 
 
+@pytest.mark.parametrize("read", [as_gray, lambda file: fit(file, (8, 8, 1))])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_picture_with_a_value_that_is_not_finite_is_refused(read, value):
+    values = np.full((20, 30), 0.5, np.float32)
+    values[3, 4] = value
+    file = saved(Image.fromarray(values), "TIFF")
+    with pytest.raises(UserError, match="has values that are not finite"):
+        read(file)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_malformed_exif_data_do_not_fail_a_readable_picture():
     for exif in (b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0XX"):
