@@ -16,6 +16,7 @@ from flaxmnist.core.layers import (
     DTYPE,
     DTYPE_HELP,
     POOLS,
+    BatchNorm,
     Images,
     Logits,
     Sizes,
@@ -196,6 +197,11 @@ class CNN(MLP):
                 self.padding,
                 **self._layer(),
             )(x)
+            if self.batch_norm and self.pool == "max":
+                x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+                # Every activation function is increasing, so maxima remain maxima.
+                x = ACTIVATIONS[self.activation](x)
+                continue
             x = self._activate(x, train)
             if self.pool is not None:
                 x = POOLS[self.pool](x, (2, 2), (2, 2))

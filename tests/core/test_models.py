@@ -1,5 +1,7 @@
 """The networks are those of the tutorials, and their options what they say."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,6 +176,69 @@ def test_a_cnn_is_its_layers_one_by_one(strides, padding, pool, train, synthetic
     expected = x.reshape(4, -1) @ params["Dense_0"]["kernel"]
     logits = model.apply({"params": params}, synthetic.test.images[:4], train=train)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+class LinenCNN(nn.Module):
+    """Convolution, batch normalization, activation and pooling, of linen."""
+
+    activation: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = models.scale(images)
+        for channels in (3, 4):
+            x = nn.Conv(channels, (3, 3), dtype=self.dtype)(x)
+            x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+            x = models.ACTIVATIONS[self.activation](x)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        return nn.Dense(10, dtype=self.dtype)(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize(
+    ("train", "activation", "dtype", "tolerance"),
+    [
+        (False, "relu", jnp.float32, 1e-4),
+        (True, "tanh", jnp.float32, 1e-4),
+        (True, "relu", jnp.bfloat16, 0.1),
+    ],
+)
+def test_batch_norm_before_max_pooling_is_linens(
+    train, activation, dtype, tolerance, synthetic
+):
+    cnn = {"features": (3, 4), "kernel_size": (3, 3), "hidden": (), "dropout_rate": 0.0}
+    ours = models.build(
+        "cnn", **cnn, activation=activation, batch_norm=True, dtype=dtype
+    )
+    images = synthetic.test.images[:20, ..., None]
+    rng = np.random.default_rng(0)
+    # Scales and shifts of both signs.
+    variables = jax.tree.map(
+        lambda leaf: abs(leaf) + rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype),
+        ours.init(jax.random.key(0), images, train=False),
+    )
+    for name, norm in variables["params"].items():
+        if name.startswith("BatchNorm"):
+            norm["scale"] = norm["scale"].at[0].multiply(-1)
+
+    def moved(model):
+        def loss(variables):
+            logits, seen = model.apply(
+                variables, images, train=train, mutable=["batch_stats"]
+            )
+            return (logits.astype(jnp.float32) ** 2).mean(), (logits, seen)
+
+        moves = jax.jit(jax.grad(loss, has_aux=True))(variables)
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), moves)
+
+    def check(one, other):
+        scale = max(1, abs(other).max())
+        np.testing.assert_allclose(one / scale, other / scale, atol=tolerance)
+
+    one, other = moved(ours), moved(LinenCNN(activation, dtype))
+    if dtype == jnp.bfloat16:  # Of several equal maxima, each has its own gradient.
+        one, other = one[1], other[1]
+    jax.tree.map(check, one, other)
 
 
 @pytest.mark.parametrize(
