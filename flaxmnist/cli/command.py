@@ -165,7 +165,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
           UserError: a flag is unknown, or its value is invalid.
         """
-        found, rest = self.parse_known_args(args, namespace)
+        found, rest = self.parse_known_intermixed_args(args, namespace)
         if rest:
             raise self.refuse(rest[0])
         return found

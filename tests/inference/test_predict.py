@@ -269,7 +269,7 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
     monkeypatch.setattr(sys, "stdin", stdin)
     flags = [f"--workdir={workdir}", "--json", "--top=3", "--save_preprocessed=ready"]
     (tmp_path / "empty").mkdir()
-    code = predict.main([*flags, "?.png", "empty", "broken.png", "nope.png", "-"])
+    code = predict.main(["?.png", *flags, "empty", "broken.png", "nope.png", "-"])
     out, err = capsys.readouterr()
     assert code == 1
     records = [json.loads(line) for line in out.splitlines()]
