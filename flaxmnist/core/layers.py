@@ -43,7 +43,8 @@ class BatchNorm(nn.Module):
 
     The values, parameters and statistics are those of `linen.BatchNorm` and `max_pool`.
     Normalization by a positive scale keeps the order of pixels, and by a negative one
-    reverses it, so only the pixels that pooling takes are normalized.
+    reverses it, so only the pixels that pooling takes are normalized. The class has the
+    name of linen's because linen names the parameters by it.
     """
 
     use_running_average: bool

@@ -198,13 +198,13 @@ class CNN(MLP):
                 **self._layer(),
             )(x)
             if self.batch_norm and self.pool == "max":
-                x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
                 # Every activation function is increasing, so maxima remain maxima.
+                x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
                 x = ACTIVATIONS[self.activation](x)
-                continue
-            x = self._activate(x, train)
-            if self.pool is not None:
-                x = POOLS[self.pool](x, (2, 2), (2, 2))
+            else:
+                x = self._activate(x, train)
+                if self.pool is not None:
+                    x = POOLS[self.pool](x, (2, 2), (2, 2))
         return self._classify(flat(x), train)
 
     @nn.nowrap

@@ -158,18 +158,18 @@ def _is_stable(layer: Layer, layers: Iterable[Layer]) -> bool:
 
 
 def _views(gray: Gray, steps: Collection[str], pool: Executor) -> list[View]:
-    positive = smooth(gray)
+    light = smooth(gray)
     side = max(gray.shape)
 
-    def view(light: Light, share: float) -> View:
+    def view(seen: Light, share: float) -> View:
         if "light" in steps:
-            ground = ground_of(light, max(_MIN_KERNEL, round(share * side)))
+            ground = ground_of(seen, max(_MIN_KERNEL, round(share * side)))
         else:
-            ground = np.full_like(light, np.median(light))
-        return View(light, ground, marks(light, ground), light is positive)
+            ground = np.full_like(seen, np.median(seen))
+        return View(seen, ground, marks(seen, ground), is_dark=seen is light)
 
-    lights = (positive, 1 - positive) if "invert" in steps else (1 - positive,)
-    kinds = itertools.product(lights, SIZES)
+    polarities = (light, 1 - light) if "invert" in steps else (1 - light,)
+    kinds = itertools.product(polarities, SIZES)
     return list(pool.map(view, *zip(*kinds, strict=True)))
 
 
@@ -187,9 +187,8 @@ def _layer(
     middle, noise = view.paper
     paper = middle + 2 * noise
     if threshold < paper or MIN_RATIO * threshold > view.highest:
-        return Layer(
-            view, threshold, np.zeros_like(view.light, np.uint8), [], paper, []
-        )
+        empty = np.zeros_like(view.light, np.uint8)
+        return Layer(view, threshold, empty, [], paper, [])
     mask = (view.contrast > threshold).view(np.uint8)
     # Chalk and dry pens leave gaps.
     gap = np.ones((3, 3) if max(mask.shape) < 400 else (5, 5), np.uint8)
