@@ -138,8 +138,8 @@ def candidates(
       labels: number of the mark at each pixel; 0 for none.
       stats: of the marks, as OpenCV returns them.
       threshold: that separated the marks from the ground.
-      lowest: contrast of a mark.
-      most: number of marks, before those of low contrast are left out.
+      lowest: contrast below which a mark is left out.
+      most: number of marks that are considered, those of low contrast included.
     """
     count, on = len(stats), np.flatnonzero(labels > 0)
     values, names = view.contrast.ravel()[on], labels.ravel()[on]

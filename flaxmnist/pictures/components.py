@@ -181,7 +181,7 @@ def _layer(
     Args:
       view: the picture.
       threshold: lowest contrast of the marks.
-      least: score of the layer below which its marks are not measured.
+      least: its marks are measured if the score of the layer may be higher than this.
       most: number of candidates.
     """
     middle, noise = view.paper
@@ -197,8 +197,10 @@ def _layer(
     lowest = max(MIN_CONTRAST, middle + MIN_SIGNAL * noise)
     found = candidates(view, labels, stats, threshold, lowest, most)
     highest = max((each.score for each in found), default=0.0) * len(found) ** _NUMBER
-    digits = [measured(each, view, labels) for each in found if highest > least]
-    digits = [each for each in digits if each.score > 0]
+    digits = []
+    if highest > least:
+        digits = [measured(each, view, labels) for each in found]
+        digits = [each for each in digits if each.score > 0]
     return Layer(view, threshold, labels, found, paper, digits)
 
 

@@ -57,7 +57,7 @@ def _spans(mask: Mask, axis: int) -> bool:
 def _without_horizontal(mask: Mask) -> Mask:
     width = mask.shape[1]
     side = max(mask.shape)
-    # Of an even width, OpenCV's opening is shifted by a pixel.
+    # OpenCV shifts an opening of an even width by a pixel.
     run = np.ones((1, max(3, round(RUN * side) | 1)), np.uint8)
     straight = cv2.morphologyEx(mask, cv2.MORPH_OPEN, run)
     if not _spans(straight, axis=0):
@@ -74,7 +74,7 @@ def _without_horizontal(mask: Mask) -> Mask:
     if not is_rule.any():
         return mask
     gap = np.ones((2 * int(np.ceil(thickness[is_rule].max())) + 1, 1), np.uint8)
-    # A stroke along a rule remains.
+    # A stroke along a rule is thicker than the rule, and remains.
     thick = cv2.morphologyEx(straight, cv2.MORPH_OPEN, gap)
     rule = (straight - thick) * is_rule[labels]
     rest = mask - rule
