@@ -27,7 +27,16 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-CHECKED = ("convnet", "layers", "models", "objective", "ops", "steps", "winograd")
+CHECKED = (
+    "convnet",
+    "layers",
+    "models",
+    "objective",
+    "ops",
+    "pooling",
+    "steps",
+    "winograd",
+)
 with install_import_hook(
     [f"flaxmnist.core.{module}" for module in CHECKED], "beartype.beartype"
 ):

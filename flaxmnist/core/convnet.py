@@ -13,6 +13,7 @@ from flaxmnist.core.layers import (
     DTYPE,
     DTYPE_HELP,
     POOLS,
+    BatchNorm,
     Images,
     Logits,
     flat,
@@ -85,6 +86,9 @@ def parts(layers: str) -> list[Part]:
     return found
 
 
+_MAX_POOL = Part("MP", 0, 2, 1)
+
+
 class ConvNet(nn.Module):
     """The layers of a text such as ``"24C5-MP2-48C3-MP2-256N"``, then the logits.
 
@@ -138,8 +142,12 @@ class ConvNet(nn.Module):
         self.check_fits(x.shape[1:3])
         if self.crop is not None:
             x = _center(x, self.crop)
-        for part in parts(self.layers):
-            x = self._apply(part, x, train)
+        layers = parts(self.layers)
+        while layers:
+            part, *layers = layers
+            pools = layers[:1] == [_MAX_POOL] and _can_pool(part, x)
+            x = self._apply(part, x, train, pools)
+            layers = layers[pools:]
         return nn.Dense(
             self.num_classes, dtype=self.dtype, dot_general=ops.dot_general
         )(flat(x))
@@ -154,19 +162,19 @@ class ConvNet(nn.Module):
             )
 
     @nn.nowrap
-    def _apply(self, part: Part, x: Array, train: bool) -> Array:
+    def _apply(self, part: Part, x: Array, train: bool, pools: bool) -> Array:
         match part.name:
             case "C":
-                x = self._convolve(x, part.width, part.size, part.stride)
+                x = self._convolve(x, part.width, part.size, part.stride, pools)
             case "N":
                 x = nn.relu(nn.Dense(part.width, dtype=self.dtype)(flat(x)))
             case "MP" | "AP":
                 x = _pool(x, POOL_NAMES[part.name], part.size)
             case "BN":
-                x = self._normalize(x, train)
+                x = self._normalize(x, train, pools)
             case "R":
                 x = self._normalize(x, train)
-                x += self._convolve(x, x.shape[-1], 3, 1)
+                x += self._convolve(x, x.shape[-1], 3)
             case "SE":
                 x = self._excite(x)
             case "D":
@@ -174,12 +182,22 @@ class ConvNet(nn.Module):
         return x
 
     @nn.nowrap
-    def _convolve(self, x: Array, channels: int, size: int, stride: int) -> Array:
-        return nn.relu(Conv(channels, (size, size), stride, dtype=self.dtype)(x))
+    def _convolve(
+        self, x: Array, channels: int, size: int, stride: int = 1, pools: bool = False
+    ) -> Array:
+        return nn.relu(
+            Conv(
+                channels,
+                (size, size),
+                stride,
+                conv_general_dilated=ops.conv_max_pool if pools else ops.conv,
+                dtype=self.dtype,
+            )(x)
+        )
 
     @nn.nowrap
-    def _normalize(self, x: Array, train: bool) -> Array:
-        normalized: Array = nn.BatchNorm(
+    def _normalize(self, x: Array, train: bool, pools: bool = False) -> Array:
+        normalized: Array = (BatchNorm if pools else nn.BatchNorm)(
             use_running_average=not train, momentum=0.9, dtype=self.dtype
         )(x)
         return normalized
@@ -190,6 +208,14 @@ class ConvNet(nn.Module):
         squeezed = nn.Dense(-(-channels // _SQUEEZE), dtype=self.dtype)(x.mean((1, 2)))
         factors = nn.sigmoid(nn.Dense(channels, dtype=self.dtype)(nn.relu(squeezed)))
         return x * factors[:, None, None]
+
+
+def _can_pool(part: Part, x: Array) -> bool:
+    """Returns whether a layer can also take the maximum of each 2×2 of its outputs."""
+    # Where 2 does not divide a side, pixels at the edge are repeated.
+    return part.name in ("C", "BN") and all(
+        -(-side // part.stride) % 2 == 0 for side in x.shape[1:3]
+    )
 
 
 def _pool(x: Array, name: str, window: int) -> Array:

@@ -48,6 +48,7 @@ class BatchNorm(nn.Module):
     """
 
     use_running_average: bool
+    momentum: float = nn.BatchNorm.momentum
     dtype: Any = None
 
     @nn.compact
@@ -70,7 +71,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = _statistics(x)
             if not self.is_initializing():
-                keep = nn.BatchNorm.momentum
+                keep = self.momentum
                 for average, new in zip(averages, (mean, var), strict=True):
                     average.value = keep * average.value + (1 - keep) * new
         factor = lax.rsqrt(var + nn.BatchNorm.epsilon) * scale
@@ -86,7 +87,7 @@ def _statistics(x: Array) -> tuple[Array, Array]:
     return mean, jnp.maximum(0, (x * x).mean((0, 1, 2)) - mean * mean)
 
 
-def _by_channel(values: Array) -> Array:
+def _by_channel(values: Any) -> Any:
     return values.reshape(1, 1, 1, -1)
 
 

@@ -23,7 +23,7 @@ from flaxmnist.core.layers import (
     flat,
     scale,
 )
-from flaxmnist.core.nn import Conv
+from flaxmnist.core.nn import Conv, avg_pool
 from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import (
@@ -189,22 +189,27 @@ class CNN(MLP):
         """Returns the logits."""
         x = scale(images)
         self.check_fits(x.shape[1:3])
+        # Every activation function is increasing, so maxima remain maxima.
+        normalizes_maxima = self.batch_norm and self.pool == "max"
+        convolves_to_maxima = self.pool == "max" and not self.batch_norm
         for channels in self.features:
             x = Conv(
                 channels,
                 self.kernel_size,
                 self.strides,
                 self.padding,
+                conv_general_dilated=(
+                    ops.conv_max_pool if convolves_to_maxima else ops.conv
+                ),
                 **self._layer(),
             )(x)
-            if self.batch_norm and self.pool == "max":
-                # Every activation function is increasing, so maxima remain maxima.
+            if normalizes_maxima:
                 x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
                 x = ACTIVATIONS[self.activation](x)
             else:
                 x = self._activate(x, train)
-                if self.pool is not None:
-                    x = POOLS[self.pool](x, (2, 2), (2, 2))
+            if self.pool == "average":
+                x = avg_pool(x, (2, 2), (2, 2))
         return self._classify(flat(x), train)
 
     @nn.nowrap

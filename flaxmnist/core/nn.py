@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from flaxmnist.core import ops
+from flaxmnist.core import ops, pooling
 from flaxmnist.core.batch import ImageShape
 
 __all__ = ["Conv", "avg_pool", "max_pool"]
@@ -46,7 +46,7 @@ def max_pool(
     """Replaces `linen.max_pool`. Windows that do not overlap have fast gradients."""
     small = math.prod(window_shape) <= ops.MAX_TAPS
     if small and _tiles(inputs, window_shape, strides, padding):
-        return ops.max_pool(inputs, tuple(window_shape))
+        return pooling.max_pool(inputs, tuple(window_shape))
     pooled: Array = nn.max_pool(
         inputs, window_shape=window_shape, strides=strides, padding=padding
     )
@@ -62,7 +62,7 @@ def avg_pool(
 ) -> Images:
     """Replaces `linen.avg_pool`. Windows that do not overlap have fast gradients."""
     if _tiles(inputs, window_shape, strides, padding):
-        return ops.average_pool(inputs, tuple(window_shape))
+        return pooling.average_pool(inputs, tuple(window_shape))
     pooled: Array = nn.avg_pool(
         inputs, window_shape, strides, padding, count_include_pad
     )

@@ -28,8 +28,8 @@ from flaxmnist.core.types import Batch, Collections, Params
 
 Gradient = tuple[Params, tuple[Metrics, Collections]]
 
-# Bytes of activations of a micro-batch on a CPU: about the size of a last-level cache.
-CACHE_BYTES = 16 << 20
+# Bytes of activations of a micro-batch on a CPU: about half of a last-level cache.
+CACHE_BYTES = 8 << 20
 
 
 def model_input(

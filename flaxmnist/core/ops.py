@@ -1,4 +1,4 @@
-"""Convolution, pooling and dense layers whose training is fast on every platform.
+"""Convolution and dense layers whose training is fast on every platform.
 
 XLA's CPU backend differentiates a convolution inside a loop an order of magnitude
 slower than outside (jax-ml/jax#12868), and a training loop that stays on the device
@@ -13,17 +13,42 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from flaxmnist.core import winograd
+from flaxmnist.core.pooling import first_maximum, max_pool, of_first
 
 # XLA computes convolutions with more taps than this, and such pools of maxima.
 MAX_TAPS = 81
+# With so few outputs, XLA's own convolution is slow on CPU, without gradients too.
+_FEW_OUTPUTS = 16
+
+
+def _patches(
+    padded: Array, size: Sequence[int], strides: Sequence[int], counts: Sequence[int]
+) -> Array:
+    """Returns the patches of padded images as rows `[patches, pixels * channels]`.
+
+    Args:
+      padded: `[batch, height, width, channels]`.
+      size: height and width of a patch.
+      strides: vertical and horizontal distance of patches.
+      counts: number of patches in a column and in a row.
+    """
+    sh, sw = strides
+    height, width = counts
+    pieces = [
+        padded[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
+        for i in range(size[0])
+        for j in range(size[1])
+    ]
+    if padded.shape[-1] == 1:  # Long rows to copy, instead of single pixels.
+        return jnp.stack(pieces).reshape(len(pieces), -1).T
+    rows = jnp.concatenate(pieces, axis=-1)
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def conv_by_matmul(
@@ -34,22 +59,86 @@ def conv_by_matmul(
     precision: Any = None,
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Convolves by one matrix product of all patches and the kernel."""
-    kh, kw, cin, cout = kernel.shape
+    kh, kw, _, cout = kernel.shape
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    sh, sw = strides
-    height = (padded.shape[1] - kh) // sh + 1
-    width = (padded.shape[2] - kw) // sw + 1
-    pieces = [
-        padded[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
-        for i in range(kh)
-        for j in range(kw)
+    counts = [
+        (side - length) // stride + 1
+        for side, length, stride in zip(
+            padded.shape[1:3], (kh, kw), strides, strict=True
+        )
     ]
-    if cin == 1:  # Long rows to copy, instead of single pixels.
-        patches = jnp.stack(pieces).reshape(kh * kw, -1).T
-    else:
-        patches = jnp.concatenate(pieces, axis=-1).reshape(-1, kh * kw * cin)
+    patches = _patches(padded, (kh, kw), strides, counts)
     out = jnp.matmul(patches, kernel.reshape(-1, cout), precision=precision)
-    return out.reshape(len(images), height, width, cout)
+    return out.reshape(len(images), *counts, cout)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv_max_pool_by_matmul(
+    images: Float[Array, "batch height width cin"],
+    kernel: Float[Array, "kh kw cin cout"],
+    padding: tuple[tuple[int, int], ...],
+    precision: Any = None,
+) -> Float[Array, "batch out_height out_width cout"]:
+    """Convolves with stride 1 and takes the maximum of 2×2 pixels, in one product.
+
+    The four outputs of a window are channels of one convolution, whose kernel contains
+    `kernel` at four places and whose stride is 2. There are a fourth of the patches,
+    and maxima are taken of contiguous memory. A remainder is dropped.
+    """
+    pooled: Array = _conv_max_pool(images, kernel, padding, precision)[0]
+    return pooled
+
+
+# Row and column of the outputs of a window.
+_PLACES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def _window_patches(images: Array, size: Sequence[int], padding: Any) -> Array:
+    """Returns the pixels that each window of 2×2 outputs depends on, as rows."""
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    counts = [
+        (side - length + 1) // 2
+        for side, length in zip(padded.shape[1:3], size, strict=True)
+    ]
+    return _patches(padded, [length + 1 for length in size], (2, 2), counts)
+
+
+def _four_kernels(kernel: Array) -> Array:
+    """Returns the kernel of a window's outputs `[(kh + 1)(kw + 1) cin, 4 cout]`."""
+    placed = [
+        jnp.pad(kernel, ((row, 1 - row), (column, 1 - column), (0, 0), (0, 0)))
+        for row, column in _PLACES
+    ]
+    return jnp.concatenate(placed, axis=-1).reshape(-1, 4 * kernel.shape[-1])
+
+
+def _conv_max_pool(images: Array, kernel: Array, padding: Any, precision: Any) -> Any:
+    *size, _, cout = kernel.shape
+    patches = _window_patches(images, size, padding)
+    outputs = jnp.matmul(patches, _four_kernels(kernel), precision=precision)
+    largest, first = first_maximum(jnp.split(outputs, 4, axis=-1))
+    height, width = (
+        (side + sum(pad) - length + 1) // 2
+        for side, pad, length in zip(images.shape[1:3], padding, size, strict=True)
+    )
+    residuals = (images, kernel, patches, first)
+    return largest.reshape(len(images), height, width, cout), residuals
+
+
+def _conv_max_pool_pull(padding: Any, precision: Any, residuals: Any, g: Array) -> Any:
+    images, kernel, patches, first = residuals
+    *size, _, cout = kernel.shape
+    of_outputs = jnp.concatenate(of_first(first, g.reshape(-1, cout), 4), axis=-1)
+    of_patches = jnp.matmul(of_outputs, _four_kernels(kernel).T, precision=precision)
+    of_kernels = jnp.matmul(patches.T, of_outputs, precision=precision)
+    cut = functools.partial(_window_patches, size=size, padding=padding)
+    return (
+        *jax.linear_transpose(cut, images)(of_patches),
+        *jax.linear_transpose(_four_kernels, kernel)(of_kernels),
+    )
+
+
+conv_max_pool_by_matmul.defvjp(_conv_max_pool, _conv_max_pool_pull)
 
 
 def explicit_padding(
@@ -102,19 +191,50 @@ def conv(
       **kwargs: the other arguments of `lax.conv_general_dilated`, as `nn.Conv`
         gives them.
     """
+    return _conv(lhs, rhs, window_strides, padding, pool=False, **kwargs)
+
+
+def conv_max_pool(
+    lhs: Float[Array, "batch height width cin"],
+    rhs: Float[Array, "kh kw cin cout"],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **kwargs: Any,
+) -> Float[Array, "batch out_height out_width cout"]:
+    """Takes the maximum of each 2×2 outputs of :func:`conv`; a remainder is dropped.
+
+    On CPU, both are computed together: without the outputs of the convolution in memory
+    if the images have few channels, and otherwise without those of its gradient. A bias
+    and an increasing function can follow, as they commute with the maximum.
+
+    Args:
+      lhs: images, channels last.
+      rhs: kernel.
+      window_strides: those of the convolution.
+      padding: that of the convolution.
+      **kwargs: see :func:`conv`.
+    """
+    return _conv(lhs, rhs, window_strides, padding, pool=True, **kwargs)
+
+
+def _conv(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *,
+    pool: bool,
+    **kwargs: Any,
+) -> Array:
     precision = kwargs.get("precision")
 
+    def pooled(out: Array) -> Array:
+        return max_pool(out, (2, 2)) if pool else out
+
     def xla(lhs: Array, rhs: Array) -> Array:
-        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
-
-    def matmul(lhs: Array, rhs: Array) -> Array:
-        pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-        if winograd.is_faster(lhs, rhs, window_strides, pads):
-            return winograd.conv(lhs, rhs, pads, precision)
-        return conv_by_matmul(lhs, rhs, window_strides, pads, precision)
-
-    def differentiable(lhs: Array, rhs: Array) -> Any:
-        return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+        return pooled(
+            lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
+        )
 
     dilations = (
         *(kwargs.get("lhs_dilation") or ()),
@@ -123,12 +243,41 @@ def conv(
     groups = lhs.shape[-1] // rhs.shape[-2]
     if not has_fast_gradient(rhs.shape[:-2], groups, dilations):
         return xla(lhs, rhs)
-    convolve = jax.custom_jvp(xla)
+    pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    at_once = pool and _pools_at_once(rhs, window_strides, pads)
+
+    def matmul(lhs: Array, rhs: Array) -> Array:
+        if at_once:
+            out: Array = conv_max_pool_by_matmul(lhs, rhs, pads, precision)
+            return out
+        if winograd.is_faster(lhs, rhs, window_strides, pads):
+            return winograd.conv(lhs, rhs, pads, precision, pool)
+        return pooled(conv_by_matmul(lhs, rhs, window_strides, pads, precision))
+
+    def differentiable(lhs: Array, rhs: Array) -> Any:
+        return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+
+    few = at_once and rhs.shape[-1] <= _FEW_OUTPUTS
+    convolve = jax.custom_jvp(differentiable if few else xla)
     convolve.defjvp(
         lambda primals, tangents: jax.jvp(differentiable, primals, tangents)
     )
     out: Array = convolve(lhs, rhs)
     return out
+
+
+def _pools_at_once(
+    kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]
+) -> bool:
+    """Returns whether :func:`conv_max_pool_by_matmul` is the fastest for a kernel."""
+    height, width, channels, _ = kernel.shape
+    return (
+        channels < winograd.MIN_CHANNELS
+        # Small kernels would multiply by zeros mostly.
+        and min(height, width) >= 3
+        and all(stride == 1 for stride in strides)
+        and all(side >= 0 for pair in padding for side in pair)
+    )
 
 
 def dot_general(
@@ -161,58 +310,3 @@ def dot_general(
 
     out: Array = lax.platform_dependent(lhs, rhs, cpu=turned, default=plain)
     return out
-
-
-# Height and width.
-Window = tuple[int, ...]
-
-
-def _windows(images: Any, window: Window) -> Any:
-    """Cuts images into windows: `[…, rows, height, columns, width, channels]`."""
-    height, width = window
-    *batch, rows, columns, channels = images.shape
-    rows, columns = rows // height, columns // width
-    return images[..., : rows * height, : columns * width, :].reshape(
-        *batch, rows, height, columns, width, channels
-    )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def max_pool(
-    images: Shaped[Array, "*batch height width channels"], window: Window
-) -> Shaped[Array, "*batch out_height out_width channels"]:
-    """Takes the maximum of each window; a remainder is dropped.
-
-    Of equal maxima the first counts, as in `nn.max_pool`. Its position is stored in a
-    byte, and the gradient writes each element once. The gradient of `nn.max_pool` is a
-    select-and-scatter, which is many times slower on CPU.
-    """
-    # Without gradients, XLA's own pooling is fastest on all platforms. The exporter to
-    # ONNX replaces it by a function that takes only keywords.
-    pooled: Array = nn.max_pool(images, window_shape=window, strides=window)
-    return pooled
-
-
-@max_pool.defjvp
-def _max_pool_jvp(window: Window, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (images,), (moves,) = primals, tangents
-    windows = _windows(images, window)
-    places = np.arange(math.prod(window))
-    places = places.astype(np.min_scalar_type(-places.size))
-    largest = windows.max(axis=(-4, -2))
-    first = jnp.full(largest.shape, places[-1])
-    for place in places[-2::-1]:
-        row, column = divmod(int(place), window[1])
-        first = jnp.where(windows[..., row, :, column, :] == largest, place, first)
-    shape = (1,) * (windows.ndim - 4) + (window[0], 1, window[1], 1)
-    chosen = first[..., None, :, None, :] == places.reshape(shape)
-    moved = jnp.where(chosen, _windows(moves, window), 0).sum(axis=(-4, -2))
-    return largest, moved
-
-
-def average_pool(
-    images: Float[Array, "*batch height width channels"], window: Window
-) -> Float[Array, "*batch out_height out_width channels"]:
-    """Takes the mean of each window; a remainder is dropped."""
-    means: Array = _windows(images, window).mean(axis=(-4, -2))
-    return means

@@ -22,6 +22,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from flaxmnist.core.pooling import first_maximum
+
 # Side of a tile of outputs.
 TILE = 4
 # Kernel sizes. Larger kernels need more and larger points, which cost accuracy.
@@ -45,7 +47,7 @@ def is_faster(
         and height in KERNELS
         and channels >= MIN_CHANNELS
         and all(stride == 1 for stride in strides)
-        and all(0 <= side < height for pair in padding for side in pair)
+        and all(side >= 0 for pair in padding for side in pair)
         # In half precision the powers of the points would lose too much accuracy.
         and images.dtype in (jnp.float32, jnp.float64)
     )
@@ -114,6 +116,38 @@ def _transform(matrix: np.ndarray, images: Array) -> Array:
     )
 
 
+def _transform_back(matrix: np.ndarray, tiles: Array) -> Array:
+    """Returns images, as the adjoint of :func:`_transform`: overlapping tiles add up.
+
+    There is an additional row and column of tiles, to which the last ones extend.
+    """
+    across = _overlap_add(_combine(matrix.T, list(tiles)), axis=4)
+    down = _combine(matrix.T, list(across.swapaxes(0, 1)))
+    return _to_images(_overlap_add(down, axis=3))
+
+
+def _overlap_add(parts: Array, axis: int) -> Array:
+    """Adds up tiles of more than `TILE` pixels, which lie on the first axis.
+
+    Args:
+      parts: the pixels of each tile, `[n, …]`.
+      axis: of the tiles, which becomes longer by one.
+    """
+    inside = [(0, 0)] * parts.ndim
+    beyond = [*inside]
+    inside[axis], beyond[axis] = (0, 1), (1, 0)
+    beyond[0] = (0, 2 * TILE - len(parts))
+    return jnp.pad(parts[:TILE], inside) + jnp.pad(parts[TILE:], beyond)
+
+
+def _to_images(tiles: Array) -> Array:
+    """Turns `[row in tile, column in tile, batch, rows, columns, channels]` around."""
+    height, width, batch, rows, columns, channels = tiles.shape
+    return tiles.transpose(2, 3, 0, 4, 1, 5).reshape(
+        batch, rows * height, columns * width, channels
+    )
+
+
 def _pad_to_tiles(images: Array, low: Sequence[int], size: Sequence[int]) -> Array:
     """Pads images with `low` zeros before, and with zeros after, up to `size`."""
     pads = [
@@ -128,6 +162,7 @@ def conv(
     kernel: Float[Array, "r r cin cout"],
     padding: tuple[tuple[int, int], ...],
     precision: Any = None,
+    pool: bool = False,
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Convolves with stride 1 by Winograd's F(4 × 4, r × r), for r in `KERNELS`.
 
@@ -136,16 +171,19 @@ def conv(
     Args:
       images: `[batch, height, width, cin]`, float32 or float64.
       kernel: `[r, r, cin, cout]`.
-      padding: zeros before and after, for each spatial dimension; less than r.
+      padding: zeros before and after, for each spatial dimension.
       precision: precision of the matrix products.
+      pool: whether to take the maximum of each 2×2 outputs; a remainder is dropped.
     """
     parts = _num_parts(images, kernel, padding)
     if parts == 1:
-        return _conv(images, kernel, padding, precision)
+        return _conv(images, kernel, padding, precision, pool)
     # A part takes every `parts`-th example, so that it is split over the same devices
     # as the batch.
     split = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
-    whole: Array = lax.map(lambda part: _conv(part, kernel, padding, precision), split)
+    whole: Array = lax.map(
+        lambda part: _conv(part, kernel, padding, precision, pool), split
+    )
     return whole.swapaxes(0, 1).reshape(-1, *whole.shape[2:])
 
 
@@ -159,56 +197,100 @@ def _num_parts(images: Array, kernel: Array, padding: Any) -> int:
     return next((count for count in parts if len(images) % count == 0), 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(images: Array, kernel: Array, padding: Any, precision: Any) -> Array:
-    outputs: Array = _forward(images, kernel, padding, precision)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(
+    images: Array, kernel: Array, padding: Any, precision: Any, pool: bool
+) -> Array:
+    outputs: Array = _forward(images, kernel, padding, precision, pool)[0]
     return outputs
 
 
-def _forward(images: Array, kernel: Array, padding: Any, precision: Any) -> Any:
+def _forward(
+    images: Array, kernel: Array, padding: Any, precision: Any, pool: bool
+) -> Any:
     r, _, cin, cout = kernel.shape
     outputs, kernels, inputs = _matrices(r)
     n = len(inputs)
     size = _output_size(images, r, padding)
-    tiled = [TILE * count for count in _num_tiles(size)]
     low = [before for before, _ in padding]
-    padded = _pad_to_tiles(images, low, [side + r - 1 for side in tiled])
+    extent = [TILE * count + r - 1 for count in _num_tiles(size)]
 
-    tiles = _transform(inputs, padded)
+    tiles = _transform(inputs, _pad_to_tiles(images, low, extent))
     kernels = kernels.astype(kernel.dtype)
     filters = jnp.einsum("ai,bj,ijcd->bacd", kernels, kernels, kernel)
+    filters = filters.reshape(n * n, cin, cout)
     products = jnp.matmul(
-        tiles.reshape(n * n, -1, cin),
-        filters.reshape(n * n, cin, cout),
-        precision=precision,
+        tiles.reshape(n * n, -1, cin), filters, precision=precision
     ).reshape(*tiles.shape[:-1], cout)
     across = _combine(outputs.T, list(products))
     both = _combine(outputs.T, list(across.swapaxes(0, 1)))
-    # [row in tile, column in tile, batch, row of tiles, column of tiles, channels]
-    whole = both.transpose(2, 3, 0, 4, 1, 5).reshape(len(images), *tiled, cout)
-    return whole[:, : size[0], : size[1]], (kernel, tiles)
+    first = None
+    if pool:
+        size = [side // 2 for side in size]
+        both, first = first_maximum(
+            [both[row::2, column::2] for row in range(2) for column in range(2)]
+        )
+    whole = _to_images(both)[:, : size[0], : size[1]]
+    return whole, (images, filters, tiles, first)
 
 
-def _backward(padding: Any, precision: Any, residuals: Any, grads: Array) -> Any:
-    kernel, tiles = residuals
-    r, _, cin, cout = kernel.shape
-    outputs, kernels, _ = _matrices(r)
-    n = len(outputs)
-    # Gradient of the images: convolve `grads` with the kernel rotated by 180°.
-    rotated = kernel[::-1, ::-1].swapaxes(2, 3)
-    around = tuple((r - 1 - low, r - 1 - high) for low, high in padding)
-    images_grad = _conv(grads, rotated, around, precision)
-    # Gradient of the kernel: that of its transform, transformed back.
-    tiled = [TILE * count for count in tiles.shape[3:5]]
-    of_products = _transform(outputs, _pad_to_tiles(grads, (0, 0), tiled))
+def _backward(
+    padding: Any, precision: Any, pool: bool, residuals: Any, grads: Array
+) -> Any:
+    images, filters, tiles, first = residuals
+    *_, rows, columns, cin = tiles.shape
+    cout = grads.shape[-1]
+    n = len(tiles)
+    r = n + 1 - TILE
+    outputs, kernels, inputs = _matrices(r)
+    side = TILE // 2 if pool else TILE
+    padded = _pad_to_tiles(grads, (0, 0), [rows * side, columns * side])
+    if pool:
+        of_products = _transform_maxima(outputs, first, padded)
+    else:
+        of_products = _transform(outputs, padded)
+    of_products = of_products.reshape(n * n, -1, cout)
+
     of_filters = jnp.einsum(
         "ktc,ktd->kcd",
         tiles.reshape(n * n, -1, cin),
-        of_products.reshape(n * n, -1, cout),
+        of_products,
         precision=precision,
     ).reshape(n, n, cin, cout)
-    kernels = kernels.astype(kernel.dtype)
-    return images_grad, jnp.einsum("ai,bj,bacd->ijcd", kernels, kernels, of_filters)
+    kernels = kernels.astype(of_filters.dtype)
+    of_kernel = jnp.einsum("ai,bj,bacd->ijcd", kernels, kernels, of_filters)
+
+    of_tiles = jnp.matmul(of_products, filters.swapaxes(1, 2), precision=precision)
+    of_padded = _transform_back(inputs, of_tiles.reshape(tiles.shape))
+    (top, _), (left, _) = padding
+    height, width = images.shape[1:3]
+    return of_padded[:, top : top + height, left : left + width], of_kernel
+
+
+def _transform_maxima(matrix: np.ndarray, first: Array, images: Array) -> Array:
+    """Transforms tiles of which each 2×2 pixels are a value of `images`, and zeros.
+
+    Args:
+      matrix: `[n, TILE]`.
+      first: places of the values, `[2, 2, batch, rows, columns, channels]`.
+      images: `[batch, 2 rows, 2 columns, channels]`.
+
+    Returns:
+      what :func:`_transform` returns of such tiles.
+    """
+    batch, height, width, channels = images.shape
+    values = images.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    values = values.transpose(2, 4, 0, 1, 3, 5)
+
+    def pixels(row: int, column: int) -> Array:
+        window, place = (row // 2, column // 2), row % 2 * 2 + column % 2
+        return jnp.where(first[window] == place, values[window], 0)
+
+    down = _combine(
+        matrix,
+        [jnp.stack([pixels(i, j) for j in range(TILE)]) for i in range(TILE)],
+    )
+    return _combine(matrix, list(down.swapaxes(0, 1)))
 
 
 _conv.defvjp(_forward, _backward)

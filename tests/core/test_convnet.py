@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +79,39 @@ def test_training_computes_the_same_function():
         for train in (False, True)
     )
     np.testing.assert_allclose(training, plain, rtol=1e-4)
+
+
+def test_pooling_of_maxima_joins_the_layer_before_it():
+    class Separate(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):
+            x = nn.relu(nn.Conv(3, (3, 3))(images))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = nn.relu(nn.Conv(4, (3, 3), 2)(x))
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = nn.max_pool(x, (2, 2), (2, 2))
+            return nn.Dense(10)(x.reshape(len(x), -1))
+
+    images = np.random.default_rng(0).random((3, 16, 16, 2), np.float32)
+    joined = ConvNet(layers="3C3-MP2-4C3S2-BN-MP2")
+    found = variables(joined, images)
+    found["batch_stats"] = jax.tree.map(abs, found["batch_stats"])
+
+    def outputs(model):
+        def loss(params):
+            given = found | {"params": params}
+            logits, new = model.apply(
+                given, images, train=True, mutable=["batch_stats"]
+            )
+            return jnp.sin(logits).sum(), (logits, new)
+
+        trained = jax.value_and_grad(loss, has_aux=True)(found["params"])
+        return trained, model.apply(found, images, train=False)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
+        *(jax.jit(functools.partial(outputs, m))() for m in (joined, Separate())),
+    )
 
 
 @pytest.mark.parametrize(

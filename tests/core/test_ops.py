@@ -1,5 +1,7 @@
 """Each lowering computes what XLA's own operation does, and so do its gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,36 +32,48 @@ SHAPES = [
     pytest.param(
         (1, 5, 6, 8), (5, 5), (1, 1), ((4, 3), (2, 4)), marks=pytest.mark.slow
     ),
-    # Not by it: more padding than the kernel reaches, a stride, another shape.
     ((1, 6, 6, 8), (3, 3), (1, 1), ((3, 0), (1, 1))),
+    # Not by it: a stride, another shape.
     ((2, 8, 8, 8), (3, 3), (2, 1), "SAME"),
     ((1, 8, 8, 8), (3, 5), (1, 1), "SAME"),
 ]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
+def in_float64(function, shape, kernel):
+    """Returns a weighted sum of a function of images and a kernel, and its gradient."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=shape))
+    weights = jnp.asarray(rng.normal(size=(*kernel, shape[-1], 6)))
+
+    def scalar(images, weights):
+        out = function(images, weights)
+        return (jnp.sin(out) * jnp.arange(out.size).reshape(out.shape)).sum()
+
+    return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1)))(images, weights)
+
+
 @pytest.mark.parametrize(("shape", "kernel", "strides", "padding"), SHAPES)
 def test_conv_and_its_gradients_equal_lax_conv_in_float64(
     shape, kernel, strides, padding
 ):
+    options = {"window_strides": strides, "padding": padding}
+    options["dimension_numbers"] = LAYOUT
+
+    def pooled(*args):
+        out = lax.conv_general_dilated(*args, **options)
+        return nn.max_pool(out, (2, 2), (2, 2))
+
     with enable_x64(True):
-        rng = np.random.default_rng(0)
-        images = jnp.asarray(rng.normal(size=shape))
-        weights = jnp.asarray(rng.normal(size=(*kernel, shape[-1], 6)))
-
-        def total(conv):
-            def scalar(images, weights):
-                out = conv(images, weights, strides, padding, dimension_numbers=LAYOUT)
-                return (jnp.sin(out) * jnp.arange(out.size).reshape(out.shape)).sum()
-
-            return jax.value_and_grad(scalar, argnums=(0, 1))(images, weights)
-
-        ours, theirs = total(ops.conv), total(lax.conv_general_dilated)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-8),
-            ours,
-            theirs,
-        )
+        for ours, theirs in (
+            (ops.conv, functools.partial(lax.conv_general_dilated, **options)),
+            (ops.conv_max_pool, pooled),
+        ):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-8),
+                in_float64(functools.partial(ours, **options), shape, kernel),
+                in_float64(theirs, shape, kernel),
+            )
 
 
 @pytest.mark.slow
