@@ -87,8 +87,8 @@ def _statistics(x: Array) -> tuple[Array, Array]:
     return mean, jnp.maximum(0, (x * x).mean((0, 1, 2)) - mean * mean)
 
 
-def _by_channel(values: Any) -> Any:
-    return values.reshape(1, 1, 1, -1)
+def _by_channel(values: Array | np.ndarray) -> Array:
+    return jnp.reshape(values, (1, 1, 1, -1))
 
 
 def flat(x: Array) -> Array:
