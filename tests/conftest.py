@@ -33,6 +33,7 @@ CHECKED = (
     "models",
     "objective",
     "ops",
+    "patches",
     "pooling",
     "steps",
     "winograd",

@@ -10,7 +10,7 @@ from flax import linen as nn
 from helpers import enable_x64
 from jax import lax
 
-from flaxmnist.core import ops, winograd
+from flaxmnist.core import ops, patches, winograd
 
 SHAPES = [
     # image, kernel, strides, padding
@@ -135,7 +135,7 @@ def test_winograds_error_in_float32(r):
         ours, pull = jax.vjp(lambda x, k: winograd.conv(x, k, padding), images, kernel)
         with enable_x64(True):
             exact, exact_pull = jax.vjp(
-                lambda x, k: ops.conv_by_matmul(x, k, (1, 1), padding),
+                lambda x, k: patches.conv(x, k, (1, 1), padding),
                 jnp.asarray(images, jnp.float64),
                 jnp.asarray(kernel, jnp.float64),
             )
@@ -148,7 +148,7 @@ def test_winograds_error_in_float32(r):
 
 
 def test_large_kernels_are_xlas(monkeypatch):
-    monkeypatch.setattr(ops, "conv_by_matmul", None)
+    monkeypatch.setattr(ops, "patches", None)
     images, kernel = jnp.ones((1, 28, 28, 1)), jnp.ones((20, 20, 1, 2))
     out = ops.conv(images, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
     assert out.shape == (1, 28, 28, 2)
