@@ -186,9 +186,10 @@ def save_data(path):
     np.savez(path, **arrays)
 
 
-def measure_tasks(chosen, data, ceiling, **turns):
+def measure_tasks(chosen, peers, data, ceiling, **turns):
     """Measures and prints the tasks that are `chosen`; yields name and results."""
     for what, libraries in TASKS.items():
+        libraries = [name for name in libraries if name in ("flaxmnist", *peers)]
         task, network, _ = what
         name = " ".join(map(str, what))
         if chosen and name not in chosen:
@@ -252,6 +253,9 @@ def main():
     parser.add_argument(
         "--only", nargs="*", help="such as 'train cnn 100', starts, costs"
     )
+    parser.add_argument(
+        "--peers", nargs="*", default=ALL, help="such as torch:eager; default: all"
+    )
     args = parser.parse_args()
     turns = {"rounds": args.rounds, "threads": args.threads}
     path = args.output.with_suffix(".json")
@@ -268,7 +272,7 @@ def main():
         ceiling = max(found["gflops"]["median"] for found in ceilings.values())
         measured["ceiling"] = ceilings
         print(f"matrix product: {ceiling:.0f} GFLOP/s")
-        parts = [measure_tasks(args.only, data, ceiling, **turns)]
+        parts = [measure_tasks(args.only, args.peers, data, ceiling, **turns)]
         if not args.only or "starts" in args.only:
             parts.append(measure_starts(data, **turns))
         if not args.only or "costs" in args.only:

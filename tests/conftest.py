@@ -34,6 +34,7 @@ CHECKED = (
     "objective",
     "ops",
     "patches",
+    "pooled",
     "pooling",
     "steps",
     "winograd",

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flaxmnist.core import mnist, ops
+from flaxmnist.core import mnist, ops, pooled
 from flaxmnist.core.layers import (
     DTYPE,
     DTYPE_HELP,
     POOLS,
-    BatchNorm,
     Images,
     Logits,
     flat,
@@ -145,9 +144,9 @@ class ConvNet(nn.Module):
         layers = parts(self.layers)
         while layers:
             part, *layers = layers
-            pools = layers[:1] == [_MAX_POOL] and _can_pool(part, x)
+            if pools := layers[:1] == [_MAX_POOL] and _can_pool(part, x):
+                layers = layers[1:]
             x = self._apply(part, x, train, pools)
-            layers = layers[pools:]
         return nn.Dense(
             self.num_classes, dtype=self.dtype, dot_general=ops.dot_general
         )(flat(x))
@@ -185,19 +184,14 @@ class ConvNet(nn.Module):
     def _convolve(
         self, x: Array, channels: int, size: int, stride: int = 1, pools: bool = False
     ) -> Array:
-        return nn.relu(
-            Conv(
-                channels,
-                (size, size),
-                stride,
-                conv_general_dilated=ops.conv_max_pool if pools else ops.conv,
-                dtype=self.dtype,
-            )(x)
-        )
+        convolution = pooled.Conv if pools else Conv
+        layer = convolution(channels, 2 * (size,), 2 * (stride,), dtype=self.dtype)
+        return nn.relu(layer(x))
 
     @nn.nowrap
     def _normalize(self, x: Array, train: bool, pools: bool = False) -> Array:
-        normalized: Array = (BatchNorm if pools else nn.BatchNorm)(
+        normalization = pooled.BatchNorm if pools else nn.BatchNorm
+        normalized: Array = normalization(
             use_running_average=not train, momentum=0.9, dtype=self.dtype
         )(x)
         return normalized
@@ -211,7 +205,7 @@ class ConvNet(nn.Module):
 
 
 def _can_pool(part: Part, x: Array) -> bool:
-    """Returns whether a layer can also take the maximum of each 2×2 of its outputs."""
+    """Returns whether max pooling of 2×2 pixels can be a part of a layer."""
     # Where 2 does not divide a side, pixels at the edge are repeated.
     return part.name in ("C", "BN") and all(
         -(-side // part.stride) % 2 == 0 for side in x.shape[1:3]

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array
 
-from flaxmnist.core import mnist, ops
+from flaxmnist.core import mnist, ops, pooled
 from flaxmnist.core.batch import MAX_SIDE, ImageShape
 from flaxmnist.core.convnet import ConvNet
 from flaxmnist.core.initializers import INITIALIZERS
@@ -16,7 +16,6 @@ from flaxmnist.core.layers import (
     DTYPE,
     DTYPE_HELP,
     POOLS,
-    BatchNorm,
     Images,
     Logits,
     Sizes,
@@ -190,21 +189,18 @@ class CNN(MLP):
         x = scale(images)
         self.check_fits(x.shape[1:3])
         # Every activation function is increasing, so maxima remain maxima.
-        normalizes_maxima = self.batch_norm and self.pool == "max"
-        convolves_to_maxima = self.pool == "max" and not self.batch_norm
+        pools = self.pool == "max"
         for channels in self.features:
-            x = Conv(
+            convolution = pooled.Conv if pools and not self.batch_norm else Conv
+            x = convolution(
                 channels,
                 self.kernel_size,
                 self.strides,
                 self.padding,
-                conv_general_dilated=(
-                    ops.conv_max_pool if convolves_to_maxima else ops.conv
-                ),
                 **self._layer(),
             )(x)
-            if normalizes_maxima:
-                x = BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+            if pools and self.batch_norm:
+                x = pooled.BatchNorm(not train, dtype=self.dtype)(x)
                 x = ACTIVATIONS[self.activation](x)
             else:
                 x = self._activate(x, train)

@@ -5,6 +5,7 @@ slower than outside (jax-ml/jax#12868), and a training loop that stays on the de
 is such a loop. Where :func:`conv` is differentiated on CPU, it therefore consists of
 matrix products: over tiles where `winograd` is faster, otherwise over `patches`.
 Elsewhere it is XLA's own convolution, which is faster without gradients.
+:func:`conv_max_pool` also contains the pooling that follows.
 """
 
 import math
@@ -21,8 +22,8 @@ from flaxmnist.core.pooling import max_pool
 
 # XLA computes convolutions with more taps than this, and such pools of maxima.
 MAX_TAPS = 81
-# With so few outputs, XLA's own convolution is slow on CPU, without gradients too.
-_FEW_OUTPUTS = 16
+# With so few kernels, XLA's own convolution is slow on CPU, without gradients too.
+_FEW_KERNELS = 16
 
 
 def explicit_padding(
@@ -85,11 +86,12 @@ def conv_max_pool(
     padding: str | Sequence[tuple[int, int]],
     **kwargs: Any,
 ) -> Float[Array, "batch out_height out_width cout"]:
-    """Takes the maximum of each 2×2 outputs of :func:`conv`; a remainder is dropped.
+    """Takes the maximum of each block of 2×2 outputs of :func:`conv`.
 
-    On CPU, training takes the maxima before the outputs are arranged as images, which
-    saves passes over memory. A bias and an increasing function can follow, as they
-    commute with the maximum.
+    A remainder is dropped. On CPU, training takes the maxima before the outputs are
+    arranged as images, which saves passes over memory. Images of few channels and few
+    kernels are computed so without gradients, too. A bias and an increasing function
+    can follow, as they commute with the maximum.
 
     Args:
       lhs: images, channels last.
@@ -112,11 +114,11 @@ def _conv(
 ) -> Array:
     precision = kwargs.get("precision")
 
-    def pooled(out: Array) -> Array:
+    def reduce(out: Array) -> Array:
         return max_pool(out, (2, 2)) if pool else out
 
     def xla(lhs: Array, rhs: Array) -> Array:
-        return pooled(
+        return reduce(
             lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
         )
 
@@ -128,21 +130,25 @@ def _conv(
     if not has_fast_gradient(rhs.shape[:-2], groups, dilations):
         return xla(lhs, rhs)
     pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    at_once = pool and patches.is_faster(rhs, window_strides, pads)
+    in_patches = pool and patches.pools_faster(rhs, window_strides, pads)
 
     def matmul(lhs: Array, rhs: Array) -> Array:
-        if at_once:
+        if in_patches:
             out: Array = patches.conv_max_pool(lhs, rhs, pads, precision)
             return out
         if winograd.is_faster(lhs, rhs, window_strides, pads):
             return winograd.conv(lhs, rhs, pads, precision, pool)
-        return pooled(patches.conv(lhs, rhs, window_strides, pads, precision))
+        return reduce(patches.conv(lhs, rhs, window_strides, pads, precision))
 
-    def differentiable(lhs: Array, rhs: Array) -> Any:
-        return lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+    def differentiable(lhs: Array, rhs: Array) -> Array:
+        out: Array = lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
+        return out
 
-    few = at_once and rhs.shape[-1] <= _FEW_OUTPUTS
-    convolve = jax.custom_jvp(differentiable if few else xla)
+    # Exported programs have a symbolic batch, and consist of XLA's own operations.
+    is_exported = not isinstance(lhs.shape[0], int)
+    if in_patches and rhs.shape[-1] <= _FEW_KERNELS and not is_exported:
+        return differentiable(lhs, rhs)
+    convolve = jax.custom_jvp(xla)
     convolve.defjvp(
         lambda primals, tangents: jax.jvp(differentiable, primals, tangents)
     )

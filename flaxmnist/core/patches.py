@@ -18,7 +18,7 @@ from flaxmnist.core.pooling import first_maximum, of_first
 MAX_CHANNELS = 4
 
 
-def is_faster(
+def pools_faster(
     kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]
 ) -> bool:
     """Returns whether :func:`conv_max_pool` supports this convolution and is faster."""
@@ -74,7 +74,7 @@ def conv(
     ]
     patches = _patches(padded, (kh, kw), strides, counts)
     out = jnp.matmul(patches, kernel.reshape(-1, cout), precision=precision)
-    return out.reshape(len(images), *counts, cout)
+    return out.reshape(images.shape[0], *counts, cout)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -84,11 +84,11 @@ def conv_max_pool(
     padding: tuple[tuple[int, int], ...],
     precision: Any = None,
 ) -> Float[Array, "batch out_height out_width cout"]:
-    """Convolves with stride 1 and takes the maximum of 2×2 pixels, in one product.
+    """Convolves with stride 1 and takes the maximum of each block of 2×2 outputs.
 
-    The four outputs of a window are channels of one convolution, whose kernel contains
-    `kernel` at four places and whose stride is 2. There are a fourth of the patches,
-    and maxima are taken of contiguous memory. A remainder is dropped.
+    One convolution with stride 2 computes the four outputs of a block as four groups of
+    channels; its kernel contains `kernel` at four offsets. There are a fourth of the
+    patches, and maxima are taken of contiguous memory. A remainder is dropped.
     """
     pooled: Array = _forward(images, kernel, padding, precision)[0]
     return pooled
@@ -127,7 +127,9 @@ def _forward(images: Array, kernel: Array, padding: Any, precision: Any) -> Any:
     patches = _window_patches(images, size, padding)
     outputs = jnp.matmul(patches, _four_kernels(kernel), precision=precision)
     largest, first = first_maximum(jnp.split(outputs, 4, axis=-1))
-    maxima = largest.reshape(len(images), *_pooled_size(images, size, padding), cout)
+    maxima = largest.reshape(
+        images.shape[0], *_pooled_size(images, size, padding), cout
+    )
     return maxima, (images, kernel, patches, first)
 
 

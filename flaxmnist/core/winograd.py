@@ -119,7 +119,7 @@ def _transform(matrix: np.ndarray, images: Array) -> Array:
 def _transform_back(matrix: np.ndarray, tiles: Array) -> Array:
     """Returns images, as the adjoint of :func:`_transform`: overlapping tiles add up.
 
-    There is an additional row and column of tiles, to which the last ones extend.
+    The result has one more row and column of tiles, because tiles overlap.
     """
     across = _overlap_add(_combine(matrix.T, list(tiles)), axis=4)
     down = _combine(matrix.T, list(across.swapaxes(0, 1)))
@@ -141,7 +141,11 @@ def _overlap_add(parts: Array, axis: int) -> Array:
 
 
 def _to_images(tiles: Array) -> Array:
-    """Turns `[row in tile, column in tile, batch, rows, columns, channels]` around."""
+    """Joins tiles to images `[batch, height, width, channels]`.
+
+    Args:
+      tiles: `[row in tile, column in tile, batch, rows, columns, channels]`.
+    """
     height, width, batch, rows, columns, channels = tiles.shape
     return tiles.transpose(2, 3, 0, 4, 1, 5).reshape(
         batch, rows * height, columns * width, channels
@@ -173,7 +177,8 @@ def conv(
       kernel: `[r, r, cin, cout]`.
       padding: zeros before and after, for each spatial dimension.
       precision: precision of the matrix products.
-      pool: whether to take the maximum of each 2×2 outputs; a remainder is dropped.
+      pool: whether to take the maximum of each block of 2×2 outputs, without a
+        remainder.
     """
     parts = _num_parts(images, kernel, padding)
     if parts == 1:
@@ -267,19 +272,20 @@ def _backward(
     return of_padded[:, top : top + height, left : left + width], of_kernel
 
 
-def _transform_maxima(matrix: np.ndarray, first: Array, images: Array) -> Array:
-    """Transforms tiles of which each 2×2 pixels are a value of `images`, and zeros.
+def _transform_maxima(matrix: np.ndarray, first: Array, grads: Array) -> Array:
+    """Transforms the gradient of tiles of which only the maxima have one.
 
     Args:
       matrix: `[n, TILE]`.
-      first: places of the values, `[2, 2, batch, rows, columns, channels]`.
-      images: `[batch, 2 rows, 2 columns, channels]`.
+      first: place of the maximum of each block of 2×2 pixels,
+        `[2, 2, batch, rows, columns, channels]`.
+      grads: gradient of the maxima, `[batch, 2 rows, 2 columns, channels]`.
 
     Returns:
       what :func:`_transform` returns of such tiles.
     """
-    batch, height, width, channels = images.shape
-    values = images.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    batch, height, width, channels = grads.shape
+    values = grads.reshape(batch, height // 2, 2, width // 2, 2, channels)
     values = values.transpose(2, 4, 0, 1, 3, 5)
 
     def pixels(row: int, column: int) -> Array:

@@ -130,7 +130,7 @@ def test_networks_have_their_number_of_parameters(layers, count):
 
 def test_crop_is_resized_bilinearly():
     images = np.random.default_rng(0).random((2, 9, 12, 1), np.float32)
-    model = ConvNet(layers="1C1-MP2", crop=7)
+    model = ConvNet(layers="1C1", crop=7)
     kernel = {"kernel": np.ones((1, 1, 1, 1)), "bias": np.zeros(1)}
     seen = model.apply(
         {"params": variables(model, images)["params"] | {"Conv_0": kernel}},

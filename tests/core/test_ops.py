@@ -33,7 +33,12 @@ SHAPES = [
         (1, 5, 6, 8), (5, 5), (1, 1), ((4, 3), (2, 4)), marks=pytest.mark.slow
     ),
     ((1, 6, 6, 8), (3, 3), (1, 1), ((3, 0), (1, 1))),
-    # Not by it: a stride, another shape.
+    # Maxima by patches: few channels; a remainder, and padding of one side.
+    ((2, 7, 9, 1), (3, 3), (1, 1), "SAME"),
+    pytest.param(
+        (1, 8, 7, 2), (3, 4), (1, 1), ((2, 0), (1, 3)), marks=pytest.mark.slow
+    ),
+    # Not by Winograd's algorithm: a stride, another shape.
     ((2, 8, 8, 8), (3, 3), (2, 1), "SAME"),
     ((1, 8, 8, 8), (3, 5), (1, 1), "SAME"),
 ]
