@@ -280,7 +280,7 @@ def test_a_step_of_the_cnn_computes_less_than_direct_convolution(monkeypatch):
     direct = cost()
     assert ours["flops"] < 0.5 * direct["flops"]
     # Winograd's tiles are larger than images. JAX before 0.8 fuses less, in both.
-    bound = 2.75 if jax.__version_info__ >= (0, 8) else 3
+    bound = 2.75 if jax.__version_info__ >= (0, 8) else 3.25
     assert ours["bytes accessed"] < bound * direct["bytes accessed"]
     assert ours["fusions"] < 2 * direct["fusions"]
 

@@ -240,6 +240,24 @@ def test_onnx_predicts_the_same(workdir, images, capsys):
         np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.CNN(features=(20, 4), hidden=(8,), batch_norm=True),
+        # A network that would also run without its pooling.
+        models.ConvNet(layers="8C3-MP2-4C3-BN-MP2-AP"),
+    ],
+)
+def test_onnx_pools_as_the_model_does(model, make_state, images, tmp_path):
+    pytest.importorskip("jax2onnx", reason="needs 'flaxmnist[onnx]'")
+    state = make_state(model)
+    with jax.numpy_rank_promotion("allow"):
+        run = write.FORMATS["onnx"](state, tmp_path, None)
+    images = images[..., None]
+    wanted = predict_step(state, images)["logits"]
+    np.testing.assert_allclose(run(images), wanted, atol=1e-5)
+
+
 def test_the_card_says_what_the_model_is(workdir):
     folder = open_run(workdir).export("numpy")
     card = (folder / "README.md").read_text()
