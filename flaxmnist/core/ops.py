@@ -5,7 +5,6 @@ slower than outside (jax-ml/jax#12868), and a training loop that stays on the de
 is such a loop. Where :func:`conv` is differentiated on CPU, it therefore consists of
 matrix products: over tiles where `winograd` is faster, otherwise over `patches`.
 Elsewhere it is XLA's own convolution, which is faster without gradients.
-:func:`conv_max_pool` also contains the pooling that follows.
 """
 
 import math
@@ -61,6 +60,8 @@ def conv(
     rhs: Float[Array, "*kernel cin_per_group cout"],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
+    *,
+    pool: bool = False,
     **kwargs: Any,
 ) -> Float[Array, "batch *out_spatial cout"]:
     """Replaces `lax.conv_general_dilated`, with fast gradients in a loop on CPU.
@@ -68,57 +69,28 @@ def conv(
     If it is differentiated, the platform for which the program is compiled determines
     the computation of both the convolution and its gradients.
 
+    With `pool`, training on CPU takes the maxima before the outputs are arranged as
+    images, which saves passes over memory. Images of few channels and few kernels are
+    computed so without gradients, too. A bias and an increasing function can follow, as
+    they commute with the maximum.
+
     Args:
       lhs: images, channels last.
       rhs: kernel.
       window_strides: one stride a spatial dimension.
       padding: "SAME", "VALID" or a (low, high) pair a spatial dimension.
+      pool: whether to take the maximum of each block of 2×2 outputs; a remainder is
+        dropped.
       **kwargs: the other arguments of `lax.conv_general_dilated`, as `nn.Conv`
         gives them.
     """
-    return _conv(lhs, rhs, window_strides, padding, pool=False, **kwargs)
-
-
-def conv_max_pool(
-    lhs: Float[Array, "batch height width cin"],
-    rhs: Float[Array, "kh kw cin cout"],
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    **kwargs: Any,
-) -> Float[Array, "batch out_height out_width cout"]:
-    """Takes the maximum of each block of 2×2 outputs of :func:`conv`.
-
-    A remainder is dropped. On CPU, training takes the maxima before the outputs are
-    arranged as images, which saves passes over memory. Images of few channels and few
-    kernels are computed so without gradients, too. A bias and an increasing function
-    can follow, as they commute with the maximum.
-
-    Args:
-      lhs: images, channels last.
-      rhs: kernel.
-      window_strides: those of the convolution.
-      padding: that of the convolution.
-      **kwargs: see :func:`conv`.
-    """
-    return _conv(lhs, rhs, window_strides, padding, pool=True, **kwargs)
-
-
-def _conv(
-    lhs: Array,
-    rhs: Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    *,
-    pool: bool,
-    **kwargs: Any,
-) -> Array:
     precision = kwargs.get("precision")
 
-    def reduce(out: Array) -> Array:
+    def maxima(out: Array) -> Array:
         return max_pool(out, (2, 2)) if pool else out
 
     def xla(lhs: Array, rhs: Array) -> Array:
-        return reduce(
+        return maxima(
             lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
         )
 
@@ -138,7 +110,7 @@ def _conv(
             return out
         if winograd.is_faster(lhs, rhs, window_strides, pads):
             return winograd.conv(lhs, rhs, pads, precision, pool)
-        return reduce(patches.conv(lhs, rhs, window_strides, pads, precision))
+        return maxima(patches.conv(lhs, rhs, window_strides, pads, precision))
 
     def differentiable(lhs: Array, rhs: Array) -> Array:
         out: Array = lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxmnist.core.pooling import first_maximum, of_first
+from flaxmnist.core.pooling import first_maximum
 
 # Channels for which `conv_max_pool` is used: those of gray and colour images.
 MAX_CHANNELS = 4
@@ -136,7 +136,10 @@ def _forward(images: Array, kernel: Array, padding: Any, precision: Any) -> Any:
 def _backward(padding: Any, precision: Any, residuals: Any, grads: Array) -> Any:
     images, kernel, patches, first = residuals
     *size, _, cout = kernel.shape
-    of_outputs = jnp.concatenate(of_first(first, grads.reshape(-1, cout), 4), axis=-1)
+    rows = grads.reshape(-1, cout)
+    of_outputs = jnp.concatenate(
+        [jnp.where(first == place, rows, 0) for place in range(4)], axis=-1
+    )
     of_patches = jnp.matmul(of_outputs, _four_kernels(kernel).T, precision=precision)
     of_kernels = jnp.matmul(patches.T, of_outputs, precision=precision)
     cut = functools.partial(_window_patches, size=size, padding=padding)

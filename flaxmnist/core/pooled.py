@@ -40,8 +40,8 @@ class Conv(nn.Module):
         bias = self.param("bias", self.bias_init, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         layout = ("NHWC", "HWIO", "NHWC")
-        maxima = ops.conv_max_pool(
-            x, kernel, self.strides, self.padding, dimension_numbers=layout
+        maxima = ops.conv(
+            x, kernel, self.strides, self.padding, pool=True, dimension_numbers=layout
         )
         return maxima + _by_channel(bias)
 

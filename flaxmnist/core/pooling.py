@@ -25,6 +25,15 @@ def _windows(images: Any, window: Window) -> Any:
     )
 
 
+def first_maximum(parts: Sequence[Array]) -> tuple[Array, Array]:
+    """Returns the maximum of several arrays, and the index of the first that has it."""
+    largest = functools.reduce(jnp.maximum, parts)
+    first = jnp.full(largest.shape, len(parts) - 1, jnp.uint8)
+    for index in reversed(range(len(parts) - 1)):
+        first = jnp.where(parts[index] == largest, jnp.uint8(index), first)
+    return largest, first
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(
     images: Shaped[Array, "*batch height width channels"], window: Window
@@ -45,13 +54,10 @@ def max_pool(
 def _max_pool_jvp(window: Window, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (images,), (moves,) = primals, tangents
     windows = _windows(images, window)
-    places = np.arange(math.prod(window))
-    places = places.astype(np.min_scalar_type(-places.size))
-    largest = windows.max(axis=(-4, -2))
-    first = jnp.full(largest.shape, places[-1])
-    for place in places[-2::-1]:
-        row, column = divmod(int(place), window[1])
-        first = jnp.where(windows[..., row, :, column, :] == largest, place, first)
+    largest, first = first_maximum(
+        [windows[..., row, :, column, :] for row, column in np.ndindex(window)]
+    )
+    places = np.arange(math.prod(window), dtype=first.dtype)
     shape = (1,) * (windows.ndim - 4) + (window[0], 1, window[1], 1)
     chosen = first[..., None, :, None, :] == places.reshape(shape)
     moved = jnp.where(chosen, _windows(moves, window), 0).sum(axis=(-4, -2))
@@ -64,17 +70,3 @@ def average_pool(
     """Takes the mean of each window; a remainder is dropped."""
     means: Array = _windows(images, window).mean(axis=(-4, -2))
     return means
-
-
-def first_maximum(parts: Sequence[Array]) -> tuple[Array, Array]:
-    """Returns the maximum of several arrays, and the index of the first that has it."""
-    largest = functools.reduce(jnp.maximum, parts)
-    first = jnp.full(largest.shape, len(parts) - 1, jnp.uint8)
-    for index in reversed(range(len(parts) - 1)):
-        first = jnp.where(parts[index] == largest, jnp.uint8(index), first)
-    return largest, first
-
-
-def of_first(first: Array, values: Array, count: int) -> list[Array]:
-    """Returns `count` arrays: `values` where `first` is their index, else zeros."""
-    return [jnp.where(first == index, values, 0) for index in range(count)]

@@ -117,7 +117,7 @@ def _transform(matrix: np.ndarray, images: Array) -> Array:
 
 
 def _transform_back(matrix: np.ndarray, tiles: Array) -> Array:
-    """Returns images, as the adjoint of :func:`_transform`: overlapping tiles add up.
+    """Returns the adjoint of :func:`_transform`: images where overlapping tiles add up.
 
     The result has one more row and column of tiles, because tiles overlap.
     """
@@ -273,7 +273,7 @@ def _backward(
 
 
 def _transform_maxima(matrix: np.ndarray, first: Array, grads: Array) -> Array:
-    """Transforms the gradient of tiles of which only the maxima have one.
+    """Transforms the gradient of tiles, which is zero except at the maxima.
 
     Args:
       matrix: `[n, TILE]`.

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from flaxmnist.core import models, objective, optim, sharding, steps
 from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.nn import max_pool
 from flaxmnist.core.state import abstract_state, create_state
 from flaxmnist.data import DeviceFeed, HostFeed
 from flaxmnist.errors import UserError
@@ -275,12 +276,20 @@ def test_a_step_of_the_cnn_computes_less_than_direct_convolution(monkeypatch):
         fusions = len(re.findall(r" fusion\(", compiled.as_text()))
         return compiled.cost_analysis() | {"fusions": fusions}
 
+    class Conv(nn.Conv):
+        """Convolution, ReLU and pooling one after the other."""
+
+        @nn.compact
+        def __call__(self, images):
+            return max_pool(nn.relu(super().__call__(images)), (2, 2), (2, 2))
+
     ours = cost()
     monkeypatch.setattr(models.ops, "has_fast_gradient", lambda *_: False)
+    monkeypatch.setattr(models.pooled, "Conv", Conv)
     direct = cost()
     assert ours["flops"] < 0.5 * direct["flops"]
-    # Winograd's tiles are larger than images. JAX before 0.8 fuses less, in both.
-    bound = 2.75 if jax.__version_info__ >= (0, 8) else 3.25
+    # JAX before 0.8 fuses less of ours.
+    bound = 2.5 if jax.__version_info__ >= (0, 8) else 3
     assert ours["bytes accessed"] < bound * direct["bytes accessed"]
     assert ours["fusions"] < 2 * direct["fusions"]
 
