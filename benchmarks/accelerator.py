@@ -129,6 +129,8 @@ def measure(network, precision, batch_size, rounds, seconds):
 
     import jax
 
+    from flaxmnist.data import DeviceFeed, Split
+
     images, labels, *test = digits()
     figures, train, warm = {"n": rounds, "compile_seconds": {}}, {}, {}
 
@@ -157,7 +159,7 @@ def measure(network, precision, batch_size, rounds, seconds):
         if way == "train_steps":
             stats = jax.devices()[0].memory_stats() or {}
             figures["peak_bytes"] = stats.get("peak_bytes_in_use")
-            peer.test = peer.test.in_order(batch_size)
+            peer.test = DeviceFeed(Split(*test), batch_size, peer.mesh)
             evaluate = peer.evaluate
             evaluate()
     found = []

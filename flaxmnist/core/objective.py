@@ -185,6 +185,7 @@ def augmented(state: TrainState, batch: Batch) -> dict[str, Array]:
     return batch
 
 
+@jax.jit  # So that several programs of a run trace it once.
 def gradient(state: TrainState, batch: Batch) -> Gradient:
     """Differentiates :func:`loss_fn` by the parameters, over :func:`augmented` images.
 

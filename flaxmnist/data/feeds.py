@@ -9,7 +9,7 @@ import concurrent.futures
 import copy
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import jax
@@ -43,17 +43,19 @@ class DeviceBatches:
       images: uint8 `[count, pixels]`, replicated.
       labels: int32 `[count]`, replicated.
       order: int32 `[steps, batch]`, rows of `images`, split over the devices.
+      steps: int32 `[]`, the number of steps after which `order` starts again.
       image_shape: height, width and channels (static).
     """
 
     images: jax.Array
     labels: jax.Array
     order: jax.Array
+    steps: jax.Array
     image_shape: ImageShape = struct.field(pytree_node=False)
 
     def at(self, step: jax.Array) -> Batch:
         """Gathers the batch of a step; the gather follows the sharding of `order`."""
-        rows = self.order[step % self.order.shape[0]]
+        rows = self.order[step % self.steps]
         mask = rows != PADDING
         rows = jnp.where(mask, rows, 0)
         images = self.images[rows].reshape(-1, *self.image_shape)
@@ -97,11 +99,20 @@ class Feed(Protocol):
 
     steps_per_epoch: int
 
+    @classmethod
+    def in_order(
+        cls, splits: Mapping[str, Split], batch_size: int, mesh: Mesh
+    ) -> "Mapping[str, Feed]":
+        """Returns a feed of each split, which yields each example once, in order.
+
+        Their arrays have the same shapes, so that one compiled program serves them all.
+        """
+
     def chunks(self, start: int, stop: int) -> Iterator[tuple[Batches, int]]:
         """Yields `(batches, num_steps)` that cover the steps `start` … `stop - 1`."""
 
-    def in_order(self, batch_size: int) -> "Feed":
-        """Returns a feed for evaluation, which yields each example once, in order."""
+    def shuffled(self, batch_size: int, seed: int) -> "Feed":
+        """Returns a feed of the same examples, in a new order every epoch."""
 
     def continuing(self, origin: Origin) -> "Feed":
         """Returns a feed with this batch size from `origin` on."""
@@ -162,24 +173,58 @@ class DeviceFeed:
         )
         self._image_shape = split.image_shape
         self._labels = sharding.put(split.labels.astype(np.int32), replicated)
+        self._first = 0
         self._start(order)
 
-    def _start(self, order: Order) -> None:
+    def _start(self, order: Order, rows: int = 0) -> None:
         self._order = order
         self.steps_per_epoch = order.steps_per_epoch
+        self._steps = sharding.put(
+            np.int32(self.steps_per_epoch), sharding.replicated(self._mesh)
+        )
+        self._rows = max(rows, self.steps_per_epoch)
         # Only the current epoch is needed, and it is freed with its feed.
         self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> DeviceBatches:
         # `DeviceBatches.at` takes row `step % steps_per_epoch`.
         rows = np.roll(self._order.epoch(epoch), self._order.epochs.start, axis=0)
-        order = sharding.put(rows, sharding.split_over_data(self._mesh, axis=1))
-        return DeviceBatches(self._images, self._labels, order, self._image_shape)
+        rows = np.where(rows == PADDING, PADDING, rows + np.int32(self._first))
+        unused = self._rows - self.steps_per_epoch
+        rows = np.pad(rows, ((0, unused), (0, 0)), constant_values=PADDING)
+        return DeviceBatches(
+            images=self._images,
+            labels=self._labels,
+            order=sharding.put(rows, sharding.split_over_data(self._mesh, axis=1)),
+            steps=self._steps,
+            image_shape=self._image_shape,
+        )
 
-    def in_order(self, batch_size: int) -> "DeviceFeed":
+    @classmethod
+    def in_order(
+        cls, splits: Mapping[str, Split], batch_size: int, mesh: Mesh
+    ) -> dict[str, "DeviceFeed"]:
+        """See :class:`Feed`."""
+        images = np.concatenate([in_memory(one.images) for one in splits.values()])
+        labels = [one.labels.astype(np.int32) for one in splits.values()]
+        whole = cls(Split(images, np.concatenate(labels)), batch_size, mesh)
+        orders = {
+            name: Order(len(one), batch_size, mesh, None)
+            for name, one in splits.items()
+        }
+        most = max(order.steps_per_epoch for order in orders.values())
+        feeds, first = {}, 0
+        for name, order in orders.items():
+            feed = feeds[name] = copy.copy(whole)
+            feed._first = first
+            feed._start(order, rows=most)
+            first += order.count
+        return feeds
+
+    def shuffled(self, batch_size: int, seed: int) -> "DeviceFeed":
         """See :class:`Feed`."""
         feed = copy.copy(self)
-        feed._start(Order(self._order.count, batch_size, self._mesh, None))
+        feed._start(Order(self._order.count, batch_size, self._mesh, seed))
         return feed
 
     def continuing(self, origin: Origin) -> "DeviceFeed":
@@ -225,9 +270,20 @@ class HostFeed:
         self._rows = functools.lru_cache(maxsize=2)(self._order.epoch)
         self._slabs: dict[tuple[int, int], concurrent.futures.Future[HostBatches]] = {}
 
-    def in_order(self, batch_size: int) -> "HostFeed":
+    @classmethod
+    def in_order(
+        cls, splits: Mapping[str, Split], batch_size: int, mesh: Mesh
+    ) -> dict[str, "HostFeed"]:
         """See :class:`Feed`."""
-        return HostFeed(self._split, batch_size, self._mesh)
+        feeds = {name: cls(one, batch_size, mesh) for name, one in splits.items()}
+        most = max(feed._slab_steps for feed in feeds.values())
+        for feed in feeds.values():
+            feed._slab_steps = most
+        return feeds
+
+    def shuffled(self, batch_size: int, seed: int) -> "HostFeed":
+        """See :class:`Feed`."""
+        return HostFeed(self._split, batch_size, self._mesh, seed)
 
     def continuing(self, origin: Origin) -> "HostFeed":
         """See :class:`Feed`."""

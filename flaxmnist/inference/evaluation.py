@@ -19,9 +19,11 @@ def evaluation(run: "SavedRun", splits: Sequence[str] = SPLITS) -> Evaluation:
         options.check("", {"split": split}, {"split": options.one_of(SPLITS)})
     dataset, config = run.dataset, run.config
     check_dataset(config, dataset)
-    make = FEEDS[config.data.placement]
-    size = eval_batch_size(config, dataset, run.mesh)
-    feeds = {name: make(dataset.split(name), size, run.mesh) for name in splits}
+    feeds = FEEDS[config.data.placement].in_order(
+        {name: dataset.split(name) for name in splits},
+        eval_batch_size(config, dataset, run.mesh),
+        run.mesh,
+    )
     return Evaluation(
         config=config,
         dataset=dataset,

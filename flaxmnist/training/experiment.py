@@ -241,18 +241,14 @@ def load_dataset(config: Config, dataset: data.Dataset | None) -> data.Dataset:
 
 def _make_feeds(
     config: Config, dataset: data.Dataset, mesh: Mesh
-) -> tuple[Feed, dict[str, Feed]]:
+) -> tuple[Feed, Mapping[str, Feed]]:
     """Returns the feed of training, and those of evaluation by split."""
     # This reads files on disk in order; feeds read them in random order.
     _ = dataset.fingerprints
-    make_feed = FEEDS[config.data.placement]
-    feed = make_feed(dataset.train, config.batch_size, mesh, config.seed)
+    splits = {name: dataset.split(name) for name in data.SPLITS}
     eval_batch = eval_batch_size(config, dataset, mesh)
-    return feed, {
-        "train": feed.in_order(eval_batch),
-        "validation": make_feed(dataset.validation, eval_batch, mesh),
-        "test": make_feed(dataset.test, eval_batch, mesh),
-    }
+    eval_feeds = FEEDS[config.data.placement].in_order(splits, eval_batch, mesh)
+    return eval_feeds["train"].shuffled(config.batch_size, config.seed), eval_feeds
 
 
 def make_layout(config: Config) -> sharding.Layout:

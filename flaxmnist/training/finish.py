@@ -53,7 +53,12 @@ def finish(
             best_step, best_state = progress.step, progress.state
         with clock("evaluate"):
             summary = summarize(
-                experiment, best_state, progress.step, best_step, console
+                experiment,
+                best_state,
+                progress.step,
+                best_step,
+                console,
+                validation=progress.validation if best_step == progress.step else None,
             )
         trained = (progress.step - first_step) * experiment.config.batch_size
         seconds = clock.table()

@@ -41,7 +41,7 @@ def describe(run: Evaluation) -> Description:
 
 
 def evaluate_splits(
-    run: Evaluation, state: TrainState, console: Console, splits: Iterable[str] = SPLITS
+    run: Evaluation, state: TrainState, console: Console, splits: Iterable[str]
 ) -> dict[str, Figures]:
     """Evaluates a state; returns the figures of each split."""
     figures = {}
@@ -83,7 +83,12 @@ def print_table(console: Console, summary: Summary, checkpoint: str = "") -> Non
 
 
 def summarize(
-    run: Evaluation, state: TrainState, step: int, evaluated_step: int, console: Console
+    run: Evaluation,
+    state: TrainState,
+    step: int,
+    evaluated_step: int,
+    console: Console,
+    validation: Figures | None = None,
 ) -> Summary:
     """Evaluates the three splits and returns the summary of the run.
 
@@ -93,8 +98,12 @@ def summarize(
       step: the last step trained.
       evaluated_step: the step of `state`.
       console: shows the progress.
+      validation: the figures of `state` on validation, if it was evaluated there.
     """
-    device, figures = jax.devices()[0], evaluate_splits(run, state, console)
+    device = jax.devices()[0]
+    figures = {} if validation is None else {"validation": validation}
+    unknown = [split for split in SPLITS if split not in figures]
+    figures |= evaluate_splits(run, state, console, unknown)
     outputs = predict(state, run.eval_feeds["validation"], run.replicated)
     return Summary(
         **vars(describe(run)),

@@ -269,8 +269,10 @@ def test_a_step_of_the_cnn_computes_less_than_direct_convolution(monkeypatch):
         "label": jax.ShapeDtypeStruct((8,), jnp.int32),
     }
 
+    # Functions of their own each time, or they would not be traced again.
+    monkeypatch.setattr(steps, "gradient", inspect.unwrap(steps.gradient))
+
     def cost():
-        # A function of its own each time, or it would not be traced again.
         step = inspect.unwrap(steps.train_step)
         compiled = jax.jit(lambda *args: step(*args)).lower(state, batch).compile()
         fusions = len(re.findall(r" fusion\(", compiled.as_text()))
@@ -409,6 +411,8 @@ def test_a_large_batch_is_divided_on_one_cpu_if_that_changes_no_update(
     make_state, monkeypatch, synthetic
 ):
     """The activations are those of two layers, of dropout and of the model itself."""
+    # Not traced once for both sizes of the cache.
+    gradient = inspect.unwrap(objective.gradient)
     state = create_state(models.MLP(hidden=(8,), dropout_rate=0.5), optax.sgd(1.0))
     batch = batch_of(synthetic.train, 40) | {"weight": np.linspace(0, 1, 40)}
     whole, _ = gradient(state, batch)
@@ -422,7 +426,7 @@ def test_a_large_batch_is_divided_on_one_cpu_if_that_changes_no_update(
     cut, (metrics, _) = gradient(state, batch)
     assert metrics.count == 40
     assert_close(cut, whole)
-    found = jax.make_jaxpr(lambda state: steps.gradient(state, batch))(state)
+    found = jax.make_jaxpr(lambda state: gradient(state, batch))(state)
     assert "length=4" in str(found)
 
     class Own(models.MLP):

@@ -15,6 +15,7 @@ import time
 import tracemalloc
 import zlib
 
+import jax
 import numpy as np
 import pytest
 from helpers import NAMES, save_idx, write_idx, write_prepared
@@ -225,6 +226,32 @@ def test_host_and_device_yield_the_same_batches(synthetic, monkeypatch, devices)
     np.testing.assert_array_equal(
         seen[0][0]["image"][..., 0], synthetic.train.images[order]
     )
+
+
+@pytest.mark.parametrize("feed", [DeviceFeed, HostFeed])
+def test_splits_in_order_have_arrays_of_one_shape(synthetic, mesh, feed):
+    splits = {name: synthetic.split(name) for name in data.SPLITS}
+    feeds, shapes = feed.in_order(splits, 300, mesh), set()
+    assert len({each.steps_per_epoch for each in feeds.values()}) > 1
+    for name, split in splits.items():
+        step, seen = 0, []
+        # Two passes.
+        for batches, count in feeds[name].chunks(0, 2 * feeds[name].steps_per_epoch):
+            shapes.add(str(jax.tree.map(np.shape, batches)))
+            seen += [batches.at(step + offset) for offset in range(count)]
+            step += count
+        for key, expected in (("image", split.images), ("label", split.labels)):
+            found = np.concatenate([batch[key][batch["mask"]] for batch in seen])
+            np.testing.assert_array_equal(found.squeeze(), [*expected, *expected])
+    assert len(shapes) == 1
+    one, other = (
+        next(shuffled.chunks(30, 31))[0].at(30)
+        for shuffled in (
+            feeds["train"].shuffled(80, 5),
+            feed(synthetic.train, 80, mesh, 5),
+        )
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 # Downloads, from a server on this machine.

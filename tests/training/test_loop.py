@@ -816,9 +816,9 @@ def test_a_signal_after_training_says_how_to_finish(
     workdir, config = unfinished(finished_run, tmp_path), tiny_config(report=True)
     called = getattr(finish, name)
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         os.kill(os.getpid(), number)
-        return called(*args)
+        return called(*args, **options)
 
     monkeypatch.setattr(html, "write_report", lambda *args: None)
     with monkeypatch.context() as patch:
