@@ -46,6 +46,7 @@ EPOCH_LIBRARIES = (
     "torch:dataloader",
     "keras:function",
 )
+COST_LIBRARIES = ("flaxmnist", "torch:eager", "torch:channels_last", "keras:function")
 BATCH_SIZES = (1, 8, 64, 512, 4096)
 # What is measured, of whom: (task, network, batch size).
 TASKS = {
@@ -186,10 +187,15 @@ def save_data(path):
     np.savez(path, **arrays)
 
 
+def with_peers(libraries, peers):
+    """Returns flaxmnist, and those of the libraries that are among `peers`."""
+    return [name for name in libraries if name in ("flaxmnist", *peers)]
+
+
 def measure_tasks(chosen, peers, data, ceiling, **turns):
     """Measures and prints the tasks that are `chosen`; yields name and results."""
     for what, libraries in TASKS.items():
-        libraries = [name for name in libraries if name in ("flaxmnist", *peers)]
+        libraries = with_peers(libraries, peers)
         task, network, _ = what
         name = " ".join(map(str, what))
         if chosen and name not in chosen:
@@ -226,12 +232,13 @@ def measure_starts(data, **turns):
     yield name, results
 
 
-def measure_costs(data, **turns):
+def measure_costs(peers, data, **turns):
     """Measures and prints batch sizes, virtual devices, and dispatch by dispatch."""
+    libraries = with_peers(COST_LIBRARIES, peers)
     for batch_size in BATCH_SIZES:
         what = ("train", "cnn", batch_size)
         name = f"cost: batches of {batch_size}"
-        results = take_turns(("flaxmnist", "torch:eager"), what, data, **turns)
+        results = take_turns(libraries, what, data, **turns)
         print_table(name, results, "images_per_second", "images/s")
         yield name, results
     devices = ("flaxmnist", "flaxmnist:2", "flaxmnist:4", "flaxmnist:8")
@@ -254,7 +261,7 @@ def main():
         "--only", nargs="*", help="such as 'train cnn 100', starts, costs"
     )
     parser.add_argument(
-        "--peers", nargs="*", default=ALL, help="such as torch:eager; default: all"
+        "--peers", nargs="*", default=ALL, choices=ALL, help="default: all"
     )
     args = parser.parse_args()
     turns = {"rounds": args.rounds, "threads": args.threads}
@@ -276,7 +283,7 @@ def main():
         if not args.only or "starts" in args.only:
             parts.append(measure_starts(data, **turns))
         if not args.only or "costs" in args.only:
-            parts.append(measure_costs(data, **turns))
+            parts.append(measure_costs(args.peers, data, **turns))
         for name, results in itertools.chain(*parts):
             measured[name], dates[name] = results, time.strftime("%Y-%m-%d")
             # At once: what an hour has measured is not lost.
