@@ -7,9 +7,10 @@ resumed run sees the same batches as an uninterrupted run.
 
 import concurrent.futures
 import copy
+import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import jax
@@ -22,7 +23,7 @@ from flaxmnist.core import sharding
 from flaxmnist.core.batch import ImageShape
 from flaxmnist.core.types import Batch
 from flaxmnist.data.order import PADDING, Order, Origin
-from flaxmnist.data.rows import Read, gather, in_memory, reader
+from flaxmnist.data.rows import Read, gather, joined, reader
 from flaxmnist.data.splits import Split
 from flaxmnist.errors import UserError
 from flaxmnist.runtime.memory import available_memory
@@ -126,9 +127,9 @@ def _count(split: object) -> int:
     return len(split)
 
 
-def _check_fits(split: Split, mesh: Mesh) -> None:
-    """Raises UserError if the devices of this process cannot hold a split each."""
-    size = (math.prod(split.image_shape) + 4) * len(split)  # Labels are int32.
+def _check_fits(count: int, image_shape: ImageShape, mesh: Mesh) -> None:
+    """Raises UserError if a device of this process cannot hold so many examples."""
+    size = (math.prod(image_shape) + 4) * count  # Labels are int32.
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
         size, free = size * len(devices), available_memory()
@@ -141,9 +142,35 @@ def _check_fits(split: Split, mesh: Mesh) -> None:
     # The model and the activations of a step need the rest.
     if size > MAX_SHARE * free:
         raise UserError(
-            f"data.placement='device': {len(split):,} images need {size / 1e9:.1f} GB "
+            f"data.placement='device': {count:,} images need {size / 1e9:.1f} GB "
             f"of memory, and {free / 1e9:.1f} GB are available; set data.placement=host"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples:
+    """Splits on the devices, one after the other.
+
+    Attributes:
+      images: uint8 `[count, pixels]`, replicated.
+      labels: int32 `[count]`, replicated.
+      first: row of the first example of the split in use.
+      least_steps: number of rows that an order has at least.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    first: int = 0
+    least_steps: int = 0
+
+    @classmethod
+    def of(cls, splits: Sequence[Split], mesh: Mesh) -> "_Examples":
+        """Places splits; raises UserError if they do not fit."""
+        count = sum(map(len, splits))
+        _check_fits(count, splits[0].image_shape, mesh)
+        images = joined([split.images for split in splits]).reshape(count, -1)
+        labels = np.concatenate([split.labels.astype(np.int32) for split in splits])
+        return cls(*sharding.put_tree((images, labels), sharding.replicated(mesh)))
 
 
 class DeviceFeed:
@@ -162,39 +189,38 @@ class DeviceFeed:
     """
 
     def __init__(
-        self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
+        self,
+        split: Split,
+        batch_size: int,
+        mesh: Mesh,
+        seed: int | None = None,
+        *,
+        _examples: _Examples | None = None,
     ):
         order = Order(_count(split), batch_size, mesh, seed)
-        replicated = sharding.replicated(mesh)
-        self._mesh = mesh
-        _check_fits(split, mesh)
-        self._images = sharding.put(
-            in_memory(split.images).reshape(len(split), -1), replicated
-        )
-        self._image_shape = split.image_shape
-        self._labels = sharding.put(split.labels.astype(np.int32), replicated)
-        self._first = 0
+        self._mesh, self._image_shape = mesh, split.image_shape
+        self._examples = _examples or _Examples.of([split], mesh)
         self._start(order)
 
-    def _start(self, order: Order, rows: int = 0) -> None:
+    def _start(self, order: Order) -> None:
         self._order = order
         self.steps_per_epoch = order.steps_per_epoch
         self._steps = sharding.put(
-            np.int32(self.steps_per_epoch), sharding.replicated(self._mesh)
+            np.int32(order.steps_per_epoch), sharding.replicated(self._mesh)
         )
-        self._rows = max(rows, self.steps_per_epoch)
         # Only the current epoch is needed, and it is freed with its feed.
         self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> DeviceBatches:
         # `DeviceBatches.at` takes row `step % steps_per_epoch`.
         rows = np.roll(self._order.epoch(epoch), self._order.epochs.start, axis=0)
-        rows = np.where(rows == PADDING, PADDING, rows + np.int32(self._first))
-        unused = self._rows - self.steps_per_epoch
+        examples = self._examples
+        rows = np.where(rows == PADDING, PADDING, rows + np.int32(examples.first))
+        unused = max(0, examples.least_steps - len(rows))
         rows = np.pad(rows, ((0, unused), (0, 0)), constant_values=PADDING)
         return DeviceBatches(
-            images=self._images,
-            labels=self._labels,
+            images=examples.images,
+            labels=examples.labels,
             order=sharding.put(rows, sharding.split_over_data(self._mesh, axis=1)),
             steps=self._steps,
             image_shape=self._image_shape,
@@ -205,20 +231,16 @@ class DeviceFeed:
         cls, splits: Mapping[str, Split], batch_size: int, mesh: Mesh
     ) -> dict[str, "DeviceFeed"]:
         """See :class:`Feed`."""
-        images = np.concatenate([in_memory(one.images) for one in splits.values()])
-        labels = [one.labels.astype(np.int32) for one in splits.values()]
-        whole = cls(Split(images, np.concatenate(labels)), batch_size, mesh)
-        orders = {
-            name: Order(len(one), batch_size, mesh, None)
-            for name, one in splits.items()
-        }
-        most = max(order.steps_per_epoch for order in orders.values())
+        orders = [Order(len(one), batch_size, mesh, None) for one in splits.values()]
+        whole = dataclasses.replace(
+            _Examples.of([*splits.values()], mesh),
+            least_steps=max(order.steps_per_epoch for order in orders),
+        )
         feeds, first = {}, 0
-        for name, order in orders.items():
-            feed = feeds[name] = copy.copy(whole)
-            feed._first = first
-            feed._start(order, rows=most)
-            first += order.count
+        for name, split in splits.items():
+            part = dataclasses.replace(whole, first=first)
+            feeds[name] = cls(split, batch_size, mesh, _examples=part)
+            first += len(split)
         return feeds
 
     def shuffled(self, batch_size: int, seed: int) -> "DeviceFeed":

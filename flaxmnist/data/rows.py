@@ -5,7 +5,7 @@ import itertools
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,9 +90,20 @@ def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
         yield out
 
 
-def in_memory(array: np.ndarray) -> np.ndarray:
-    """Returns the array, copied into memory if it is mapped."""
-    return np.concatenate(list(slabs(array))) if is_mapped(array) else array
+def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns arrays, joined along their first dimension, in memory.
+
+    A single array that is not mapped is not copied.
+    """
+    first = arrays[0]
+    if len(arrays) == 1 and not is_mapped(first):
+        return first
+    whole = np.empty((sum(map(len, arrays)), *first.shape[1:]), first.dtype)
+    start = 0
+    for part in itertools.chain.from_iterable(map(slabs, arrays)):
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
 
 
 def gather(array: np.ndarray, read: Read, rows: np.ndarray) -> np.ndarray:

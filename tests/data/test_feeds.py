@@ -103,6 +103,9 @@ def test_data_that_does_not_fit_the_devices_is_refused(synthetic, mesh, monkeypa
     next(HostFeed(synthetic.train, 80, mesh, seed=0).chunks(0, 1))
     monkeypatch.setattr(feeds, "available_memory", lambda: 2 * needed)
     next(DeviceFeed(synthetic.train, 80, mesh, seed=0).chunks(0, 1))
+    splits = {name: synthetic.split(name) for name in data.SPLITS}
+    with pytest.raises(UserError, match=r"3,000 images need .* set data\.placement"):
+        DeviceFeed.in_order(splits, 80, mesh)
 
 
 @pytest.mark.parametrize("version", ["", "memory"])
