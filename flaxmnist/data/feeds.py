@@ -36,7 +36,7 @@ MAX_SHARE = 0.8
 
 @struct.dataclass
 class DeviceBatches:
-    """A split on the devices and the order of its examples.
+    """Examples on the devices and the order of those of a split.
 
     Images are flat, because tiled memory would pad a last dimension of 1.
 
@@ -127,12 +127,15 @@ def _count(split: object) -> int:
     return len(split)
 
 
-def _check_fits(count: int, image_shape: ImageShape, mesh: Mesh) -> None:
-    """Raises UserError if a device of this process cannot hold so many examples."""
-    size = (math.prod(image_shape) + 4) * count  # Labels are int32.
+def _check_fits(splits: Sequence[Split], mesh: Mesh) -> None:
+    """Raises UserError if the devices of this process cannot hold all splits each."""
+    count = sum(map(len, splits))
+    size = (math.prod(splits[0].image_shape) + 4) * count  # Labels are int32.
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
-        size, free = size * len(devices), available_memory()
+        # They are joined in memory, unless there is only one.
+        copies = len(devices) + (len(splits) > 1)
+        size, free = size * copies, available_memory()
     else:
         stats = [device.memory_stats() or {} for device in devices]
         rooms = [
@@ -166,9 +169,8 @@ class _Examples:
     @classmethod
     def of(cls, splits: Sequence[Split], mesh: Mesh) -> "_Examples":
         """Places splits; raises UserError if they do not fit."""
-        count = sum(map(len, splits))
-        _check_fits(count, splits[0].image_shape, mesh)
-        images = joined([split.images for split in splits]).reshape(count, -1)
+        _check_fits(splits, mesh)
+        images = joined([split.images.reshape(len(split), -1) for split in splits])
         labels = np.concatenate([split.labels.astype(np.int32) for split in splits])
         return cls(*sharding.put_tree((images, labels), sharding.replicated(mesh)))
 
@@ -212,7 +214,7 @@ class DeviceFeed:
         self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
 
     def _make_epoch(self, epoch: int) -> DeviceBatches:
-        # `DeviceBatches.at` takes row `step % steps_per_epoch`.
+        # `DeviceBatches.at` takes row `step % steps`.
         rows = np.roll(self._order.epoch(epoch), self._order.epochs.start, axis=0)
         examples = self._examples
         rows = np.where(rows == PADDING, PADDING, rows + np.int32(examples.first))
@@ -246,6 +248,7 @@ class DeviceFeed:
     def shuffled(self, batch_size: int, seed: int) -> "DeviceFeed":
         """See :class:`Feed`."""
         feed = copy.copy(self)
+        feed._examples = dataclasses.replace(self._examples, least_steps=0)
         feed._start(Order(self._order.count, batch_size, self._mesh, seed))
         return feed
 

@@ -95,14 +95,14 @@ def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
     A single array that is not mapped is not copied.
     """
-    first = arrays[0]
-    if len(arrays) == 1 and not is_mapped(first):
-        return first
-    whole = np.empty((sum(map(len, arrays)), *first.shape[1:]), first.dtype)
-    start = 0
-    for part in itertools.chain.from_iterable(map(slabs, arrays)):
-        whole[start : start + len(part)] = part
-        start += len(part)
+    if len(arrays) == 1 and not is_mapped(arrays[0]):
+        return arrays[0]
+    shape = sum(map(len, arrays)), *arrays[0].shape[1:]
+    whole, start = np.empty(shape, arrays[0].dtype), 0
+    for array in arrays:
+        stop = start + len(array)
+        reader(array, shuffled=False)(np.arange(len(array)), whole[start:stop])
+        start = stop
     return whole
 
 

@@ -25,8 +25,7 @@ def compile_reports(experiment: Experiment, progress: Progress) -> None:
     """Compiles the programs of logs and evaluations by running them once."""
     zero = experiment.put(0)
     observed_norms(experiment, progress.state, progress.step)
-    for feed in experiment.eval_feeds.values():
-        batches, _ = next(feed.chunks(0, 1))
-        eval_steps(progress.state, experiment.no_metrics(), batches, zero, zero)
+    batches, _ = next(experiment.eval_feeds["validation"].chunks(0, 1))
+    eval_steps(progress.state, experiment.no_metrics(), batches, zero, zero)
     all_finite(progress.state)
     experiment.schedule(zero)

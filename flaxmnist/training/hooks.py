@@ -216,7 +216,7 @@ def make_record(
     """Returns the record of figures that were measured at `step`."""
     epoch = experiment.epochs.at(step)
     return Record(
-        step, epoch, split, figures.loss, figures.accuracy, metrics=figures.metrics
+        step, epoch, split, figures.loss, figures.accuracy, metrics={**figures.metrics}
     )
 
 

@@ -340,8 +340,9 @@ class Dropouts(nn.Module):
 
 
 def gradient(state, batch):
-    """Compiles anew: a cached program may contain another `CACHE_BYTES`."""
-    return jax.jit(lambda state, batch: steps.gradient(state, batch))(state, batch)
+    """Traces anew: what is cached may contain another `CACHE_BYTES`."""
+    traced = inspect.unwrap(steps.gradient)
+    return jax.jit(lambda state, batch: traced(state, batch))(state, batch)
 
 
 def assert_close(one, other):
@@ -411,8 +412,6 @@ def test_a_large_batch_is_divided_on_one_cpu_if_that_changes_no_update(
     make_state, monkeypatch, synthetic
 ):
     """The activations are those of two layers, of dropout and of the model itself."""
-    # Not traced once for both sizes of the cache.
-    gradient = inspect.unwrap(objective.gradient)
     state = create_state(models.MLP(hidden=(8,), dropout_rate=0.5), optax.sgd(1.0))
     batch = batch_of(synthetic.train, 40) | {"weight": np.linspace(0, 1, 40)}
     whole, _ = gradient(state, batch)
