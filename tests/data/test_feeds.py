@@ -138,6 +138,9 @@ def test_four_gigabytes_on_disk_take_little_memory(tmp_path, mesh):
         with (tmp_path / name).open("wb") as file:
             file.write(struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape))
             file.truncate(file.tell() + math.prod(shape))
+            # The last byte of the labels, too: there must be two classes or more.
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\1")
     before = most = anonymous_megabytes()
     dataset = data.load("mnist", "idx", str(tmp_path))
     assert dataset.fingerprint
