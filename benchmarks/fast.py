@@ -39,7 +39,7 @@ def command(name: str, seed: int, arrays: str, workdir: str) -> list[str]:
 
 
 def measure(name: str, seed: int, arrays: str) -> tuple[float, float]:
-    """Returns seconds until the test accuracy, the last, was printed, and the accuracy.
+    """Returns the seconds until the last line of test accuracy, and the accuracy.
 
     Args:
       name: what is trained.

@@ -13,7 +13,7 @@ EXAMPLE = "PyTorch's example until 99 %"
 
 
 def main(name: str, seed: str, folder: str) -> None:
-    """Trains and prints the accuracy of the splits; of the example, of the test."""
+    """Trains and prints the accuracy of all splits, or of test for the example."""
     import torch
     from torch import nn
 

@@ -128,12 +128,12 @@ def _count(split: object) -> int:
 
 
 def _check_fits(splits: Sequence[Split], mesh: Mesh) -> None:
-    """Raises UserError if the devices of this process cannot hold all splits each."""
+    """Raises UserError unless each device of this process can hold all splits."""
     count = sum(map(len, splits))
     size = (math.prod(splits[0].image_shape) + 4) * count  # Labels are int32.
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
-        # They are joined in memory, unless there is only one.
+        # Several splits are joined in memory first.
         copies = len(devices) + (len(splits) > 1)
         size, free = size * copies, available_memory()
     else:
@@ -158,13 +158,11 @@ class _Examples:
       images: uint8 `[count, pixels]`, replicated.
       labels: int32 `[count]`, replicated.
       first: row of the first example of the split in use.
-      least_steps: number of rows that an order has at least.
     """
 
     images: jax.Array
     labels: jax.Array
     first: int = 0
-    least_steps: int = 0
 
     @classmethod
     def of(cls, splits: Sequence[Split], mesh: Mesh) -> "_Examples":
@@ -207,6 +205,7 @@ class DeviceFeed:
     def _start(self, order: Order) -> None:
         self._order = order
         self.steps_per_epoch = order.steps_per_epoch
+        self._num_rows = order.steps_per_epoch
         self._steps = sharding.put(
             np.int32(order.steps_per_epoch), sharding.replicated(self._mesh)
         )
@@ -218,7 +217,7 @@ class DeviceFeed:
         rows = np.roll(self._order.epoch(epoch), self._order.epochs.start, axis=0)
         examples = self._examples
         rows = np.where(rows == PADDING, PADDING, rows + np.int32(examples.first))
-        unused = max(0, examples.least_steps - len(rows))
+        unused = self._num_rows - len(rows)
         rows = np.pad(rows, ((0, unused), (0, 0)), constant_values=PADDING)
         return DeviceBatches(
             images=examples.images,
@@ -233,22 +232,20 @@ class DeviceFeed:
         cls, splits: Mapping[str, Split], batch_size: int, mesh: Mesh
     ) -> dict[str, "DeviceFeed"]:
         """See :class:`Feed`."""
-        orders = [Order(len(one), batch_size, mesh, None) for one in splits.values()]
-        whole = dataclasses.replace(
-            _Examples.of([*splits.values()], mesh),
-            least_steps=max(order.steps_per_epoch for order in orders),
-        )
+        whole = _Examples.of([*splits.values()], mesh)
         feeds, first = {}, 0
         for name, split in splits.items():
             part = dataclasses.replace(whole, first=first)
             feeds[name] = cls(split, batch_size, mesh, _examples=part)
             first += len(split)
+        most = max(feed.steps_per_epoch for feed in feeds.values())
+        for feed in feeds.values():
+            feed._num_rows = most
         return feeds
 
     def shuffled(self, batch_size: int, seed: int) -> "DeviceFeed":
         """See :class:`Feed`."""
         feed = copy.copy(self)
-        feed._examples = dataclasses.replace(self._examples, least_steps=0)
         feed._start(Order(self._order.count, batch_size, self._mesh, seed))
         return feed
 

@@ -90,7 +90,7 @@ def summarize(
     console: Console,
     validation: Figures | None = None,
 ) -> Summary:
-    """Evaluates the three splits, if need be, and returns the summary of the run.
+    """Evaluates the splits without figures and returns the summary of the run.
 
     Args:
       run: the data and feeds of the run.
