@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accelerator, corruptions, worker
+from benchmarks import accelerator, corruptions, cross_validation, worker
 from benchmarks.photographs import digits, numbers, others, photograph, score
 from benchmarks.photographs.inks import Handwriting
 from benchmarks.photographs.sample import Sample
+from flaxmnist.config import load, override
 from flaxmnist.training import loop
 
 
@@ -43,6 +44,33 @@ def test_the_accelerator_benchmark_runs_on_cpu(tmp_path, capsys):
     path.write_text(json.dumps(results))
     accelerator.benchmark(path, [], lambda task: accelerator.WORK[task](), 1, 0, ["-"])
     assert json.loads(path.read_text())["runs"] == {"kept": True}
+
+
+@pytest.mark.slow
+def test_members_train_as_alone(tmp_path, monkeypatch, synthetic, capsys):
+    """A member of a program of several learns what a run of its seed learns."""
+    monkeypatch.setattr("flaxmnist.data.load", lambda name: synthetic)
+    monkeypatch.setattr(cross_validation, "FOLDS", 5)
+    options = {"num_epochs": 1, "optimizer.learning_rate": 1e-4}
+    reported = {"name": "reported", "options": {}, "seeds": [0, 3]}
+    folds = {"name": "folds", "options": {"batch_size": 64}}
+    path = tmp_path / "variations.json"
+    variations = {"variations": [folds, reported]}
+    path.write_text(
+        json.dumps({"config": "mlp:smoke", "options": options} | variations)
+    )
+    cross_validation.main([str(path)])
+    folds, reported = json.loads(path.read_text())["variations"]
+    assert len(folds["errors"]) == len(folds["errors_translated"]) == 5
+    config = override(load("mlp:smoke"), options | {"seed": 3})
+    alone = loop.train_and_evaluate(config, tmp_path / "run", data=synthetic)
+    accuracy = alone.test.accuracy
+    count = len(synthetic.test)
+    assert reported["test"]["errors"][1] == round(count * (1 - accuracy))
+    before = path.read_text()
+    cross_validation.main([str(path)])
+    assert path.read_text() == before
+    assert "folds: " in capsys.readouterr().out
 
 
 def test_arrays_of_other_bits_are_counted(finished_run, tmp_path, monkeypatch, capsys):
