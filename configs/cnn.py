@@ -93,10 +93,11 @@ VARIANTS = {
     },
     "fast": {
         "num_epochs": 1,
-        "model": {"name": "convnet", "layers": "16C5-MP2-32C3-MP2-128N"},
+        "batch_size": 64,
+        "model": {"name": "convnet", "layers": "16C5S2-32C3-MP2-128N"},
         "optimizer": {
             "name": "adam",
-            "learning_rate": 1e-2,
+            "learning_rate": 7e-3,
             "schedule": "one_cycle",
             "b1": 0.7,
             "b2": 0.9,
