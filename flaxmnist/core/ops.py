@@ -23,7 +23,8 @@ from flaxmnist.core.pooling import max_pool
 MAX_TAPS = 81
 # Float32 numbers in a vector of AVX-512.
 _VECTOR = 16
-# With so few kernels, XLA's own convolution is slow on CPU, without gradients too.
+# With so few kernels, XLA's own convolution of gray images is slow on CPU, even without
+# gradients.
 _FEW_KERNELS = 16
 
 
@@ -69,12 +70,12 @@ def conv(
     """Replaces `lax.conv_general_dilated`, with fast gradients in a loop on CPU.
 
     If it is differentiated, the platform for which the program is compiled determines
-    the computation of both the convolution and its gradients.
+    the computation of both the convolution and its gradients. A few kernels on gray
+    images are computed like this without gradients, too.
 
     With `pool`, training on CPU takes the maxima before the outputs are arranged as
-    images, which saves passes over memory. Images of few channels and few kernels are
-    computed so without gradients, too. A bias and an increasing function can follow, as
-    they commute with the maximum.
+    images, which saves passes over memory. A bias and an increasing function can
+    follow, as they commute with the maximum.
 
     Args:
       lhs: images, channels last.
@@ -120,7 +121,8 @@ def conv(
 
     # Exported programs have a symbolic batch, and consist of XLA's own operations.
     is_exported = not isinstance(lhs.shape[0], int)
-    if in_patches and rhs.shape[-1] <= _FEW_KERNELS and not is_exported:
+    is_slow = (in_patches or lhs.shape[-1] == 1) and rhs.shape[-1] <= _FEW_KERNELS
+    if is_slow and not is_exported:
         return differentiable(lhs, rhs)
     convolve = jax.custom_jvp(xla)
     convolve.defjvp(

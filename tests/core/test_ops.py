@@ -81,6 +81,17 @@ def test_conv_and_its_gradients_equal_lax_conv_in_float64(
             )
 
 
+@pytest.mark.parametrize(("channels", "kernels"), [(1, 16), (1, 17), (2, 16)])
+def test_evaluation_convolves_by_products_for_few_kernels_of_gray_images(
+    channels, kernels
+):
+    options = {"window_strides": (2, 2), "padding": "SAME", "dimension_numbers": LAYOUT}
+    conv = jax.jit(functools.partial(ops.conv, **options))
+    arguments = jnp.ones((2, 8, 8, channels)), jnp.ones((5, 5, channels, kernels))
+    by_xla = "convolution(" in conv.lower(*arguments).compile().as_text()
+    assert by_xla == ((channels, kernels) != (1, 16))
+
+
 @pytest.mark.slow
 def test_a_large_batch_is_convolved_in_parts_to_the_same_end(monkeypatch):
     padding = ((2, 2), (2, 2))
