@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.peers.fast_torch import EXAMPLE, RECIPE
 from flaxmnist import data
-from flaxmnist.runtime.machine import cpu_kind, versions
+from flaxmnist.runtime.machine import PACKAGES, cpu_kind, versions
 
 OURS = "flaxmnist cnn:fast"
 ACCURACY = re.compile(r"^test\s.*?(\d+\.\d+)%")
@@ -100,7 +100,7 @@ def main() -> None:
             f"{max(seconds):.1f}) | {statistics.mean(accuracies):.2f}% |"
         )
     if args.output:
-        record = {"cpu": cpu_kind(), "versions": versions(), "figures": found}
+        record = {"cpu": cpu_kind(), "versions": versions(PACKAGES), "figures": found}
         args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

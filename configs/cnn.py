@@ -94,7 +94,7 @@ VARIANTS = {
     "fast": {
         "num_epochs": 1,
         "batch_size": 64,
-        "model": {"name": "convnet", "layers": "16C5S2-32C3-MP2-128N"},
+        "model": {"name": "convnet", "layers": "16C5S2V-32C3-MP2-128N"},
         "optimizer": {
             "name": "adam",
             "learning_rate": 7e-3,

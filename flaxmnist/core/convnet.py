@@ -1,6 +1,7 @@
 """A convolutional network that a line of text describes."""
 
 import re
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -23,9 +24,9 @@ from flaxmnist.errors import UserError
 from flaxmnist.options import OptionType, canonicalize, option, optional, real, whole
 
 _EXAMPLE = "'24C5-MP2-48C3-MP2-256N'"
-# Number, name, size and stride of a layer.
-_PARTS = re.compile(r"(\d*)([A-Z]+)(\d*)(?:S(\d+))?")
-_ON_IMAGES = re.compile(r"[1-9]\d{0,4}C[1-9]\d?(S[1-9])?|[MA]P[2-9]?|R|SE")
+# Number, name, size and stride of a layer, and whether it does not pad.
+_PARTS = re.compile(r"(\d*)([A-Z]+?)(\d*)(?:S(\d+))?(V?)")
+_ON_IMAGES = re.compile(r"[1-9]\d{0,4}C[1-9]\d?(S[1-9])?V?|[MA]P[2-9]?|R|SE")
 _ON_ANYTHING = re.compile(r"[1-9]\d{0,4}N|BN|D")
 # These make one vector of an image.
 _FLATTENING = re.compile(r"\d+N|[MA]P")
@@ -49,9 +50,9 @@ def _layers(value: Any) -> str:
         elif not _ON_ANYTHING.fullmatch(layer):
             raise UserError(
                 f": unknown layer {layer!r}; expected 32C5 (32 kernels of 5×5), 32C5S2 "
-                "(stride 2), MP2 or AP2 (max, average pooling), MP or AP (global), R "
-                "(residual), BN (batch norm), SE (squeeze and excite), D (dropout) or "
-                f"128N (dense), as in {_EXAMPLE}"
+                "(stride 2), 32C5V (no padding), MP2 or AP2 (max, average pooling), MP "
+                "or AP (global), R (residual), BN (batch norm), SE (squeeze and "
+                f"excite), D (dropout) or 128N (dense), as in {_EXAMPLE}"
             )
         if _FLATTENING.fullmatch(layer):
             flattened = layer
@@ -66,12 +67,22 @@ class Part(NamedTuple):
       width: number of channels or outputs.
       size: side of the kernel or the window.
       stride: 1 if it is not given.
+      padding: of a convolution, "SAME" or "VALID".
     """
 
     name: str
-    width: int
-    size: int
-    stride: int
+    width: int = 0
+    size: int = 0
+    stride: int = 1
+    padding: str = "SAME"
+
+    def sides(self, sides: Iterable[int]) -> list[int]:
+        """Returns height and width of the outputs for those of the inputs."""
+        if self.padding == "VALID":
+            return [(side - self.size) // self.stride + 1 for side in sides]
+        if self.name in POOL_NAMES:
+            return [-(-side // (self.size or side)) for side in sides]
+        return [-(-side // self.stride) for side in sides]
 
 
 def parts(layers: str) -> list[Part]:
@@ -80,12 +91,14 @@ def parts(layers: str) -> list[Part]:
     for layer in layers.split("-"):
         match = _PARTS.fullmatch(layer)
         assert match  # As checked by `_layers`.
-        width, name, size, stride = match.groups()
-        found.append(Part(name, int(width or 0), int(size or 0), int(stride or 1)))
+        width, name, size, stride, valid = match.groups()
+        padding = "VALID" if valid else "SAME"
+        numbers = int(width or 0), int(size or 0), int(stride or 1)
+        found.append(Part(name, *numbers, padding))
     return found
 
 
-_MAX_POOL = Part("MP", 0, 2, 1)
+_MAX_POOL = Part("MP", size=2)
 
 
 class ConvNet(nn.Module):
@@ -94,7 +107,8 @@ class ConvNet(nn.Module):
     The notation is that of Cireşan et al. (2012, "Multi-column Deep Neural Networks for
     Image Classification"), extended:
 
-    - ``32C5``: convolution with 32 kernels of 5×5, ReLU; ``32C5S2``: with stride 2.
+    - ``32C5``: convolution with 32 kernels of 5×5, ReLU; ``32C5S2``: with stride 2;
+      ``32C5V`` and ``32C5S2V``: without padding.
     - ``MP2``, ``AP2``: maximum, average of 2×2 pixels; pixels at the edge are repeated
       if 2 does not divide the image. ``MP``, ``AP``: of the whole image.
     - ``128N``: dense layer with 128 outputs, ReLU.
@@ -114,9 +128,9 @@ class ConvNet(nn.Module):
     layers: str = option(
         "32C5-R-MP2-R-BN-64C3-MP2-R-BN-128C3-MP2-R-BN-AP",
         OptionType(f"a text such as {_EXAMPLE}", _layers),
-        "Layers before the logits, such as 32C5 (32 kernels of 5×5), MP2 (max pooling "
-        "of 2×2 pixels), AP (global average), BN (batch norm), R (residual block), D "
-        "(dropout), 128N (dense).",
+        "Layers before the logits, such as 32C5 (32 kernels of 5×5), 32C5S2V (with "
+        "stride 2, without padding), MP2 (max pooling of 2×2 pixels), AP (global "
+        "average), BN (batch norm), R (residual block), D (dropout), 128N (dense).",
     )
     dropout_rate: float = option(
         0.4, real(0, below=1), "Fraction of hidden activations dropped in training."
@@ -159,12 +173,21 @@ class ConvNet(nn.Module):
                 f"model.crop={self.crop}: expected at most {min(sides)}, for images of "
                 f"{sides[0]}×{sides[1]} pixels"
             )
+        for layer, part in zip(self.layers.split("-"), parts(self.layers), strict=True):
+            outputs = part.sides(sides)
+            if min(outputs) < 1:
+                raise UserError(
+                    f"model.layers: {layer!r} needs at least {part.size}×{part.size} "
+                    f"pixels, and gets {sides[0]}×{sides[1]}; remove its V to pad "
+                    "them, or use a smaller kernel"
+                )
+            sides = tuple(outputs)
 
     @nn.nowrap
     def _apply(self, part: Part, x: Array, train: bool, pools: bool) -> Array:
         match part.name:
             case "C":
-                x = self._convolve(x, part.width, part.size, part.stride, pools)
+                x = self._convolve(part, x, pools)
             case "N":
                 x = nn.relu(nn.Dense(part.width, dtype=self.dtype)(flat(x)))
             case "MP" | "AP":
@@ -173,7 +196,7 @@ class ConvNet(nn.Module):
                 x = self._normalize(x, train, pools)
             case "R":
                 x = self._normalize(x, train)
-                x += self._convolve(x, x.shape[-1], 3)
+                x += self._convolve(Part("C", x.shape[-1], 3), x)
             case "SE":
                 x = self._excite(x)
             case "D":
@@ -181,11 +204,15 @@ class ConvNet(nn.Module):
         return x
 
     @nn.nowrap
-    def _convolve(
-        self, x: Array, channels: int, size: int, stride: int = 1, pools: bool = False
-    ) -> Array:
+    def _convolve(self, part: Part, x: Array, pools: bool = False) -> Array:
         convolution = pooled.Conv if pools else Conv
-        layer = convolution(channels, 2 * (size,), 2 * (stride,), dtype=self.dtype)
+        layer = convolution(
+            part.width,
+            2 * (part.size,),
+            2 * (part.stride,),
+            padding=part.padding,
+            dtype=self.dtype,
+        )
         return nn.relu(layer(x))
 
     @nn.nowrap
@@ -208,7 +235,7 @@ def _can_pool(part: Part, x: Array) -> bool:
     """Returns whether max pooling of 2×2 pixels can be a part of a layer."""
     # Where 2 does not divide a side, pixels at the edge are repeated.
     return part.name in ("C", "BN") and all(
-        -(-side // part.stride) % 2 == 0 for side in x.shape[1:3]
+        side % 2 == 0 for side in part.sides(x.shape[1:3])
     )
 
 

@@ -7,7 +7,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -77,44 +77,38 @@ def _tiles(inputs: Array, window: Any, strides: Any, padding: Padding) -> bool:
     return pads == ((0, 0), (0, 0))
 
 
-def called_modules(model: nn.Module, image_shape: ImageShape) -> dict[str, nn.Module]:
-    """Returns the modules within a model by path, in the order of their calls.
+class Layers(NamedTuple):
+    """What the initialization of a model tells.
+
+    Attributes:
+      dense: paths of its dense layers, in the order of their calls.
+      slow: paths of convolutions of linen that :class:`Conv` would replace.
+      activation_bytes: bytes of the outputs of all its modules, for one image.
+    """
+
+    dense: tuple[str, ...]
+    slow: tuple[str, ...]
+    activation_bytes: int
+
+
+@functools.cache
+def layers(model: nn.Module, image_shape: ImageShape) -> Layers:
+    """Traces a model, which takes long, once.
 
     Args:
       model: maps `[batch, height, width, channels]` images to logits.
       image_shape: height, width and channels of an image.
     """
     modules: dict[str, nn.Module] = {}
-
-    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if context.method_name == "__call__":
-            modules.setdefault("/".join(context.module.path), context.module)
-        return call(*args, **kwargs)
-
-    _trace(model, image_shape, record)
-    return modules
-
-
-@functools.cache
-def activation_bytes(model: nn.Module, image_shape: ImageShape) -> int:
-    """Returns the bytes of the outputs of all modules within a model, for an image."""
     sizes: list[int] = []
 
     def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        modules.setdefault("/".join(context.module.path), context.module)
         outputs = call(*args, **kwargs)
-        if context.method_name == "__call__":
-            leaves = jax.tree.leaves(outputs)
-            sizes.extend(getattr(leaf, "nbytes", 0) for leaf in leaves)
+        sizes.extend(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(outputs))
         return outputs
-
-    _trace(model, image_shape, record)
-    return sum(sizes)
-
-
-def _trace(
-    model: nn.Module, image_shape: ImageShape, record: Callable[..., Any]
-) -> None:
-    """Initializes a model without computing it; `record` intercepts its methods."""
 
     def init() -> Any:
         images = jnp.zeros((1, *image_shape), jnp.uint8)
@@ -122,6 +116,11 @@ def _trace(
 
     with nn.intercept_methods(record):
         jax.eval_shape(init)
+    return Layers(
+        tuple(path for path, one in modules.items() if isinstance(one, nn.Dense)),
+        tuple(path for path, one in modules.items() if _is_slow(one)),
+        sum(sizes),
+    )
 
 
 @functools.cache
@@ -129,9 +128,7 @@ def warn_of_slow_conv(model: nn.Module, image_shape: ImageShape) -> None:
     """Warns, once per model, of convolutions that train slowly in a loop on CPU."""
     if jax.default_backend() != "cpu":
         return
-    modules = called_modules(model, image_shape)
-    slow = [path for path, module in modules.items() if _is_slow(module)]
-    if slow:
+    if slow := layers(model, image_shape).slow:
         warnings.warn(
             f"{type(model).__name__}: linen's Conv ({', '.join(slow)}) trains several "
             "times slower than flaxmnist.nn.Conv in a loop on CPU. Replace nn.Conv by "

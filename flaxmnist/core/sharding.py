@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from flaxmnist import options
 from flaxmnist.core import mnist
 from flaxmnist.core.batch import ImageShape
-from flaxmnist.core.nn import called_modules
+from flaxmnist.core.nn import layers
 from flaxmnist.errors import UserError, dtype_and_shape
 
 __all__ = [
@@ -124,10 +124,8 @@ def dense_rules(model: nn.Module, image_shape: ImageShape = mnist.IMAGE_SHAPE) -
         logits.
       image_shape: height, width and channels of an image.
     """
-    modules = called_modules(model, image_shape)
-    dense = [path for path, module in modules.items() if isinstance(module, nn.Dense)]
     rules: list[tuple[str, int]] = []
-    for index, path in enumerate(dense):
+    for index, path in enumerate(layers(model, image_shape).dense):
         if index % 2 == 0:
             rules += [(f"{path}/kernel", -1), (f"{path}/bias", -1)]
         else:

@@ -128,7 +128,7 @@ class _Network:
         """Adds a layer of a `ConvNet`."""
         match part.name:
             case "C":
-                self._conv("conv", 2 * (part.size,), 2 * (part.stride,), "SAME")
+                self._conv("conv", 2 * (part.size,), 2 * (part.stride,), part.padding)
                 self._add("activation", name="relu")
             case "N":
                 self._dense()

@@ -15,12 +15,12 @@ from flaxmnist.errors import UserError
 VGG = "24C3-BN-24C3-BN-MP2-48C3-BN-48C3-BN-MP2-96C3-BN-96C3-BN-AP"
 
 
-def conv(x, params, stride=1):
+def conv(x, params, stride=1, padding="SAME"):
     out = lax.conv_general_dilated(
         x,
         params["kernel"],
         (stride, stride),
-        "SAME",
+        padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return nn.relu(out + params["bias"].reshape(1, 1, 1, -1))
@@ -50,7 +50,7 @@ def variables(model, images, seed=0):
 
 def test_layers_mean_what_the_notation_says():
     images = np.random.default_rng(0).random((3, 14, 14, 2), np.float32)
-    model = ConvNet(layers="4C5S2-BN-R-SE-MP2-6C3-AP2-D-MP-5N-BN", num_classes=7)
+    model = ConvNet(layers="4C5S2-BN-R-SE-MP2-6C3V-AP2-D-MP-5N-BN", num_classes=7)
     found = variables(model, images)
     params, stats = found["params"], jax.tree.map(abs, found["batch_stats"])
     logits = jax.jit(model.apply)({"params": params, "batch_stats": stats}, images)
@@ -65,7 +65,8 @@ def test_layers_mean_what_the_notation_says():
     factors = nn.relu(dense(x.mean((1, 2)), params["Dense_0"]))
     x = x * nn.sigmoid(dense(factors, params["Dense_1"]))[:, None, None]
     x = nn.max_pool(x, (2, 2), (2, 2), "SAME")  # 4×4.
-    x = nn.avg_pool(conv(x, params["Conv_2"]), (2, 2), (2, 2))
+    x = conv(x, params["Conv_2"], padding="VALID")  # 2×2.
+    x = nn.avg_pool(x, (2, 2), (2, 2))
     x = bn(nn.relu(dense(x.max((1, 2)), params["Dense_2"])), 2)
     np.testing.assert_allclose(logits, dense(x, params["Dense_3"]), rtol=1e-4)
 
@@ -85,7 +86,7 @@ def test_pooling_of_maxima_joins_the_layer_before_it():
     class Separate(nn.Module):
         @nn.compact
         def __call__(self, images, *, train):
-            x = nn.relu(nn.Conv(3, (3, 3))(images))
+            x = nn.relu(nn.Conv(3, (3, 3), padding="VALID")(images))
             x = nn.max_pool(x, (2, 2), (2, 2))
             x = nn.relu(nn.Conv(4, (3, 3), 2)(x))
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
@@ -93,7 +94,7 @@ def test_pooling_of_maxima_joins_the_layer_before_it():
             return nn.Dense(10)(x.reshape(len(x), -1))
 
     images = np.random.default_rng(0).random((3, 16, 16, 2), np.float32)
-    joined = ConvNet(layers="3C3-MP2-4C3S2-BN-MP2")
+    joined = ConvNet(layers="3C3V-MP2-4C3S2-BN-MP2")
     found = variables(joined, images)
     found["batch_stats"] = jax.tree.map(abs, found["batch_stats"])
 
@@ -120,6 +121,8 @@ def test_pooling_of_maxima_joins_the_layer_before_it():
         # github.com/ttdoucet/mnist, with 32 kernels instead of 128.
         (ConvNet.layers, 298_442),
         (VGG, 162_898),
+        # LeNet-5 (LeCun et al., 1998), with all connections.
+        ("6C5-AP2-16C5V-AP2-120N-84N", 61_706),
     ],
 )
 def test_networks_have_their_number_of_parameters(layers, count):
@@ -159,6 +162,11 @@ def test_crop_is_resized_bilinearly():
         ({"layers": "24C3-AP-R"}, "layer 'R' needs images, but 'AP' before it"),
         ({"layers": "8N-24C3"}, "layer '24C3' needs images, but '8N' before it"),
         ({"layers": 24}, "model.layers=24: expected a text such as"),
+        ({"layers": "4C5VS2"}, "unknown layer '4C5VS2'"),
+        (
+            {"layers": "4C5S2V-MP2-8C7V"},
+            "layers: '8C7V' needs at least 7×7 pixels, and gets 6×6; remove its V",
+        ),
         ({"crop": 0}, "model.crop=0: expected a whole number"),
         ({"crop": 29}, "model.crop=29: expected at most 28, for images of 28×28"),
     ],

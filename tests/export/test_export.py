@@ -179,7 +179,7 @@ def test_numpy_alone_predicts_the_same(workdir, images, tmp_path):
         models.CNN(features=(3, 4), hidden=(6,), padding="VALID", batch_norm=True),
         models.CNN(features=(3,), hidden=(6,), strides=(2, 3), kernel_size=(4, 5)),
         models.CNN(features=(3, 2), hidden=(6,), strides=(2, 2), pool=None),
-        models.ConvNet(layers="4C5S2-MP3-R-BN-3C3-AP2-SE-D-5N-BN-6N"),
+        models.ConvNet(layers="4C5S2V-MP3-R-BN-3C3-AP2-SE-D-5N-BN-6N"),
         models.ConvNet(layers="4C3-R-MP2-SE-AP"),
     ],
     ids=str,

@@ -100,7 +100,7 @@ return images.map((image) => {
             kernel_size=(3, 4), padding="VALID", num_classes=4,
         ),
         models.CNN(features=(3,), hidden=(), pool="average", num_classes=4),
-        models.ConvNet(layers="4C5S2-MP3-R-BN-3C3-AP2-SE-D-5N-BN-6N", num_classes=4),
+        models.ConvNet(layers="4C5S2V-MP3-R-BN-3C3-AP2-SE-D-5N-BN-6N", num_classes=4),
         models.ConvNet(layers="4C3-MP2-R-AP", num_classes=4),
     ],
     ids=lambda model: str(getattr(model, "layers", type(model).__name__)),
