@@ -1,6 +1,6 @@
 """The shortest way to 99 %: seconds from the start of a process to its test accuracy.
 
-pip install -e '.[benchmarks]' && python -m benchmarks.fast --output docs/fast.json
+pip install -e '.[benchmarks]' && python -m benchmarks.fast
 
 `cnn:fast` beside PyTorch with the same network and recipe, and beside PyTorch's example
 of MNIST (github.com/pytorch/examples), which trains epochs until the test accuracy is

@@ -189,17 +189,11 @@ class DeviceFeed:
     """
 
     def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        mesh: Mesh,
-        seed: int | None = None,
-        *,
-        _examples: _Examples | None = None,
+        self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
         order = Order(_count(split), batch_size, mesh, seed)
         self._mesh, self._image_shape = mesh, split.image_shape
-        self._examples = _examples or _Examples.of([split], mesh)
+        self._examples = _Examples.of([split], mesh)
         self._start(order)
 
     def _start(self, order: Order) -> None:
@@ -232,11 +226,17 @@ class DeviceFeed:
         cls, splits: Mapping[str, Split], batch_size: int, mesh: Mesh
     ) -> dict[str, "DeviceFeed"]:
         """See :class:`Feed`."""
+        orders = {
+            name: Order(_count(split), batch_size, mesh, None)
+            for name, split in splits.items()
+        }
         whole = _Examples.of([*splits.values()], mesh)
         feeds, first = {}, 0
         for name, split in splits.items():
-            part = dataclasses.replace(whole, first=first)
-            feeds[name] = cls(split, batch_size, mesh, _examples=part)
+            feed = feeds[name] = cls.__new__(cls)
+            feed._mesh, feed._image_shape = mesh, split.image_shape
+            feed._examples = dataclasses.replace(whole, first=first)
+            feed._start(orders[name])
             first += len(split)
         most = max(feed.steps_per_epoch for feed in feeds.values())
         for feed in feeds.values():

@@ -188,6 +188,8 @@ def test_nonsense_given_to_a_feed_is_refused_by_name(feed, mesh):
     ):
         with pytest.raises(UserError, match=said):
             feed(*args)
+    with pytest.raises(UserError, match="mesh=None: expected one of"):
+        feed.in_order({"test": split}, 2, None)
     # As in a configuration, 2.0 is 2.
     (batches, count), *_ = feed(split, 2.0, mesh, np.int64(0)).chunks(0, 2)
     assert (count, batches.at(0)["label"].shape) == (2, (2,))
