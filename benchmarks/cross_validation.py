@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from flaxmnist import config as configs
 from flaxmnist import data
 from flaxmnist.core import augment, losses, models
-from flaxmnist.core.ensemble import Translated
+from flaxmnist.core.ensemble import Translated, stack
 from flaxmnist.core.state import TrainState, create_state
 from flaxmnist.core.steps import predict_step, train_step
 from flaxmnist.data.order import Epochs, epoch_order
@@ -45,14 +44,14 @@ def train_epoch(
 ) -> TrainState:
     """Trains stacked states on the rows `orders`, `[members, steps, batch]`."""
 
-    def train(state: TrainState, rows: Any) -> TrainState:
+    def step_of(state: TrainState, rows: Any) -> TrainState:
         batch = {"image": images[rows], "label": labels[rows]}
         return train_step(state, batch)[0]
 
     members: TrainState = lax.fori_loop(
         0,
         orders.shape[1],
-        lambda step, states: jax.vmap(train)(states, orders[:, step]),
+        lambda step, states: jax.vmap(step_of)(states, orders[:, step]),
         states,
     )
     return members
@@ -67,7 +66,7 @@ def train(
     """Returns the stacked states of members after the training.
 
     Args:
-      config: that they share.
+      config: of all members.
       rows: by seed, the training examples of the member.
       images: uint8 `[count, height, width, channels]`.
       labels: int32 `[count]`.
@@ -81,11 +80,13 @@ def train(
         "augment": augment.build(**configs.as_dict(config.augment)),
         "augment_until": plain_from(config, epochs, total),
         "loss": losses.build(
-            labels=labels, num_classes=10, **configs.as_dict(config.loss)
+            labels=labels[next(iter(rows.values()))],
+            num_classes=10,
+            **configs.as_dict(config.loss),
         ),
     }
     each = [create_state(model, tx, seed, **options) for seed in rows]
-    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    states = stack(each)
     on_device = jax.device_put((images, labels))
     per_epoch = epochs.steps_per_epoch
     for epoch in range(total // per_epoch):
@@ -113,7 +114,7 @@ def probabilities(states: TrainState, images: np.ndarray) -> np.ndarray:
 def errors(
     states: TrainState, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the number of errors of each member, and of the mean of all.
+    """Returns the errors of each member, and of the mean of their probabilities.
 
     "translated" are those of the mean over shifted copies of an image.
     """
@@ -128,21 +129,21 @@ def errors(
 
 
 def measure(config: configs.Config, seeds: Sequence[int] | None) -> dict[str, Any]:
-    """Returns the errors of folds or, of `seeds`, those on validation and test."""
+    """Returns the errors on each fold; with `seeds`, those on validation and test."""
     mnist = data.load("mnist")
-    held = len(mnist.validation)
+    num_validation = len(mnist.validation)
     images = np.concatenate([mnist.validation.images, mnist.train.images])
     labels = np.concatenate([mnist.validation.labels, mnist.train.labels])
     labels = labels.astype(np.int32)
-    everything = np.arange(len(labels))
+    indices = np.arange(len(labels))
     if seeds is None:
-        parts = everything.reshape(FOLDS, -1)
-        rows = {fold: np.setdiff1d(everything, part) for fold, part in enumerate(parts)}
+        parts = indices.reshape(FOLDS, -1)
+        rows = {fold: np.setdiff1d(indices, part) for fold, part in enumerate(parts)}
         states = train(config, rows, images, labels)
         found = errors(states, images[parts], labels[parts])
         # Each member has images of its own.
         return {name: found[name] for name in ("errors", "errors_translated")}
-    rows = dict.fromkeys(seeds, everything[held:])
+    rows = dict.fromkeys(seeds, indices[num_validation:])
     states = train(config, rows, images, labels)
 
     def repeated(split: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +158,7 @@ def measure(config: configs.Config, seeds: Sequence[int] | None) -> dict[str, An
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures what the file lacks, and prints each variation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="the recipe and its variations, JSON")
     path = parser.parse_args(argv).file
     results = json.loads(path.read_text("utf-8"))
     recipe = configs.override(configs.load(results["config"]), results["options"])

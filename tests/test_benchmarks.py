@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accelerator, corruptions, cross_validation, worker
+from benchmarks import accelerator, corruptions, cross_validation, turns, worker
 from benchmarks.photographs import digits, numbers, others, photograph, score
 from benchmarks.photographs.inks import Handwriting
 from benchmarks.photographs.sample import Sample
@@ -71,6 +71,16 @@ def test_members_train_as_alone(tmp_path, monkeypatch, synthetic, capsys):
     cross_validation.main([str(path)])
     assert path.read_text() == before
     assert "folds: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_variations_are_measured_in_turns(monkeypatch, capsys):
+    monkeypatch.setattr(turns, "IMAGES", 160)
+    turns.main(["mlp:smoke", "{}", '{"batch_size": 32}'])
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("{}: {'training': ")
+    assert second.startswith("""{"batch_size": 32}: {'training': """)
+    assert "'evaluation': 0" not in first + second
 
 
 def test_arrays_of_other_bits_are_counted(finished_run, tmp_path, monkeypatch, capsys):

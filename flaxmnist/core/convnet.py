@@ -50,9 +50,10 @@ def _layers(value: Any) -> str:
         elif not _ON_ANYTHING.fullmatch(layer):
             raise UserError(
                 f": unknown layer {layer!r}; expected 32C5 (32 kernels of 5×5), 32C5S2 "
-                "(stride 2), 32C5V (no padding), MP2 or AP2 (max, average pooling), MP "
-                "or AP (global), R (residual), BN (batch norm), SE (squeeze and "
-                f"excite), D (dropout) or 128N (dense), as in {_EXAMPLE}"
+                "(stride 2), 32C5S2V (V: no padding), MP2 or AP2 (max, average "
+                "pooling), MP or AP (global), R (residual), BN (batch norm), SE "
+                "(squeeze and excite), D (dropout) or 128N (dense), as in "
+                f"{_EXAMPLE}"
             )
         if _FLATTENING.fullmatch(layer):
             flattened = layer
@@ -128,8 +129,8 @@ class ConvNet(nn.Module):
     layers: str = option(
         "32C5-R-MP2-R-BN-64C3-MP2-R-BN-128C3-MP2-R-BN-AP",
         OptionType(f"a text such as {_EXAMPLE}", _layers),
-        "Layers before the logits, such as 32C5 (32 kernels of 5×5), 32C5S2V (with "
-        "stride 2, without padding), MP2 (max pooling of 2×2 pixels), AP (global "
+        "Layers before the logits, such as 32C5 (32 kernels of 5×5), 32C5S2V (S2: "
+        "stride 2, V: no padding), MP2 (max pooling of 2×2 pixels), AP (global "
         "average), BN (batch norm), R (residual block), D (dropout), 128N (dense).",
     )
     dropout_rate: float = option(
@@ -177,9 +178,9 @@ class ConvNet(nn.Module):
             outputs = part.sides(sides)
             if min(outputs) < 1:
                 raise UserError(
-                    f"model.layers: {layer!r} needs at least {part.size}×{part.size} "
-                    f"pixels, and gets {sides[0]}×{sides[1]}; remove its V to pad "
-                    "them, or use a smaller kernel"
+                    f"model.layers={self.layers!r}: layer {layer!r} gets {sides[0]}×"
+                    f"{sides[1]} pixels; expected at least {part.size}×{part.size}. "
+                    "Remove its V to pad the images, or use a smaller kernel"
                 )
             sides = tuple(outputs)
 

@@ -77,8 +77,8 @@ def _tiles(inputs: Array, window: Any, strides: Any, padding: Padding) -> bool:
     return pads == ((0, 0), (0, 0))
 
 
-class Layers(NamedTuple):
-    """What the initialization of a model tells.
+class TracedLayers(NamedTuple):
+    """Layers and activations of a model.
 
     Attributes:
       dense: paths of its dense layers, in the order of their calls.
@@ -92,8 +92,8 @@ class Layers(NamedTuple):
 
 
 @functools.cache
-def layers(model: nn.Module, image_shape: ImageShape) -> Layers:
-    """Traces a model, which takes long, once.
+def traced_layers(model: nn.Module, image_shape: ImageShape) -> TracedLayers:
+    """Returns the layers of a model; cached, because tracing is slow.
 
     Args:
       model: maps `[batch, height, width, channels]` images to logits.
@@ -116,7 +116,7 @@ def layers(model: nn.Module, image_shape: ImageShape) -> Layers:
 
     with nn.intercept_methods(record):
         jax.eval_shape(init)
-    return Layers(
+    return TracedLayers(
         tuple(path for path, one in modules.items() if isinstance(one, nn.Dense)),
         tuple(path for path, one in modules.items() if _is_slow(one)),
         sum(sizes),
@@ -128,7 +128,7 @@ def warn_of_slow_conv(model: nn.Module, image_shape: ImageShape) -> None:
     """Warns, once per model, of convolutions that train slowly in a loop on CPU."""
     if jax.default_backend() != "cpu":
         return
-    if slow := layers(model, image_shape).slow:
+    if slow := traced_layers(model, image_shape).slow:
         warnings.warn(
             f"{type(model).__name__}: linen's Conv ({', '.join(slow)}) trains several "
             "times slower than flaxmnist.nn.Conv in a loop on CPU. Replace nn.Conv by "

@@ -4,7 +4,8 @@ XLA's CPU backend differentiates a convolution inside a loop an order of magnitu
 slower than outside (jax-ml/jax#12868), and a training loop that stays on the device
 is such a loop. Where :func:`conv` is differentiated on CPU, it therefore consists of
 matrix products: over tiles where `winograd` is faster, otherwise over `patches`.
-Elsewhere it is XLA's own convolution, which is faster without gradients.
+Elsewhere it is XLA's own convolution, which is faster without gradients, except for a
+few small kernels on gray images.
 """
 
 import math
@@ -23,9 +24,9 @@ from flaxmnist.core.pooling import max_pool
 MAX_TAPS = 81
 # Float32 numbers in a vector of AVX-512.
 _VECTOR = 16
-# With so few kernels, XLA's own convolution of gray images is slow on CPU, even without
-# gradients.
-_FEW_KERNELS = 16
+# With so few kernels, XLA's own convolution of few channels is slow on CPU, without
+# gradients too. Patches for kernels with more taps would take too much memory.
+_FEW_KERNELS, _FEW_TAPS = 16, 25
 
 
 def explicit_padding(
@@ -70,8 +71,9 @@ def conv(
     """Replaces `lax.conv_general_dilated`, with fast gradients in a loop on CPU.
 
     If it is differentiated, the platform for which the program is compiled determines
-    the computation of both the convolution and its gradients. A few kernels on gray
-    images are computed like this without gradients, too.
+    the computation of both the convolution and its gradients. With at most 16 kernels,
+    a convolution of gray images with up to 25 taps, or one with pooling on at most 4
+    channels, consists of matrix products without gradients, too.
 
     With `pool`, training on CPU takes the maxima before the outputs are arranged as
     images, which saves passes over memory. A bias and an increasing function can
@@ -121,7 +123,8 @@ def conv(
 
     # Exported programs have a symbolic batch, and consist of XLA's own operations.
     is_exported = not isinstance(lhs.shape[0], int)
-    is_slow = (in_patches or lhs.shape[-1] == 1) and rhs.shape[-1] <= _FEW_KERNELS
+    is_small = lhs.shape[-1] == 1 and math.prod(rhs.shape[:2]) <= _FEW_TAPS
+    is_slow = rhs.shape[-1] <= _FEW_KERNELS and (in_patches or is_small)
     if is_slow and not is_exported:
         return differentiable(lhs, rhs)
     convolve = jax.custom_jvp(xla)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from flaxmnist import options
 from flaxmnist.core import mnist
 from flaxmnist.core.batch import ImageShape
-from flaxmnist.core.nn import layers
+from flaxmnist.core.nn import traced_layers
 from flaxmnist.errors import UserError, dtype_and_shape
 
 __all__ = [
@@ -125,7 +125,7 @@ def dense_rules(model: nn.Module, image_shape: ImageShape = mnist.IMAGE_SHAPE) -
       image_shape: height, width and channels of an image.
     """
     rules: list[tuple[str, int]] = []
-    for index, path in enumerate(layers(model, image_shape).dense):
+    for index, path in enumerate(traced_layers(model, image_shape).dense):
         if index % 2 == 0:
             rules += [(f"{path}/kernel", -1), (f"{path}/bias", -1)]
         else:

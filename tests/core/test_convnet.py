@@ -165,7 +165,7 @@ def test_crop_is_resized_bilinearly():
         ({"layers": "4C5VS2"}, "unknown layer '4C5VS2'"),
         (
             {"layers": "4C5S2V-MP2-8C7V"},
-            "layers: '8C7V' needs at least 7×7 pixels, and gets 6×6; remove its V",
+            "'8C7V' gets 6×6 pixels; expected at least 7×7. Remove its V",
         ),
         ({"crop": 0}, "model.crop=0: expected a whole number"),
         ({"crop": 29}, "model.crop=29: expected at most 28, for images of 28×28"),
