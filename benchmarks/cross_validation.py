@@ -114,17 +114,23 @@ def probabilities(states: TrainState, images: np.ndarray) -> np.ndarray:
 def errors(
     states: TrainState, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the errors of each member, and of the mean of their probabilities.
+    """Returns the errors of each member and, on shared images, of their mean.
 
     "translated" are those of the mean over shifted copies of an image.
+
+    Args:
+      states: of the members.
+      images: `[members, count, …]`.
+      labels: `[members, count]`, or `[1, count]` if the members share the images.
     """
     shifting = dataclasses.replace(states, model=Translated(states.model))
     found: dict[str, Any] = {}
     for suffix, chosen in (("", states), ("_translated", shifting)):
         given = probabilities(chosen, images)
         found[f"errors{suffix}"] = (given.argmax(-1) != labels).sum(1).tolist()
-        together = given.mean(0).argmax(-1) != labels
-        found[f"ensemble{suffix}"] = int(together[0].sum())
+        if len(labels) == 1:
+            wrong = given.mean(0).argmax(-1) != labels[0]
+            found[f"ensemble{suffix}"] = int(wrong.sum())
     return found
 
 
@@ -140,9 +146,7 @@ def measure(config: configs.Config, seeds: Sequence[int] | None) -> dict[str, An
         parts = indices.reshape(FOLDS, -1)
         rows = {fold: np.setdiff1d(indices, part) for fold, part in enumerate(parts)}
         states = train(config, rows, images, labels)
-        found = errors(states, images[parts], labels[parts])
-        # Each member has images of its own.
-        return {name: found[name] for name in ("errors", "errors_translated")}
+        return errors(states, images[parts], labels[parts])
     rows = dict.fromkeys(seeds, indices[num_validation:])
     states = train(config, rows, images, labels)
 

@@ -11,12 +11,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
 from flaxmnist import config as configs
-from flaxmnist.core.steps import eval_steps, train_steps
+from flaxmnist.core.steps import train_steps
+from flaxmnist.training.evaluate import evaluate
 from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.resume import begin
 
@@ -29,7 +29,6 @@ def turns_of(config: configs.Config) -> dict[str, Callable[[], float]]:
     progress = begin(experiment)
     state, metrics = progress.state, progress.metrics_since_log
     feed, steps = experiment.eval_feeds["validation"], IMAGES // config.batch_size
-    zero = experiment.put(0)
 
     def train() -> float:
         nonlocal state, metrics
@@ -40,15 +39,12 @@ def turns_of(config: configs.Config) -> dict[str, Callable[[], float]]:
         jax.block_until_ready(state.step)
         return steps * config.batch_size / (time.perf_counter() - began)
 
-    def evaluate() -> float:
-        total: Any = experiment.no_metrics()
+    def evaluation() -> float:
         began = time.perf_counter()
-        for batches, count in feed.chunks(0, feed.steps_per_epoch):
-            total = eval_steps(state, total, batches, zero, experiment.put(count))
-        seen = int(total.count)
-        return seen / (time.perf_counter() - began)
+        count = int(evaluate(state, feed, experiment.replicated).count)
+        return count / (time.perf_counter() - began)
 
-    return {"training": train, "evaluation": evaluate}
+    return {"training": train, "evaluation": evaluation}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.options import OptionType, canonicalize, option, optional, real, whole
 
 _EXAMPLE = "'24C5-MP2-48C3-MP2-256N'"
-# Number, name, size and stride of a layer, and whether it does not pad.
+# Number, name, size, stride and padding of a layer.
 _PARTS = re.compile(r"(\d*)([A-Z]+?)(\d*)(?:S(\d+))?(V?)")
 _ON_IMAGES = re.compile(r"[1-9]\d{0,4}C[1-9]\d?(S[1-9])?V?|[MA]P[2-9]?|R|SE")
 _ON_ANYTHING = re.compile(r"[1-9]\d{0,4}N|BN|D")

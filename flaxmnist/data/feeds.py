@@ -157,11 +157,15 @@ class _Examples:
     Attributes:
       images: uint8 `[count, pixels]`, replicated.
       labels: int32 `[count]`, replicated.
+      mesh: the devices.
+      image_shape: height, width and channels.
       first: row of the first example of the split in use.
     """
 
     images: jax.Array
     labels: jax.Array
+    mesh: Mesh
+    image_shape: ImageShape
     first: int = 0
 
     @classmethod
@@ -170,7 +174,8 @@ class _Examples:
         _check_fits(splits, mesh)
         images = joined([split.images.reshape(len(split), -1) for split in splits])
         labels = np.concatenate([split.labels.astype(np.int32) for split in splits])
-        return cls(*sharding.put_tree((images, labels), sharding.replicated(mesh)))
+        placed = sharding.put_tree((images, labels), sharding.replicated(mesh))
+        return cls(placed[0], placed[1], mesh, splits[0].image_shape)
 
 
 class DeviceFeed:
@@ -192,16 +197,17 @@ class DeviceFeed:
         self, split: Split, batch_size: int, mesh: Mesh, seed: int | None = None
     ):
         order = Order(_count(split), batch_size, mesh, seed)
-        self._mesh, self._image_shape = mesh, split.image_shape
-        self._examples = _Examples.of([split], mesh)
-        self._start(order)
+        self._start(_Examples.of([split], mesh), order)
 
-    def _start(self, order: Order) -> None:
-        self._order = order
+    def _start(
+        self, examples: _Examples, order: Order, num_rows: int | None = None
+    ) -> None:
+        """Sets every attribute; `num_rows` is that of the order on the devices."""
+        self._examples, self._order = examples, order
         self.steps_per_epoch = order.steps_per_epoch
-        self._num_rows = order.steps_per_epoch
+        self._num_rows = num_rows or order.steps_per_epoch
         self._steps = sharding.put(
-            np.int32(order.steps_per_epoch), sharding.replicated(self._mesh)
+            np.int32(order.steps_per_epoch), sharding.replicated(examples.mesh)
         )
         # Only the current epoch is needed, and it is freed with its feed.
         self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
@@ -216,9 +222,9 @@ class DeviceFeed:
         return DeviceBatches(
             images=examples.images,
             labels=examples.labels,
-            order=sharding.put(rows, sharding.split_over_data(self._mesh, axis=1)),
+            order=sharding.put(rows, sharding.split_over_data(examples.mesh, axis=1)),
             steps=self._steps,
-            image_shape=self._image_shape,
+            image_shape=examples.image_shape,
         )
 
     @classmethod
@@ -230,29 +236,26 @@ class DeviceFeed:
             name: Order(_count(split), batch_size, mesh, None)
             for name, split in splits.items()
         }
-        whole = _Examples.of([*splits.values()], mesh)
-        feeds, first = {}, 0
-        for name, split in splits.items():
+        num_rows = max(order.steps_per_epoch for order in orders.values())
+        examples = _Examples.of([*splits.values()], mesh)
+        feeds = {}
+        for name, order in orders.items():
             feed = feeds[name] = cls.__new__(cls)
-            feed._mesh, feed._image_shape = mesh, split.image_shape
-            feed._examples = dataclasses.replace(whole, first=first)
-            feed._start(orders[name])
-            first += len(split)
-        most = max(feed.steps_per_epoch for feed in feeds.values())
-        for feed in feeds.values():
-            feed._num_rows = most
+            feed._start(examples, order, num_rows)
+            examples = dataclasses.replace(examples, first=examples.first + order.count)
         return feeds
 
     def shuffled(self, batch_size: int, seed: int) -> "DeviceFeed":
         """See :class:`Feed`."""
         feed = copy.copy(self)
-        feed._start(Order(self._order.count, batch_size, self._mesh, seed))
+        order = Order(self._order.count, batch_size, self._examples.mesh, seed)
+        feed._start(self._examples, order)
         return feed
 
     def continuing(self, origin: Origin) -> "DeviceFeed":
         """See :class:`Feed`."""
         feed = copy.copy(self)
-        feed._start(self._order.continuing(origin))
+        feed._start(self._examples, self._order.continuing(origin))
         return feed
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[DeviceBatches, int]]:
