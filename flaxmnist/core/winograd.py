@@ -28,8 +28,8 @@ from flaxmnist.core.pooling import first_maximum
 TILE = 4
 # Kernel sizes. Larger kernels need more and larger points, which cost accuracy.
 KERNELS = (3, 5)
-# Bytes of products per part of the batch: about the size of a last-level cache.
-CACHE_BYTES = 16 << 20
+# Most bytes of products in a part of the batch: about the size of a last-level cache.
+CACHE_BYTES = 32 << 20
 # With fewer channels the sums around the products cost more than they save.
 MIN_CHANNELS = 8
 
@@ -197,7 +197,7 @@ def _num_parts(images: Array, kernel: Array, padding: Any) -> int:
     r = len(kernel)
     tiles = len(images) * math.prod(_num_tiles(_output_size(images, r, padding)))
     size = tiles * (TILE + r - 1) ** 2 * max(kernel.shape[2:]) * images.dtype.itemsize
-    fewest = max(1, size // CACHE_BYTES)
+    fewest = -(-size // CACHE_BYTES)
     parts = range(fewest, 2 * fewest)
     return next((count for count in parts if len(images) % count == 0), 1)
 
