@@ -143,6 +143,7 @@ def draw(measured, path):
     chosen = {
         name: found for name, found in measured.items() if name.startswith("train")
     }
+    names = [name for name in ALL if any(name in found for found in chosen.values())]
     figure, axes = plt.subplots(
         1,
         len(chosen),
@@ -151,14 +152,14 @@ def draw(measured, path):
         squeeze=False,
     )
     for axis, (name, results) in zip(axes[0], chosen.items(), strict=True):
-        found = [results.get(library, NONE)["images_per_second"] for library in ALL]
+        found = [results.get(library, NONE)["images_per_second"] for library in names]
         medians = [figures["median"] for figures in found]
         spread = [
             [figures["median"] - figures["min"] for figures in found],
             [figures["max"] - figures["median"] for figures in found],
         ]
-        colors = ["C0" if library == "flaxmnist" else "0.75" for library in ALL]
-        axis.barh(ALL, medians, xerr=spread, color=colors)
+        colors = ["C0" if library == "flaxmnist" else "0.75" for library in names]
+        axis.barh(names, medians, xerr=spread, color=colors)
         axis.invert_yaxis()
         _, network, batch_size = name.split()
         axis.set_title(f"{network}, batch {batch_size}", size=9)
