@@ -28,7 +28,8 @@ from flaxmnist.core.pooling import first_maximum
 TILE = 4
 # Kernel sizes. Larger kernels need more and larger points, which cost accuracy.
 KERNELS = (3, 5)
-# Most bytes of products in a part of the batch: about the size of a last-level cache.
+# Maximum bytes of products in a part of the batch. With half of it, a micro-batch of
+# the tutorial CNN would be divided again, which is slower.
 CACHE_BYTES = 32 << 20
 # With fewer channels the sums around the products cost more than they save.
 MIN_CHANNELS = 8
@@ -143,13 +144,13 @@ def _overlap_add(parts: Array, axis: int) -> Array:
 def _overlap_add_in_place(parts: Array, axis: int) -> Array:
     """Returns the same as :func:`_overlap_add`, faster if the result is stored.
 
-    XLA fuses sums of padded arrays with what follows, but vectorizes them poorly.
+    XLA fuses a sum of padded arrays with the next operation, but vectorizes it poorly.
     """
     inside, start = [(0, 0)] * parts.ndim, [0] * parts.ndim
     inside[axis], start[axis] = (0, 1), 1
-    whole, rest = jnp.pad(parts[:TILE], inside), parts[TILE:]
-    overlapped = lax.slice_in_dim(whole[: len(rest)], 1, None, axis=axis)
-    added: Array = lax.dynamic_update_slice(whole, overlapped + rest, start)
+    padded, rest = jnp.pad(parts[:TILE], inside), parts[TILE:]
+    overlapped = lax.slice_in_dim(padded[: len(rest)], 1, None, axis=axis)
+    added: Array = lax.dynamic_update_slice(padded, overlapped + rest, start)
     return added
 
 

@@ -290,9 +290,9 @@ def test_a_step_of_the_cnn_computes_less_than_direct_convolution(monkeypatch):
     monkeypatch.setattr(models.pooled, "Conv", Conv)
     direct = cost()
     assert ours["flops"] < 0.5 * direct["flops"]
-    # JAX before 0.8 fuses less of ours. The sum in place of Winograd's gradient counts
-    # 5 % more bytes than one of padded arrays, and takes less time.
-    bound = 2.6 if jax.__version_info__ >= (0, 8) else 3
+    # JAX before 0.8 fuses less of ours. Adding up tiles in place counts 5 % more bytes
+    # than adding padded arrays, and takes less time.
+    bound = 2.6 if jax.__version_info__ >= (0, 8) else 3.15
     assert ours["bytes accessed"] < bound * direct["bytes accessed"]
     assert ours["fusions"] < 2 * direct["fusions"]
 
