@@ -7,6 +7,7 @@ import argparse
 import importlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -100,12 +101,18 @@ def first_step(library, folder):
         ones = jax.numpy.ones((100, 100))
         jax.jit(lambda ones: ones @ ones)(ones).block_until_ready()
         end()
+    # As the program `flaxmnist` begins.
+    from flaxmnist.runtime import startup
+
+    startup.prepare()
     from flaxmnist.cli import train
     from flaxmnist.training import loop
 
     # Called when the figures of the first step have been read back.
     loop.compile_reports = lambda *_: end()
-    train.main(["--config", "mlp", "--workdir", str(folder / f"run-{os.getpid()}")])
+    workdir = folder / f"run-{os.getpid()}"
+    sys.argv[1:] = ["--config", "mlp", "--workdir", str(workdir)]
+    train.main()
 
 
 def end():

@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import gc
 import io
 import logging
 import os
@@ -56,9 +55,7 @@ def exit_code(
         startup.prepare()
         # Print the Python stack after a crash in compiled code.
         faulthandler.enable()
-        # Exclude imported modules from garbage collection: they are never freed, and
-        # scanning them again and again would slow down the tracing of programs.
-        gc.freeze()
+        startup.keep_imports()
         # Escape characters that the terminal cannot encode instead of raising.
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         argv = sys.argv[1:]

@@ -1,6 +1,7 @@
 """The IDX format of the original MNIST files, raw or compressed by gzip or xz."""
 
 import gzip
+import io
 import lzma
 import math
 import os
@@ -9,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ IMAGES, LABELS = (3, 4), (1, 2)
 # Maximum sizes in bytes: of a file (175 million images); of the content of a compressed
 # file (1.4 million images); of a raw file that is read into memory instead of mapped.
 MAX_BYTES, MAX_UNPACKED, MAX_IN_MEMORY = 1 << 37, 1 << 30, 1 << 28
+# Bytes of each read, which stay in the cache of the processor.
+_BLOCK = 1 << 20
 
 
 def _spellings(directory: Path, prefix: str, stem: str) -> dict[str, str]:
@@ -99,7 +102,9 @@ def read(path: Path, ranks: tuple[int, ...] = IMAGES) -> np.ndarray:
         ) from None
 
 
-def _read_raw(path: Path, ranks: tuple[int, ...], file: BinaryIO) -> np.ndarray:
+def _read_raw(
+    path: Path, ranks: tuple[int, ...], file: io.BufferedIOBase
+) -> np.ndarray:
     dtype, shape = _read_header(path, ranks, file)
     offset, size = file.tell(), math.prod(shape) * dtype.itemsize
     if (found := os.fstat(file.fileno()).st_size - offset) != size:
@@ -110,7 +115,10 @@ def _read_raw(path: Path, ranks: tuple[int, ...], file: BinaryIO) -> np.ndarray:
 
 
 def _unpack(
-    path: Path, ranks: tuple[int, ...], file: BinaryIO, opener: Callable[..., Any]
+    path: Path,
+    ranks: tuple[int, ...],
+    file: io.BufferedIOBase,
+    opener: Callable[..., Any],
 ) -> np.ndarray:
     with opener(file) as unpacked:
         dtype, shape = _read_header(path, ranks, unpacked)
@@ -134,7 +142,7 @@ def _unpack(
 
 
 def _read_header(
-    path: Path, ranks: tuple[int, ...], file: BinaryIO
+    path: Path, ranks: tuple[int, ...], file: io.BufferedIOBase
 ) -> tuple[np.dtype, tuple[int, ...]]:
     """Returns the dtype and shape in the header of an IDX file."""
     magic = file.read(4)
@@ -161,18 +169,17 @@ def _read_header(
 
 
 def _to_array(
-    path: Path, file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]
+    path: Path, file: io.BufferedIOBase, dtype: np.dtype, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Reads an array; reads at most one byte more, to detect a longer file."""
-    size = math.prod(shape) * dtype.itemsize
-    # A damaged header can announce any size: allocate memory only as data arrives.
-    content = bytearray()
-    while block := file.read(min(size + 1 - len(content), 1 << 24)):
-        content += block
-    if len(content) != size:
-        found = "more" if len(content) > size else f"{len(content):,}"
-        raise _wrong_size(path, found, size)
-    array = np.frombuffer(content, dtype).reshape(shape)
+    size, found = math.prod(shape) * dtype.itemsize, 0
+    # A damaged header can announce any size. The system gives memory as data arrives.
+    content = np.empty(size + 1, np.uint8)
+    while count := file.readinto(content[found : found + _BLOCK].data):
+        found += count
+    if found != size:
+        raise _wrong_size(path, "more" if found > size else f"{found:,}", size)
+    array = content[:size].view(dtype).reshape(shape)
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 

@@ -40,6 +40,22 @@ def test_the_library_imports_late_and_its_steps_need_few_packages():
     subprocess.run([sys.executable, "-c", LIGHT], check=True)
 
 
+COLLECTS = """
+import gc, sys
+from flaxmnist.runtime import startup
+
+startup.prepare()
+imported = not gc.isenabled()
+from flaxmnist.cli import exits
+started = exits.exit_code(lambda _: gc.isenabled() and gc.get_freeze_count() > 100_000)
+sys.exit(0 if imported and started else 1)
+"""
+
+
+def test_garbage_collection_starts_after_the_imports_and_skips_them():
+    subprocess.run([sys.executable, "-c", COLLECTS], check=True)
+
+
 def test_exactly_the_public_names_exist():
     for name in flaxmnist.__all__:
         found = getattr(flaxmnist, name)
