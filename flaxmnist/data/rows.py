@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import math
 import mmap
 import os
 import weakref
@@ -16,6 +17,8 @@ from flaxmnist.errors import UserError, shown
 THREADS = 16
 # Size in bytes of each read of an array that is read whole and in order.
 SLAB_BYTES = 1 << 24
+# XLA uses an array of the host without a copy if it begins at a multiple of this.
+ALIGNMENT = 64
 _threads = concurrent.futures.ThreadPoolExecutor(THREADS, "flaxmnist-read")
 Read = Callable[[np.ndarray, np.ndarray], Any]
 
@@ -93,17 +96,26 @@ def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
 def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Returns arrays, joined along their first dimension, in memory.
 
-    A single array that is not mapped is not copied.
+    A single array that is not mapped is not copied. JAX need not copy the result to use
+    it on a CPU.
     """
     if len(arrays) == 1 and not is_mapped(arrays[0]):
         return arrays[0]
     shape = sum(map(len, arrays)), *arrays[0].shape[1:]
-    whole, start = np.empty(shape, arrays[0].dtype), 0
+    whole, start = _empty(shape, arrays[0].dtype), 0
     for array in arrays:
         stop = start + len(array)
         reader(array, shuffled=False)(np.arange(len(array)), whole[start:stop])
         start = stop
     return whole
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Returns an uninitialized array that begins at a multiple of `ALIGNMENT`."""
+    size = math.prod(shape) * dtype.itemsize
+    content = np.empty(size + ALIGNMENT, np.uint8)
+    first = -content.ctypes.data % ALIGNMENT
+    return content[first : first + size].view(dtype).reshape(shape)
 
 
 def gather(array: np.ndarray, read: Read, rows: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from helpers import NAMES, write_idx
 
 from flaxmnist import data
-from flaxmnist.data import DeviceFeed, HostFeed, feeds, idx
+from flaxmnist.data import DeviceFeed, HostFeed, feeds, idx, rows
 from flaxmnist.errors import UserError
 from flaxmnist.runtime import memory
 
@@ -106,6 +106,19 @@ def test_data_that_does_not_fit_the_devices_is_refused(synthetic, mesh, monkeypa
     splits = {name: synthetic.split(name) for name in data.SPLITS}
     with pytest.raises(UserError, match=r"3,000 images need .* set data\.placement"):
         DeviceFeed.in_order(splits, 80, mesh)
+
+
+def test_a_cpu_uses_joined_splits_without_a_copy(synthetic, mesh, monkeypatch):
+    made = []
+
+    def joined(arrays):
+        made.append(rows.joined(arrays))
+        return made[-1]
+
+    monkeypatch.setattr(feeds, "joined", joined)
+    splits = {name: synthetic.split(name) for name in ("train", "test")}
+    batches, _ = next(DeviceFeed.in_order(splits, 80, mesh)["test"].chunks(0, 1))
+    assert np.shares_memory(np.asarray(batches.images), made[0])
 
 
 @pytest.mark.parametrize("version", ["", "memory"])
