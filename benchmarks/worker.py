@@ -7,7 +7,6 @@ import argparse
 import importlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -108,11 +107,10 @@ def first_step(library, folder):
     from flaxmnist.cli import train
     from flaxmnist.training import loop
 
+    startup.keep_imports()
     # Called when the figures of the first step have been read back.
     loop.compile_reports = lambda *_: end()
-    workdir = folder / f"run-{os.getpid()}"
-    sys.argv[1:] = ["--config", "mlp", "--workdir", str(workdir)]
-    train.main()
+    train.main(["--config", "mlp", "--workdir", str(folder / f"run-{os.getpid()}")])
 
 
 def end():

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import types
 from unittest import mock
 
@@ -15,6 +17,7 @@ from benchmarks.photographs import digits, numbers, others, photograph, score
 from benchmarks.photographs.inks import Handwriting
 from benchmarks.photographs.sample import Sample
 from flaxmnist.config import load, override
+from flaxmnist.runtime import startup
 from flaxmnist.training import loop
 
 
@@ -122,10 +125,20 @@ def test_the_measured_start_ends_with_the_first_step(tmp_path, monkeypatch):
         pass
 
     monkeypatch.setattr("flaxmnist.data.download.reachable", lambda url: False)
+    monkeypatch.setattr(startup, "prepare", lambda: None)
     monkeypatch.setattr(loop, "compile_reports", loop.compile_reports)
     monkeypatch.setattr(worker, "end", mock.Mock(side_effect=Ended))
     with pytest.raises(Ended):
         worker.first_step("flaxmnist", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_operations_of_a_step_are_measured_by_layer():
+    command = [sys.executable, "-m", "benchmarks.operations", "mlp", "32"]
+    lines = subprocess.run(command, check=True, stdout=-1, text=True).stdout
+    *times, total = (float(line.split()[0]) for line in lines.splitlines())
+    assert "Dense_0  backward  products" in lines
+    assert sum(times) == pytest.approx(total, abs=0.01 * len(times))
 
 
 @pytest.mark.slow
