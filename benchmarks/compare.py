@@ -189,18 +189,22 @@ def save_data(path):
 
 
 def with_peers(libraries, peers):
-    """Returns flaxmnist, and those of the libraries that are among `peers`."""
-    return [name for name in libraries if name in ("flaxmnist", *peers)]
+    """Returns flaxmnist in all its variants, and the libraries among `peers`."""
+    return [name for name in libraries if name.startswith("flaxmnist") or name in peers]
 
 
-def measure_tasks(chosen, peers, data, ceiling, **turns):
+def measure_tasks(chosen, peers, data, **turns):
     """Measures and prints the tasks that are `chosen`; yields name and results."""
-    for what, libraries in TASKS.items():
-        libraries = with_peers(libraries, peers)
-        task, network, _ = what
-        name = " ".join(map(str, what))
-        if chosen and name not in chosen:
-            continue
+    tasks = {" ".join(map(str, what)): what for what in TASKS}
+    if not (names := [name for name in tasks if not chosen or name in chosen]):
+        return
+    ceilings = take_turns(("jax", "torch"), CEILING, data, **turns)
+    ceiling = max(found["gflops"]["median"] for found in ceilings.values())
+    print(f"matrix product: {ceiling:.0f} GFLOP/s")
+    yield "ceiling", ceilings
+    for name in names:
+        task, network, _ = what = tasks[name]
+        libraries = with_peers(TASKS[what], peers)
         results = take_turns(libraries, what, data, **turns)
         print_table(name, results, "images_per_second", "images/s")
         if task == "infer":
@@ -215,22 +219,24 @@ def measure_tasks(chosen, peers, data, ceiling, **turns):
         yield name, results
 
 
-def measure_starts(data, **turns):
-    """Measures and prints an epoch from process start, and a first step."""
-    once = turns | {"rounds": 1}
-    name = "epoch from process start"
-    take_turns(("flaxmnist",), EPOCH, data, **once)  # Compiles.
-    results = take_turns(EPOCH_LIBRARIES, EPOCH, data, **turns)
+def measure_epoch(peers, data, **turns):
+    """Measures and prints an epoch from process start."""
+    name, libraries = "epoch from process start", with_peers(EPOCH_LIBRARIES, peers)
+    take_turns(("flaxmnist",), EPOCH, data, **turns | {"rounds": 1})  # Compiles.
+    results = take_turns(libraries, EPOCH, data, **turns)
     print_table(name, results, "process_seconds", "s", False)
     print_table(name, results, "peak_mb", "MB, peak", False)
     print_table(name, results, "accuracy", "test accuracy")
     yield name, results
-    name, libraries = "first step", ("flaxmnist", "flax:minimal")
-    what = ("startup", "mlp", 0)
-    take_turns(libraries, what, data, **once)
+
+
+def measure_first_step(_, data, **turns):
+    """Measures and prints a first step from process start."""
+    libraries, what = ("flaxmnist", "flax:minimal"), ("startup", "mlp", 0)
+    take_turns(libraries, what, data, **turns | {"rounds": 1})
     results = take_turns(libraries, what, data, **turns)
-    print_table(name, results, "process_seconds", "s", False)
-    yield name, results
+    print_table("first step", results, "process_seconds", "s", False)
+    yield "first step", results
 
 
 def measure_costs(peers, data, **turns):
@@ -252,6 +258,13 @@ def measure_costs(peers, data, **turns):
         yield name, results
 
 
+PARTS = {
+    "epoch": measure_epoch,
+    "first step": measure_first_step,
+    "costs": measure_costs,
+}
+
+
 def main():
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -259,10 +272,11 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmark"))
     parser.add_argument(
-        "--only", nargs="*", help="such as 'train cnn 100', starts, costs"
+        "--only", nargs="*", help=f"such as 'train cnn 100', {', '.join(PARTS)}"
     )
+    peers = sorted({*ALL, *EPOCH_LIBRARIES} - {"flaxmnist", "flaxmnist:cold"})
     parser.add_argument(
-        "--peers", nargs="*", default=ALL, choices=ALL, help="default: all"
+        "--peers", nargs="*", default=peers, choices=peers, help="default: all"
     )
     args = parser.parse_args()
     turns = {"rounds": args.rounds, "threads": args.threads}
@@ -276,15 +290,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data.npz")
         save_data(data)
-        ceilings = take_turns(("jax", "torch"), CEILING, data, **turns)
-        ceiling = max(found["gflops"]["median"] for found in ceilings.values())
-        measured["ceiling"] = ceilings
-        print(f"matrix product: {ceiling:.0f} GFLOP/s")
-        parts = [measure_tasks(args.only, args.peers, data, ceiling, **turns)]
-        if not args.only or "starts" in args.only:
-            parts.append(measure_starts(data, **turns))
-        if not args.only or "costs" in args.only:
-            parts.append(measure_costs(args.peers, data, **turns))
+        parts = [measure_tasks(args.only, args.peers, data, **turns)]
+        for name, measure in PARTS.items():
+            if not args.only or name in args.only:
+                parts.append(measure(args.peers, data, **turns))
         for name, results in itertools.chain(*parts):
             measured[name], dates[name] = results, time.strftime("%Y-%m-%d")
             # At once: what an hour has measured is not lost.

@@ -80,7 +80,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
     names = (OURS, RECIPE, EXAMPLE)
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, help="default: all"
+    )
     args = parser.parse_args()
     found = {name: [] for name in args.only}
     with tempfile.TemporaryDirectory() as arrays:

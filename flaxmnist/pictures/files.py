@@ -313,5 +313,7 @@ def _pixels_of_array(array: np.ndarray) -> Pixels:
 def _finite(values: np.ndarray, name: str = "") -> np.ndarray:
     """Returns the values. Raises UserError if one is not finite."""
     if not np.isfinite(values).all():
-        raise UserError(f"{name}has values that are not finite")
+        raise UserError(
+            f"{name}has values that are not finite; replace NaN and infinity by numbers"
+        )
     return values

@@ -43,7 +43,7 @@ def test_a_picture_with_a_value_that_is_not_finite_is_refused(read, value):
     values = np.full((20, 30), 0.5, np.float32)
     values[3, 4] = value
     file = saved(Image.fromarray(values), "TIFF")
-    with pytest.raises(UserError, match="has values that are not finite"):
+    with pytest.raises(UserError, match="has values that are not finite; replace NaN"):
         read(file)
 
 
