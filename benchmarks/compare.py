@@ -271,8 +271,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmark"))
+    names = [" ".join(map(str, what)) for what in TASKS]
     parser.add_argument(
-        "--only", nargs="*", help=f"such as 'train cnn 100', {', '.join(PARTS)}"
+        "--only", nargs="*", choices=[*names, *PARTS], help="default: all"
     )
     peers = sorted({*ALL, *EPOCH_LIBRARIES} - {"flaxmnist", "flaxmnist:cold"})
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Where the time of a training step on CPU goes: by layer, direction and operation.
+"""Measures the time of a training step on CPU by layer, direction and operation.
 
 python -m benchmarks.operations cnn 100
 
@@ -18,7 +18,7 @@ _INSTRUCTION = re.compile(r"%?([\w.-]+) = .*? ([\w-]+)\(.*op_name=\"([^\"]*)\"")
 _LAYER = re.compile(r"\b((?:Conv|Dense|BatchNorm)_\d+)")
 
 
-def described(program):
+def kinds_of(program):
     """Returns layer, direction and kind of each instruction of a compiled program."""
     found = {}
     for line in program.splitlines():
@@ -71,9 +71,9 @@ def main():
     labels = draw.integers(0, 10, count)
     peer = Peer(args.network, args.batch_size, images, labels, (images, labels), "")
     batches, steps = next(peer.feed.chunks(0, STEPS))
-    number = jax.device_put(np.int32(steps), peer.everywhere)
-    lowered = train_steps.lower(peer.state, peer.metrics, batches, number)
-    what = described(lowered.compile().as_text())
+    num_steps = jax.device_put(np.int32(steps), peer.everywhere)
+    lowered = train_steps.lower(peer.state, peer.metrics, batches, num_steps)
+    kinds = kinds_of(lowered.compile().as_text())
     peer.train(STEPS)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -81,11 +81,11 @@ def main():
         measured = durations(folder)
     totals = Counter()
     for name, seconds in measured.items():
-        if name in what and not name.startswith("while"):
-            totals[what[name]] += seconds / STEPS
+        if name in kinds and not name.startswith("while"):
+            totals[kinds[name]] += seconds / STEPS
     for key, seconds in sorted(totals.items()):
         print(f"{1e3 * seconds:8.2f} ms  {'  '.join(key)}")
-    print(f"{1e3 * sum(totals.values()):8.2f} ms  in all")
+    print(f"{1e3 * sum(totals.values()):8.2f} ms  in total")
 
 
 if __name__ == "__main__":

@@ -100,14 +100,14 @@ def first_step(library, folder):
         ones = jax.numpy.ones((100, 100))
         jax.jit(lambda ones: ones @ ones)(ones).block_until_ready()
         end()
-    # As the program `flaxmnist` begins.
+    # Start as the program `flaxmnist` does.
     from flaxmnist.runtime import startup
 
     startup.prepare()
     from flaxmnist.cli import train
     from flaxmnist.training import loop
 
-    startup.keep_imports()
+    startup.start_garbage_collection()
     # Called when the figures of the first step have been read back.
     loop.compile_reports = lambda *_: end()
     train.main(["--config", "mlp", "--workdir", str(folder / f"run-{os.getpid()}")])

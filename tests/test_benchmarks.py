@@ -126,6 +126,7 @@ def test_the_measured_start_ends_with_the_first_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr("flaxmnist.data.download.reachable", lambda url: False)
     monkeypatch.setattr(startup, "prepare", lambda: None)
+    monkeypatch.setattr(startup, "start_garbage_collection", lambda: None)
     monkeypatch.setattr(loop, "compile_reports", loop.compile_reports)
     monkeypatch.setattr(worker, "end", mock.Mock(side_effect=Ended))
     with pytest.raises(Ended):

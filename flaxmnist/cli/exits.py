@@ -55,7 +55,7 @@ def exit_code(
         startup.prepare()
         # Print the Python stack after a crash in compiled code.
         faulthandler.enable()
-        startup.keep_imports()
+        startup.start_garbage_collection()
         # Escape characters that the terminal cannot encode instead of raising.
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         argv = sys.argv[1:]

@@ -32,7 +32,7 @@ IMAGES, LABELS = (3, 4), (1, 2)
 # Maximum sizes in bytes: of a file (175 million images); of the content of a compressed
 # file (1.4 million images); of a raw file that is read into memory instead of mapped.
 MAX_BYTES, MAX_UNPACKED, MAX_IN_MEMORY = 1 << 37, 1 << 30, 1 << 28
-# Bytes of each read, which stay in the cache of the processor.
+# Bytes of each read, which fit into the cache of a processor.
 _BLOCK = 1 << 20
 
 
@@ -173,7 +173,7 @@ def _to_array(
 ) -> np.ndarray:
     """Reads an array; reads at most one byte more, to detect a longer file."""
     size, found = math.prod(shape) * dtype.itemsize, 0
-    # A damaged header can announce any size. The system gives memory as data arrives.
+    # A damaged header can announce any size. Only pages that are written take memory.
     content = np.empty(size + 1, np.uint8)
     while count := file.readinto(content[found : found + _BLOCK].data):
         found += count

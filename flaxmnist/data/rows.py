@@ -17,7 +17,7 @@ from flaxmnist.errors import UserError, shown
 THREADS = 16
 # Size in bytes of each read of an array that is read whole and in order.
 SLAB_BYTES = 1 << 24
-# XLA uses an array of the host without a copy if it begins at a multiple of this.
+# XLA uses an array of the host without a copy if its address is a multiple of this.
 ALIGNMENT = 64
 _threads = concurrent.futures.ThreadPoolExecutor(THREADS, "flaxmnist-read")
 Read = Callable[[np.ndarray, np.ndarray], Any]
@@ -96,8 +96,8 @@ def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
 def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Returns arrays, joined along their first dimension, in memory.
 
-    A single array that is not mapped is not copied. JAX need not copy the result to use
-    it on a CPU.
+    A single array that is not mapped is not copied. The address of a joined array is a
+    multiple of `ALIGNMENT`.
     """
     if len(arrays) == 1 and not is_mapped(arrays[0]):
         return arrays[0]
@@ -111,7 +111,7 @@ def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Returns an uninitialized array that begins at a multiple of `ALIGNMENT`."""
+    """Returns an uninitialized array whose address is a multiple of `ALIGNMENT`."""
     size = math.prod(shape) * dtype.itemsize
     content = np.empty(size + ALIGNMENT, np.uint8)
     first = -content.ctypes.data % ALIGNMENT

@@ -314,6 +314,7 @@ def _finite(values: np.ndarray, name: str = "") -> np.ndarray:
     """Returns the values. Raises UserError if one is not finite."""
     if not np.isfinite(values).all():
         raise UserError(
-            f"{name}has values that are not finite; replace NaN and infinity by numbers"
+            f"{name}has values that are not finite; replace NaN and infinity with "
+            "finite values"
         )
     return values
