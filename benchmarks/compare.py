@@ -48,14 +48,14 @@ EPOCH_LIBRARIES = (
 )
 COST_LIBRARIES = ("flaxmnist", "torch:eager", "torch:channels_last", "keras:function")
 BATCH_SIZES = (1, 8, 64, 512, 4096)
-# What is measured, of whom: (task, network, batch size).
+# What is measured, of whom: task, network and batch size.
 TASKS = {
-    ("train", "softmax", 100): DENSE,
-    ("train", "mlp", 100): DENSE,
-    ("train", "cnn", 100): ALL,
-    ("train", "cnn", 1024): LARGE,
-    ("train", "modern", 100): ALL,
-    ("infer", "cnn", 200): ("torch:channels_last", *ONE_EACH),
+    "train softmax 100": DENSE,
+    "train mlp 100": DENSE,
+    "train cnn 100": ALL,
+    "train cnn 1024": LARGE,
+    "train modern 100": ALL,
+    "infer cnn 200": ("torch:channels_last", *ONE_EACH),
 }
 EPOCH = ("epoch", "cnn", 100)
 CEILING = ("ceiling", "-", 0)
@@ -195,16 +195,15 @@ def with_peers(libraries, peers):
 
 def measure_tasks(chosen, peers, data, **turns):
     """Measures and prints the tasks that are `chosen`; yields name and results."""
-    tasks = {" ".join(map(str, what)): what for what in TASKS}
-    if not (names := [name for name in tasks if not chosen or name in chosen]):
+    if not (names := [name for name in TASKS if name in chosen]):
         return
     ceilings = take_turns(("jax", "torch"), CEILING, data, **turns)
     ceiling = max(found["gflops"]["median"] for found in ceilings.values())
     print(f"matrix product: {ceiling:.0f} GFLOP/s")
     yield "ceiling", ceilings
     for name in names:
-        task, network, _ = what = tasks[name]
-        libraries = with_peers(TASKS[what], peers)
+        task, network, _ = what = name.split()
+        libraries = with_peers(TASKS[name], peers)
         results = take_turns(libraries, what, data, **turns)
         print_table(name, results, "images_per_second", "images/s")
         if task == "infer":
@@ -271,9 +270,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmark"))
-    names = [" ".join(map(str, what)) for what in TASKS]
+    names = [*TASKS, *PARTS]
     parser.add_argument(
-        "--only", nargs="*", choices=[*names, *PARTS], help="default: all"
+        "--only", nargs="+", default=names, choices=names, help="default: all"
     )
     peers = sorted({*ALL, *EPOCH_LIBRARIES} - {"flaxmnist", "flaxmnist:cold"})
     parser.add_argument(
@@ -293,7 +292,7 @@ def main():
         save_data(data)
         parts = [measure_tasks(args.only, args.peers, data, **turns)]
         for name, measure in PARTS.items():
-            if not args.only or name in args.only:
+            if name in args.only:
                 parts.append(measure(args.peers, data, **turns))
         for name, results in itertools.chain(*parts):
             measured[name], dates[name] = results, time.strftime("%Y-%m-%d")
