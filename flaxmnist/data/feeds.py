@@ -133,7 +133,9 @@ def _check_fits(splits: Sequence[Split], mesh: Mesh) -> None:
     size = (math.prod(splits[0].image_shape) + 4) * count  # Labels are int32.
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
-        size, free = size * len(devices), available_memory()
+        # Several splits are joined in memory first.
+        copies = len(devices) + (len(splits) > 1)
+        size, free = size * copies, available_memory()
     else:
         stats = [device.memory_stats() or {} for device in devices]
         rooms = [
