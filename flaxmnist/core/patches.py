@@ -50,8 +50,6 @@ def _patches(
         for i in range(size[0])
         for j in range(size[1])
     ]
-    if padded.shape[-1] == 1:  # Long rows to copy, instead of single pixels.
-        return jnp.stack(pieces).reshape(len(pieces), -1).T
     rows = jnp.concatenate(pieces, axis=-1)
     return rows.reshape(-1, rows.shape[-1])
 
