@@ -28,10 +28,10 @@ Padding = str | Sequence[tuple[int, int]]
 class Conv(nn.Conv):
     """Replaces `linen.Conv`: XLA differentiates that one slowly in a loop on CPU.
 
-    Both have the same arguments, parameters and values; gradients differ by rounding.
-    Only two-dimensional convolutions become faster, with at most 81 taps and neither
-    groups nor dilation; others are those of linen. Forward-mode differentiation, such
-    as `jax.jvp`, needs `linen.Conv`.
+    Both have the same arguments and parameters; values and gradients differ by
+    rounding. Only two-dimensional convolutions become faster, with at most 81 taps and
+    neither groups nor dilation; others are those of linen. Forward-mode
+    differentiation, such as `jax.jvp`, needs `linen.Conv`.
     """
 
     conv_general_dilated: Any = ops.conv

@@ -5,11 +5,11 @@ slower than outside (jax-ml/jax#12868), and a training loop that stays on the de
 is such a loop. Where :func:`conv` is differentiated on CPU, it therefore consists of
 matrix products: over tiles where `winograd` is faster, otherwise over `patches`.
 Elsewhere it is XLA's own convolution, which is faster without gradients, except for a
-few small kernels on gray images.
+few small kernels on gray images, and for kernels of 5×5 pixels on many channels.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -71,9 +71,13 @@ def conv(
     """Replaces `lax.conv_general_dilated`, with fast gradients in a loop on CPU.
 
     If it is differentiated, the platform for which the program is compiled determines
-    the computation of both the convolution and its gradients. With at most 16 kernels,
-    a convolution of gray images with up to 25 taps, or one with pooling on at most 4
-    channels, consists of matrix products without gradients, too.
+    the computation of both the convolution and its gradients.
+
+    On CPU, two kinds consist of matrix products without gradients, too. The first has
+    at most 16 kernels, either on gray images with up to 25 taps, or of stride 1 with
+    pooling on up to 4 channels. The second has at least 32 kernels of 5×5 pixels and
+    stride 1 on at least 32 channels, in float32 or float64, and at least 64 tiles of
+    4×4 outputs.
 
     With `pool`, training on CPU takes the maxima before the outputs are arranged as
     images, which saves passes over memory. A bias and an increasing function can
@@ -108,29 +112,34 @@ def conv(
         return xla(lhs, rhs)
     pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     in_patches = pool and patches.pools_faster(rhs, window_strides, pads)
+    in_tiles = winograd.is_faster(lhs, rhs, window_strides, pads)
 
-    def matmul(lhs: Array, rhs: Array) -> Array:
-        if in_patches:
-            out: Array = patches.conv_max_pool(lhs, rhs, pads, precision)
+    def by_platform(part_bytes: int) -> Callable[[Array, Array], Array]:
+        def products(lhs: Array, rhs: Array) -> Array:
+            if in_patches:
+                out: Array = patches.conv_max_pool(lhs, rhs, pads, precision)
+                return out
+            if in_tiles:
+                return winograd.conv(lhs, rhs, pads, precision, pool, part_bytes)
+            return maxima(patches.conv(lhs, rhs, window_strides, pads, precision))
+
+        def either(lhs: Array, rhs: Array) -> Array:
+            out: Array = lax.platform_dependent(lhs, rhs, cpu=products, default=xla)
             return out
-        if winograd.is_faster(lhs, rhs, window_strides, pads):
-            return winograd.conv(lhs, rhs, pads, precision, pool)
-        return maxima(patches.conv(lhs, rhs, window_strides, pads, precision))
 
-    def differentiable(lhs: Array, rhs: Array) -> Array:
-        out: Array = lax.platform_dependent(lhs, rhs, cpu=matmul, default=xla)
-        return out
+        return either
 
-    # Exported programs have a symbolic batch, and consist of XLA's own operations.
-    is_exported = not isinstance(lhs.shape[0], int)
+    training = by_platform(winograd.PART_BYTES)
+    inference: Callable[[Array, Array], Array] = xla
     is_small = lhs.shape[-1] == 1 and math.prod(rhs.shape[:2]) <= _FEW_TAPS
     is_slow = rhs.shape[-1] <= _FEW_KERNELS and (in_patches or is_small)
-    if is_slow and not is_exported:
-        return differentiable(lhs, rhs)
-    convolve = jax.custom_jvp(xla)
-    convolve.defjvp(
-        lambda primals, tangents: jax.jvp(differentiable, primals, tangents)
-    )
+    # Exported programs have a symbolic batch, and consist of XLA's own operations.
+    if isinstance(lhs.shape[0], int) and (
+        is_slow or (in_tiles and winograd.is_faster_in_inference(lhs, rhs, pads))
+    ):
+        inference = by_platform(winograd.INFERENCE_PART_BYTES)
+    convolve = jax.custom_jvp(inference)
+    convolve.defjvp(lambda primals, tangents: jax.jvp(training, primals, tangents))
     out: Array = convolve(lhs, rhs)
     return out
 

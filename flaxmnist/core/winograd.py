@@ -28,11 +28,16 @@ from flaxmnist.core.pooling import first_maximum
 TILE = 4
 # Kernel sizes. Larger kernels need more and larger points, which cost accuracy.
 KERNELS = (3, 5)
-# Maximum bytes of products in a part of the batch. With half of it, a micro-batch of
-# the tutorial CNN would be divided again, which is slower.
-CACHE_BYTES = 32 << 20
+# Maximum bytes of products in a part of the batch, in training. With half of it, a
+# micro-batch of the tutorial CNN would be divided again, which is slower.
+PART_BYTES = 32 << 20
+# The same without gradients, where smaller parts are faster: no tiles are stored.
+INFERENCE_PART_BYTES = 8 << 20
 # With fewer channels the sums around the products cost more than they save.
 MIN_CHANNELS = 8
+# Without gradients, XLA's own convolution is faster with fewer channels, with other
+# sizes of kernels, and with fewer tiles, where transforming the kernel takes longest.
+INFERENCE_KERNEL, MIN_INFERENCE_CHANNELS, MIN_INFERENCE_TILES = 5, 32, 64
 
 
 def is_faster(
@@ -51,6 +56,21 @@ def is_faster(
         and all(side >= 0 for pair in padding for side in pair)
         # In half precision the powers of the points would lose too much accuracy.
         and images.dtype in (jnp.float32, jnp.float64)
+    )
+
+
+def is_faster_in_inference(
+    images: Array, kernel: Array, padding: Sequence[tuple[int, int]]
+) -> bool:
+    """Returns whether :func:`conv` is faster than XLA without gradients, too.
+
+    It requires :func:`is_faster`.
+    """
+    return (
+        len(kernel) == INFERENCE_KERNEL
+        and min(kernel.shape[2:]) >= MIN_INFERENCE_CHANNELS
+        and _total_tiles(images, kernel, padding) >= MIN_INFERENCE_TILES
+        and _num_parts(images, kernel, padding, INFERENCE_PART_BYTES) is not None
     )
 
 
@@ -98,6 +118,12 @@ def _output_size(images: Array, r: int, padding: Any) -> list[int]:
 def _num_tiles(size: Iterable[int]) -> list[int]:
     """Returns the number of tiles that cover each side."""
     return [-(-side // TILE) for side in size]
+
+
+def _total_tiles(images: Array, kernel: Array, padding: Any) -> int:
+    """Returns the number of tiles of all outputs."""
+    size = _output_size(images, len(kernel), padding)
+    return len(images) * math.prod(_num_tiles(size))
 
 
 def _transform(matrix: np.ndarray, images: Array) -> Array:
@@ -181,10 +207,12 @@ def conv(
     padding: tuple[tuple[int, int], ...],
     precision: Any = None,
     pool: bool = False,
+    part_bytes: int = PART_BYTES,
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Convolves with stride 1 by Winograd's F(4 × 4, r × r), for r in `KERNELS`.
 
-    A large batch is convolved in parts that fit into the cache.
+    A large batch is convolved in parts that fit into the cache, if some number of parts
+    divides it.
 
     Args:
       images: `[batch, height, width, cin]`, float32 or float64.
@@ -193,8 +221,9 @@ def conv(
       precision: precision of the matrix products.
       pool: whether to take the maximum of each block of 2×2 outputs, without a
         remainder.
+      part_bytes: maximum bytes of products in a part, on each device.
     """
-    parts = _num_parts(images, kernel, padding)
+    parts = _num_parts(images, kernel, padding, part_bytes) or 1
     if parts == 1:
         return _conv(images, kernel, padding, precision, pool)
     # A part takes every `parts`-th example, so that it is split over the same devices
@@ -206,14 +235,19 @@ def conv(
     return whole.swapaxes(0, 1).reshape(-1, *whole.shape[2:])
 
 
-def _num_parts(images: Array, kernel: Array, padding: Any) -> int:
-    """Returns the number of equal parts in which to convolve a batch."""
-    r = len(kernel)
-    tiles = len(images) * math.prod(_num_tiles(_output_size(images, r, padding)))
-    size = tiles * (TILE + r - 1) ** 2 * max(kernel.shape[2:]) * images.dtype.itemsize
-    fewest = -(-size // CACHE_BYTES)
+def _num_parts(
+    images: Array, kernel: Array, padding: Any, part_bytes: int
+) -> int | None:
+    """Returns the number of equal parts in which to convolve a batch, if any fits.
+
+    Each of them can be split over as many devices as the batch.
+    """
+    devices = math.gcd(len(images), jax.device_count())
+    products = _total_tiles(images, kernel, padding) * (TILE + len(kernel) - 1) ** 2
+    size = products * max(kernel.shape[2:]) * images.dtype.itemsize
+    fewest = -(-size // (part_bytes * devices))
     parts = range(fewest, 2 * fewest)
-    return next((count for count in parts if len(images) % count == 0), 1)
+    return next((n for n in parts if len(images) // devices % n == 0), None)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -132,7 +132,7 @@ BATCH = {
 }
 
 
-def test_only_gradients_on_cpu_avoid_the_convolution_of_xla():
+def test_gradients_on_cpu_avoid_the_convolution_of_xla():
     state = abstract_state(Net(), optax.sgd(0.1))
 
     def has_convolution(step, data, platform):

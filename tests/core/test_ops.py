@@ -1,6 +1,7 @@
 """Each lowering computes what XLA's own operation does, and so do its gradients."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from flax import linen as nn
 from helpers import enable_x64
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxmnist.core import ops, patches, winograd
 
@@ -81,42 +83,116 @@ def test_conv_and_its_gradients_equal_lax_conv_in_float64(
             )
 
 
-@pytest.mark.parametrize(("channels", "kernels"), [(1, 16), (1, 17), (2, 16)])
-def test_evaluation_convolves_by_products_for_few_kernels_of_gray_images(
-    channels, kernels
+def has_convolution(conv, *arguments, platform="cpu"):
+    """Returns whether a program for the platform contains XLA's convolution."""
+    lowered = jax.jit(conv).trace(*arguments).lower(lowering_platforms=(platform,))
+    return "stablehlo.convolution" in lowered.as_text()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "dtype", "by_products"),
+    [
+        # Few kernels, on gray images.
+        ((2, 8, 8, 1), (5, 5, 16), 2, "float32", True),
+        ((2, 8, 8, 1), (5, 5, 17), 2, "float32", False),
+        ((2, 8, 8, 2), (5, 5, 16), 2, "float32", False),
+        # By Winograd's algorithm: 5×5 pixels, 32 channels and kernels, 64 tiles.
+        ((16, 8, 8, 32), (5, 5, 32), 1, "float32", True),
+        ((16, 8, 8, 32), (5, 5, 31), 1, "float32", False),
+        ((15, 8, 8, 32), (5, 5, 32), 1, "float32", False),
+        ((16, 8, 8, 31), (5, 5, 32), 1, "float32", False),
+        ((16, 8, 8, 32), (3, 3, 8), 1, "float32", False),
+        ((16, 8, 8, 32), (5, 5, 32), 2, "float32", False),
+        ((16, 8, 8, 32), (5, 5, 32), 1, "bfloat16", False),
+        # 401 images are too many for one part, and no number of parts divides them.
+        ((400, 8, 8, 32), (5, 5, 32), 1, "float32", True),
+        ((401, 8, 8, 32), (5, 5, 32), 1, "float32", False),
+    ],
+)
+def test_evaluation_convolves_by_products_where_they_are_faster(
+    shape, kernel, stride, dtype, by_products
 ):
-    options = {"window_strides": (2, 2), "padding": "SAME", "dimension_numbers": LAYOUT}
-    conv = jax.jit(functools.partial(ops.conv, **options))
-    arguments = jnp.ones((2, 8, 8, channels)), jnp.ones((5, 5, channels, kernels))
-    by_xla = "convolution(" in conv.lower(*arguments).compile().as_text()
-    assert by_xla == ((channels, kernels) != (1, 16))
+    *size, cout = kernel
+    conv = functools.partial(
+        ops.conv,
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=LAYOUT,
+    )
+    arguments = [
+        jax.ShapeDtypeStruct(of, dtype) for of in (shape, (*size, shape[-1], cout))
+    ]
+    assert has_convolution(conv, *arguments) == (not by_products)
+    assert has_convolution(conv, *arguments, platform="cuda")
+
+
+OPTIONS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": LAYOUT}
+
+
+@pytest.mark.parametrize("kernel", [(5, 5, 32, 32), (5, 5, 1, 16)])
+def test_a_program_for_any_batch_contains_xlas_convolution(kernel):
+    (count,) = jax.export.symbolic_shape("count")
+    images = jax.ShapeDtypeStruct((count, 8, 8, kernel[2]), jnp.float32)
+    conv = jax.jit(functools.partial(ops.conv, **OPTIONS))
+    exported = jax.export.export(conv)(images, jax.ShapeDtypeStruct(kernel, "float32"))
+    assert "stablehlo.convolution" in exported.mlir_module()
+
+
+def test_evaluation_by_products_in_parts_has_the_values_of_xlas_convolution(
+    monkeypatch,
+):
+    rng = np.random.default_rng(0)
+    # Room for one example on each device, of 4 tiles of 8 × 8 products.
+    monkeypatch.setattr(winograd, "INFERENCE_PART_BYTES", 4 * 64 * 32 * 8)
+
+    def ours(*args):
+        return ops.conv(*args, pool=True, **OPTIONS)
+
+    def xla(*args):
+        out = lax.conv_general_dilated(*args, **OPTIONS)
+        return nn.max_pool(out, (2, 2), (2, 2))
+
+    with enable_x64(True):
+        images = jnp.asarray(rng.normal(size=(16, 8, 7, 32)))
+        kernel = jnp.asarray(rng.normal(size=(5, 5, 32, 32)))
+        assert "scan" in str(jax.make_jaxpr(ours)(images, kernel))
+        wanted = xla(images, kernel)
+        np.testing.assert_allclose(
+            jax.jit(ours)(images, kernel), wanted, rtol=1e-9, atol=1e-8
+        )
+        # Each device keeps its examples.
+        mesh = Mesh(np.array(jax.devices()), ("data",))
+        split = NamedSharding(mesh, PartitionSpec("data"))
+        compiled = jax.jit(ours).lower(jax.device_put(images, split), kernel).compile()
+        assert not re.search("all-gather|all-to-all|permute", compiled.as_text())
 
 
 @pytest.mark.slow
-def test_a_large_batch_is_convolved_in_parts_to_the_same_end(monkeypatch):
+def test_a_large_batch_is_convolved_in_parts_to_the_same_end():
     padding = ((2, 2), (2, 2))
+    # Room for two and a half examples, each of 4 tiles of 8 × 8 products.
+    in_parts = functools.partial(
+        winograd.conv, padding=padding, part_bytes=5 * 4 * 64 * 8 * 8 // 2
+    )
+    whole = functools.partial(winograd.conv, padding=padding)
 
-    def all_of(images, kernel):
-        out, pull = jax.vjp(lambda x, k: winograd.conv(x, k, padding), images, kernel)
+    def all_of(conv, images, kernel):
+        out, pull = jax.vjp(conv, images, kernel)
         return out, *pull(jnp.sin(out))
 
     with enable_x64(True):
         rng = np.random.default_rng(0)
         args = [jnp.asarray(rng.normal(size=s)) for s in ((12, 8, 8, 8), (5, 5, 8, 8))]
-
-        def in_parts():
-            # Traced anew each time: the limit is no argument.
-            return "scan" in str(jax.make_jaxpr(lambda *args: all_of(*args))(*args))
-
-        whole = all_of(*args)
-        assert not in_parts()
-        # Room for two and a half examples, each of 4 tiles of 8 × 8 products.
-        monkeypatch.setattr(winograd, "CACHE_BYTES", 5 * 4 * 64 * 8 * 8 // 2)
-        assert in_parts()
-        for one, other in zip(whole, all_of(*args), strict=True):
+        assert "scan" not in str(jax.make_jaxpr(whole)(*args))
+        assert "scan" in str(jax.make_jaxpr(in_parts)(*args))
+        for one, other in zip(
+            all_of(whole, *args), all_of(in_parts, *args), strict=True
+        ):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
-        # Eleven cannot be cut into parts of about that size.
-        assert winograd.conv(args[0][:11], args[1], padding).shape == (11, 8, 8, 8)
+        # Eleven cannot be divided into parts of about that size.
+        eleven = args[0][:11], args[1]
+        assert "scan" not in str(jax.make_jaxpr(in_parts)(*eleven))
+        np.testing.assert_allclose(in_parts(*eleven), whole(*eleven), rtol=1e-9)
 
 
 def test_a_dense_layer_of_few_outputs_and_its_derivatives_are_those_of_linen():
