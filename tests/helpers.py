@@ -198,5 +198,11 @@ def write_prepared(base, classes=10, side=28):
     return written
 
 
+def has_convolution(step, *arguments, platform="cpu"):
+    """Returns whether a jitted step for a platform contains XLA's convolution."""
+    lowered = step.trace(*arguments).lower(lowering_platforms=(platform,))
+    return "stablehlo.convolution" in lowered.as_text()
+
+
 # Kills are drawn from the seed; so many are made, at least.
 SEED = int(os.environ.get("FLAXMNIST_FAULTS_SEED", "0"))

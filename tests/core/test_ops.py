@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import enable_x64
+from helpers import enable_x64, has_convolution
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -83,10 +83,7 @@ def test_conv_and_its_gradients_equal_lax_conv_in_float64(
             )
 
 
-def has_convolution(conv, *arguments, platform="cpu"):
-    """Returns whether a program for the platform contains XLA's convolution."""
-    lowered = jax.jit(conv).trace(*arguments).lower(lowering_platforms=(platform,))
-    return "stablehlo.convolution" in lowered.as_text()
+OPTIONS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": LAYOUT}
 
 
 @pytest.mark.parametrize(
@@ -113,20 +110,13 @@ def test_evaluation_convolves_by_products_where_they_are_faster(
     shape, kernel, stride, dtype, by_products
 ):
     *size, cout = kernel
-    conv = functools.partial(
-        ops.conv,
-        window_strides=(stride, stride),
-        padding="SAME",
-        dimension_numbers=LAYOUT,
-    )
+    options = OPTIONS | {"window_strides": (stride, stride)}
+    conv = jax.jit(functools.partial(ops.conv, **options))
     arguments = [
         jax.ShapeDtypeStruct(of, dtype) for of in (shape, (*size, shape[-1], cout))
     ]
     assert has_convolution(conv, *arguments) == (not by_products)
     assert has_convolution(conv, *arguments, platform="cuda")
-
-
-OPTIONS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": LAYOUT}
 
 
 @pytest.mark.parametrize("kernel", [(5, 5, 32, 32), (5, 5, 1, 16)])
