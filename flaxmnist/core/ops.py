@@ -8,6 +8,7 @@ Elsewhere it is XLA's own convolution, which is faster without gradients, except
 few small kernels on gray images, and for kernels of 5×5 pixels on many channels.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ _VECTOR = 16
 # With so few kernels, XLA's own convolution of few channels is slow on CPU, without
 # gradients too. Patches for kernels with more taps would take too much memory.
 _FEW_KERNELS, _FEW_TAPS = 16, 25
+# Arguments of `lax.conv_general_dilated` that a convolution with fast gradients keeps.
+_OPTIONS = ("dimension_numbers", "precision", "preferred_element_type")
 
 
 def explicit_padding(
@@ -93,26 +96,45 @@ def conv(
       **kwargs: the other arguments of `lax.conv_general_dilated`, as `nn.Conv`
         gives them.
     """
-    precision = kwargs.get("precision")
-
-    def maxima(out: Array) -> Array:
-        return max_pool(out, (2, 2)) if pool else out
-
-    def xla(lhs: Array, rhs: Array) -> Array:
-        return maxima(
-            lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
-        )
-
     dilations = (
         *(kwargs.get("lhs_dilation") or ()),
         *(kwargs.get("rhs_dilation") or ()),
     )
     groups = lhs.shape[-1] // rhs.shape[-2]
     if not has_fast_gradient(rhs.shape[:-2], groups, dilations):
-        return xla(lhs, rhs)
-    pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    in_patches = pool and patches.pools_faster(rhs, window_strides, pads)
-    in_tiles = winograd.is_faster(lhs, rhs, window_strides, pads)
+        out: Array = lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, **kwargs
+        )
+        return max_pool(out, (2, 2)) if pool else out
+    strides = tuple(window_strides)
+    pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    options = tuple((name, kwargs[name]) for name in _OPTIONS if name in kwargs)
+    fast: Array = _fast_conv(lhs, rhs, strides, pads, pool, options)
+    return fast
+
+
+# Traced once for equal layers and for the parts of a batch.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _fast_conv(
+    lhs: Array,
+    rhs: Array,
+    strides: tuple[int, ...],
+    pads: tuple[tuple[int, int], ...],
+    pool: bool,
+    options: tuple[tuple[str, Any], ...],
+) -> Array:
+    """See :func:`conv`."""
+    precision = dict(options).get("precision")
+
+    def maxima(out: Array) -> Array:
+        return max_pool(out, (2, 2)) if pool else out
+
+    def xla(lhs: Array, rhs: Array) -> Array:
+        out = lax.conv_general_dilated(lhs, rhs, strides, pads, **dict(options))
+        return maxima(out)
+
+    in_patches = pool and patches.pools_faster(rhs, strides, pads)
+    in_tiles = winograd.is_faster(lhs, rhs, strides, pads)
 
     def by_platform(part_bytes: int) -> Callable[[Array, Array], Array]:
         def products(lhs: Array, rhs: Array) -> Array:
@@ -121,7 +143,7 @@ def conv(
                 return out
             if in_tiles:
                 return winograd.conv(lhs, rhs, pads, precision, pool, part_bytes)
-            return maxima(patches.conv(lhs, rhs, window_strides, pads, precision))
+            return maxima(patches.conv(lhs, rhs, strides, pads, precision))
 
         def either(lhs: Array, rhs: Array) -> Array:
             out: Array = lax.platform_dependent(lhs, rhs, cpu=products, default=xla)
