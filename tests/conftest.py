@@ -33,6 +33,7 @@ CHECKED = (
     "models",
     "objective",
     "ops",
+    "parts",
     "patches",
     "pooled",
     "pooling",

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num
 
 from flaxmnist.core import mnist
+from flaxmnist.core.parts import split
 from flaxmnist.errors import UserError, did_you_mean, dtype_and_shape
 
 ImageShape = tuple[int, int, int]
@@ -120,9 +121,6 @@ def as_batch(
 def split_micro_batches(batch: dict[str, Array], parts: int) -> dict[str, Array]:
     """Returns a batch in micro-batches: each array as `[parts, batch / parts, …]`.
 
-    A micro-batch contains every `parts`-th example. If a batch is split over devices,
-    each of its micro-batches is, too, and no example is sent.
-
     Raises:
       UserError: `parts` does not divide the batch.
     """
@@ -131,10 +129,7 @@ def split_micro_batches(batch: dict[str, Array], parts: int) -> dict[str, Array]
             f"grad_accumulation={parts}: batch of {count} cannot be split into {parts} "
             f"parts; expected a multiple, such as {-(-count // parts) * parts}"
         )
-    return {
-        name: array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
-        for name, array in batch.items()
-    }
+    return {name: split(array, parts) for name, array in batch.items()}
 
 
 def valid_examples(batch: Mapping[str, Any], num_classes: int) -> Bool[Array, " batch"]:

@@ -1,5 +1,6 @@
 """Models that map images to logits."""
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from flaxmnist.core.layers import (
     scale,
 )
 from flaxmnist.core.nn import Conv, avg_pool
+from flaxmnist.core.parts import in_order, num_parts
 from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import (
@@ -50,6 +52,10 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "tanh": nn.tanh,
     "softplus": nn.softplus,
 }
+# JAX before 0.12 computes small products on one thread, so small parts are slow there.
+CONVOLVE_PARTS = jax.__version_info__ >= (0, 12)
+# Maximum bytes of outputs of the first convolution in a part of the batch.
+PART_BYTES = 8 << 20
 
 
 class SoftmaxRegression(nn.Module):
@@ -190,23 +196,47 @@ class CNN(MLP):
         self.check_fits(x.shape[1:3])
         # Every activation function is increasing, so maxima remain maxima.
         pools = self.pool == "max"
-        for channels in self.features:
-            convolution = pooled.Conv if pools and not self.batch_norm else Conv
-            x = convolution(
+        convolution = pooled.Conv if pools and not self.batch_norm else Conv
+        convolutions = [
+            convolution(
                 channels,
                 self.kernel_size,
                 self.strides,
                 self.padding,
                 **self._layer(),
-            )(x)
-            if pools and self.batch_norm:
-                x = pooled.BatchNorm(not train, dtype=self.dtype)(x)
-                x = ACTIVATIONS[self.activation](x)
-            else:
-                x = self._activate(x, train)
-            if self.pool == "average":
-                x = avg_pool(x, (2, 2), (2, 2))
-        return self._classify(flat(x), train)
+            )
+            for channels in self.features
+        ]
+
+        def convolve(x: Array) -> Array:
+            for convolution in convolutions:
+                x = convolution(x)
+                if pools and self.batch_norm:
+                    x = pooled.BatchNorm(not train, dtype=self.dtype)(x)
+                    x = ACTIVATIONS[self.activation](x)
+                else:
+                    x = self._activate(x, train)
+                if self.pool == "average":
+                    x = avg_pool(x, (2, 2), (2, 2))
+            return flat(x)
+
+        parts = self._num_parts(x) if train else 1
+        return self._classify(in_order(convolve, x, parts), train)
+
+    @nn.nowrap
+    def _num_parts(self, images: Array) -> int:
+        """Returns in how many parts to convolve a batch in training.
+
+        On CPU it takes longer whole, as each layer and its gradient reads from memory
+        what another one wrote. Batch normalization needs statistics of all images.
+        """
+        if self.batch_norm or not CONVOLVE_PARTS or jax.default_backend() != "cpu":
+            return 1
+        count, height, width, _ = images.shape
+        outputs = height * width // math.prod(self.strides) * sum(self.features[:1])
+        devices = math.gcd(count, jax.device_count())
+        size = count * outputs * images.dtype.itemsize
+        return num_parts(count, size, PART_BYTES, devices) or 1
 
     @nn.nowrap
     def check_fits(self, sides: tuple[int, ...]) -> None:

@@ -22,6 +22,7 @@ from flaxmnist.core.layers import scale
 from flaxmnist.core.losses import CROSS_ENTROPY, per_example
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.nn import traced_layers, warn_of_slow_conv
+from flaxmnist.core.parts import num_parts
 from flaxmnist.core.sharding import gather
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.types import Batch, Collections, Params
@@ -144,8 +145,7 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
         return parts
     count = len(batch["image"])
     size = count * traced_layers(state.model, state.image_shape).activation_bytes
-    fewest = min(-(-size // CACHE_BYTES), count)
-    return next((n for n in range(fewest, 2 * fewest) if count % n == 0), parts)
+    return num_parts(count, size, CACHE_BYTES) or parts
 
 
 def _micro_batches(

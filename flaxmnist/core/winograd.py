@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from flaxmnist.core.parts import join, num_parts, split
 from flaxmnist.core.pooling import first_maximum
 
 # Side of a tile of outputs.
@@ -226,28 +227,20 @@ def conv(
     parts = _num_parts(images, kernel, padding, part_bytes) or 1
     if parts == 1:
         return _conv(images, kernel, padding, precision, pool)
-    # A part takes every `parts`-th example, so that it is split over the same devices
-    # as the batch.
-    split = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
-    whole: Array = lax.map(
-        lambda part: _conv(part, kernel, padding, precision, pool), split
+    convolved: Array = lax.map(
+        lambda part: _conv(part, kernel, padding, precision, pool), split(images, parts)
     )
-    return whole.swapaxes(0, 1).reshape(-1, *whole.shape[2:])
+    return join(convolved)
 
 
 def _num_parts(
     images: Array, kernel: Array, padding: Any, part_bytes: int
 ) -> int | None:
-    """Returns the number of equal parts in which to convolve a batch, if any fits.
-
-    Each of them can be split over as many devices as the batch.
-    """
+    """Returns the number of parts in which to convolve a batch, if any fits."""
     devices = math.gcd(len(images), jax.device_count())
     products = _total_tiles(images, kernel, padding) * (TILE + len(kernel) - 1) ** 2
     size = products * max(kernel.shape[2:]) * images.dtype.itemsize
-    fewest = -(-size // (part_bytes * devices))
-    parts = range(fewest, 2 * fewest)
-    return next((n for n in parts if len(images) // devices % n == 0), None)
+    return num_parts(len(images), size, part_bytes, devices)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
