@@ -11,6 +11,8 @@ from flaxmnist.export.card import Card
 from flaxmnist.export.parity import Logits
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+# What this option matches is left out of the names of source files in a program.
+_FILE_NAMES = "jax_hlo_source_file_canonicalization_regex"
 
 
 def write(state: TrainState, folder: Path, card: Card) -> Logits:
@@ -18,7 +20,13 @@ def write(state: TrainState, folder: Path, card: Card) -> Logits:
     (batch,) = jax.export.symbolic_shape("batch")
     image = jax.ShapeDtypeStruct((batch, *state.image_shape), np.uint8)
     predict = jax.jit(lambda images: predict_step(state, images))
-    exported = jax.export.export(predict, platforms=PLATFORMS)(image)
+    before = jax.config.values[_FILE_NAMES]
+    # Whoever gets the program does not need the paths of this machine.
+    jax.config.update(_FILE_NAMES, ".*")
+    try:
+        exported = jax.export.export(predict, platforms=PLATFORMS)(image)
+    finally:
+        jax.config.update(_FILE_NAMES, before)
     path = folder / "model.stablehlo"
     path.write_bytes(exported.serialize())
     again = jax.export.deserialize(bytearray(path.read_bytes()))
