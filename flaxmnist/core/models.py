@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from flaxmnist.core import mnist, ops, pooled
@@ -24,7 +25,7 @@ from flaxmnist.core.layers import (
     scale,
 )
 from flaxmnist.core.nn import Conv, avg_pool
-from flaxmnist.core.parts import in_order, num_parts
+from flaxmnist.core.parts import in_order, num_devices, num_parts
 from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.extensions import ExtensionPoint
 from flaxmnist.options import (
@@ -53,9 +54,11 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "softplus": nn.softplus,
 }
 # JAX before 0.12 computes small products on one thread, so small parts are slow there.
-CONVOLVE_PARTS = jax.__version_info__ >= (0, 12)
-# Maximum bytes of outputs of the first convolution in a part of the batch.
+CONVOLVES_IN_PARTS = jax.__version_info__ >= (0, 12)
+# Maximum bytes of outputs of the first convolution in a part, on each device.
 PART_BYTES = 8 << 20
+# XLA compiles each part by itself, so a program of many parts would compile for long.
+MAX_PARTS = 8
 
 
 class SoftmaxRegression(nn.Module):
@@ -162,7 +165,8 @@ class MLP(nn.Module):
 class CNN(MLP):
     """Convolution, activation and 2×2 pooling, repeated; then the layers of an `MLP`.
 
-    The default layers are those of "A Guide to TF Layers".
+    The default layers are those of "A Guide to TF Layers". On CPU, training may call
+    the convolutions once for each of several parts of a batch.
 
     Raises:
       UserError: an option has an invalid value, or a convolution has no output.
@@ -196,9 +200,9 @@ class CNN(MLP):
         self.check_fits(x.shape[1:3])
         # Every activation function is increasing, so maxima remain maxima.
         pools = self.pool == "max"
-        convolution = pooled.Conv if pools and not self.batch_norm else Conv
+        layer = pooled.Conv if pools and not self.batch_norm else Conv
         convolutions = [
-            convolution(
+            layer(
                 channels,
                 self.kernel_size,
                 self.strides,
@@ -220,23 +224,23 @@ class CNN(MLP):
                     x = avg_pool(x, (2, 2), (2, 2))
             return flat(x)
 
-        parts = self._num_parts(x) if train else 1
+        parts = self._num_parts(x) if train and not self.is_initializing() else 1
         return self._classify(in_order(convolve, x, parts), train)
 
     @nn.nowrap
     def _num_parts(self, images: Array) -> int:
         """Returns in how many parts to convolve a batch in training.
 
-        On CPU it takes longer whole, as each layer and its gradient reads from memory
-        what another one wrote. Batch normalization needs statistics of all images.
+        On CPU a whole batch takes longer, because each layer reads the outputs of the
+        previous one from memory. Batch normalization needs the whole batch.
         """
-        if self.batch_norm or not CONVOLVE_PARTS or jax.default_backend() != "cpu":
+        if self.batch_norm or not CONVOLVES_IN_PARTS or jax.default_backend() != "cpu":
             return 1
         count, height, width, _ = images.shape
         outputs = height * width // math.prod(self.strides) * sum(self.features[:1])
-        devices = math.gcd(count, jax.device_count())
-        size = count * outputs * images.dtype.itemsize
-        return num_parts(count, size, PART_BYTES, devices) or 1
+        size = count * outputs * jnp.dtype(self.dtype or images.dtype).itemsize
+        parts = num_parts(count, size, PART_BYTES, num_devices(count))
+        return parts if parts is not None and parts <= MAX_PARTS else 1
 
     @nn.nowrap
     def check_fits(self, sides: tuple[int, ...]) -> None:

@@ -145,7 +145,8 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
         return parts
     count = len(batch["image"])
     size = count * traced_layers(state.model, state.image_shape).activation_bytes
-    return num_parts(count, size, CACHE_BYTES) or parts
+    # One image may take more.
+    return num_parts(count, min(size, count * CACHE_BYTES), CACHE_BYTES) or parts
 
 
 def _micro_batches(

@@ -28,8 +28,6 @@ _VECTOR = 16
 # With so few kernels, XLA's own convolution of few channels is slow on CPU, without
 # gradients too. Patches for kernels with more taps would take too much memory.
 _FEW_KERNELS, _FEW_TAPS = 16, 25
-# Arguments of `lax.conv_general_dilated` that a convolution with fast gradients keeps.
-_OPTIONS = ("dimension_numbers", "precision", "preferred_element_type")
 
 
 def explicit_padding(
@@ -108,12 +106,15 @@ def conv(
         return max_pool(out, (2, 2)) if pool else out
     strides = tuple(window_strides)
     pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], strides, padding)
-    options = tuple((name, kwargs[name]) for name in _OPTIONS if name in kwargs)
+    options = tuple(
+        (name, tuple(value) if isinstance(value, list) else value)
+        for name, value in kwargs.items()
+    )
     fast: Array = _fast_conv(lhs, rhs, strides, pads, pool, options)
     return fast
 
 
-# Traced once for equal layers and for the parts of a batch.
+# JAX traces it once for equal layers and for the parts of a batch.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _fast_conv(
     lhs: Array,
@@ -123,7 +124,7 @@ def _fast_conv(
     pool: bool,
     options: tuple[tuple[str, Any], ...],
 ) -> Array:
-    """See :func:`conv`."""
+    """Returns what :func:`conv` does, with arguments that can be hashed."""
     precision = dict(options).get("precision")
 
     def maxima(out: Array) -> Array:

@@ -1,39 +1,44 @@
-"""Equal parts of a batch, computed one after another so that they stay in the cache.
+"""Equal parts of a batch, each of which takes every n-th example.
 
-A part takes every n-th example, so that it is split over the same devices as the batch.
+A part is therefore split over the same devices as the batch.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
 
+def num_devices(count: int) -> int:
+    """Returns over how many devices a batch may be split, if it is split over all."""
+    return math.gcd(count, jax.device_count())
+
+
 def num_parts(
     count: int, num_bytes: int, part_bytes: int, devices: int = 1
 ) -> int | None:
-    """Returns the number of parts in which to compute a batch, if any fits.
+    """Returns the lowest number of equal parts that are small enough.
 
     Args:
       count: number of examples, a multiple of `devices`.
       num_bytes: bytes that the batch takes.
-      part_bytes: maximum bytes of a part, on each device. A part of one example may
-        take more.
-      devices: number of devices that each part can be split over.
+      part_bytes: maximum bytes of a part, on each device.
+      devices: number of devices that a part must be split over.
 
     Returns:
-      the lowest number that leaves equal parts, unless only many small parts are equal.
+      the number; None if parts are equal only with twice as many as are necessary.
     """
-    fewest = min(-(-num_bytes // (part_bytes * devices)), count // devices)
-    equal = (n for n in range(fewest, 2 * fewest) if count // devices % n == 0)
-    return next(equal, None)
+    fewest = -(-num_bytes // (part_bytes * devices))
+    numbers = range(fewest, 2 * fewest)
+    return next((n for n in numbers if count // devices % n == 0), None)
 
 
-def split(
-    batch: Shaped[Array, "batch ..."], parts: int
-) -> Shaped[Array, "parts batch_of_part ..."]:
-    """Returns the parts of a batch, of which `parts` must be a divisor."""
+def split(batch: Shaped[Any, "batch ..."], parts: int) -> Any:
+    """Returns an array as `[parts, batch / parts, …]`; `parts` divides the batch."""
     return batch.reshape(-1, parts, *batch.shape[1:]).swapaxes(0, 1)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from flaxmnist.core.parts import join, num_parts, split
+from flaxmnist.core.parts import join, num_devices, num_parts, split
 from flaxmnist.core.pooling import first_maximum
 
 # Side of a tile of outputs.
@@ -30,7 +30,7 @@ TILE = 4
 # Kernel sizes. Larger kernels need more and larger points, which cost accuracy.
 KERNELS = (3, 5)
 # Maximum bytes of products in a part of the batch, in training. With half of it, a
-# micro-batch of the tutorial CNN would be divided again, which is slower.
+# micro-batch of the tutorial CNN would be divided, which is slower before JAX 0.12.
 PART_BYTES = 32 << 20
 # The same without gradients, where smaller parts are faster: no tiles are stored.
 INFERENCE_PART_BYTES = 8 << 20
@@ -237,7 +237,7 @@ def _num_parts(
     images: Array, kernel: Array, padding: Any, part_bytes: int
 ) -> int | None:
     """Returns the number of parts in which to convolve a batch, if any fits."""
-    devices = math.gcd(len(images), jax.device_count())
+    devices = num_devices(len(images))
     products = _total_tiles(images, kernel, padding) * (TILE + len(kernel) - 1) ** 2
     size = products * max(kernel.shape[2:]) * images.dtype.itemsize
     return num_parts(len(images), size, part_bytes, devices)

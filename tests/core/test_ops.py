@@ -104,6 +104,8 @@ OPTIONS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": LAY
         # 401 images are too many for one part, and no number of parts divides them.
         ((400, 8, 8, 32), (5, 5, 32), 1, "float32", True),
         ((401, 8, 8, 32), (5, 5, 32), 1, "float32", False),
+        # One image is too large.
+        ((1, 256, 256, 32), (5, 5, 32), 1, "float32", False),
     ],
 )
 def test_evaluation_convolves_by_products_where_they_are_faster(
