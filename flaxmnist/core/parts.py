@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Shaped
 
@@ -30,14 +31,14 @@ def num_parts(
       devices: number of devices that a part must be split over.
 
     Returns:
-      the number; None if parts are equal only with twice as many as are necessary.
+      the number; None if parts are equal only with twice the necessary number or more.
     """
     fewest = -(-num_bytes // (part_bytes * devices))
     numbers = range(fewest, 2 * fewest)
     return next((n for n in numbers if count // devices % n == 0), None)
 
 
-def split(batch: Shaped[Any, "batch ..."], parts: int) -> Any:
+def split(batch: Shaped[Array | np.ndarray, "batch ..."], parts: int) -> Any:
     """Returns an array as `[parts, batch / parts, …]`; `parts` divides the batch."""
     return batch.reshape(-1, parts, *batch.shape[1:]).swapaxes(0, 1)
 
