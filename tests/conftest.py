@@ -50,7 +50,7 @@ import pytest
 from helpers import ROOT, tiny_config
 
 from flaxmnist import data
-from flaxmnist.core import models, sharding, state
+from flaxmnist.core import models, ops, sharding, state
 from flaxmnist.rundir.varying import vary
 from flaxmnist.training import loop
 from flaxmnist.training import population as training
@@ -76,6 +76,14 @@ def _caches_of_shared_fixtures(tmp_path_factory):
 def _own_caches(tmp_path_factory, monkeypatch):
     """Nor does a test, and none depends on the cache of another."""
     use_new_caches(monkeypatch, tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture
+def new_traces():
+    """Neither this test nor a later one finds convolutions that the other traced."""
+    ops._fast_conv.clear_cache()
+    yield
+    ops._fast_conv.clear_cache()
 
 
 @pytest.fixture(scope="session")

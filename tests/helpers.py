@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -202,6 +203,11 @@ def has_convolution(step, *arguments, platform="cpu"):
     """Returns whether a jitted step for a platform contains XLA's convolution."""
     lowered = step.trace(*arguments).lower(lowering_platforms=(platform,))
     return "stablehlo.convolution" in lowered.as_text()
+
+
+def exchanges_examples(program):
+    """Returns whether devices exchange more than sums, by a compiled program's text."""
+    return bool(re.search("all-gather|all-to-all|permute", program))
 
 
 # Kills are drawn from the seed; so many are made, at least.

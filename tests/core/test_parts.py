@@ -1,14 +1,12 @@
 """Parts of a batch that are computed one after another."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from helpers import exchanges_examples
 
-from flaxmnist.core import models, ops, parts, winograd
+from flaxmnist.core import models, parts, sharding, winograd
 
 
 @pytest.mark.parametrize(
@@ -45,14 +43,8 @@ def test_a_large_batch_is_convolved_in_a_few_parts_on_cpu(monkeypatch):
     def num_parts(count, **options):
         return models.CNN(**options)._num_parts(jnp.zeros((count, 28, 28, 1)))
 
-    assert [num_parts(count) for count in (0, 1, 83, 84, 100, 128)] == [
-        1,
-        1,
-        1,
-        2,
-        2,
-        2,
-    ]
+    assert {num_parts(count) for count in (0, 1, 83)} == {1}
+    assert {num_parts(count) for count in (84, 100, 128)} == {2}
     # 89 is a prime number, and 1,024 images would need more parts than 8.
     assert [num_parts(count) for count in (89, 1_024)] == [1, 1]
     assert num_parts(100, dtype="bfloat16") == 1
@@ -60,14 +52,6 @@ def test_a_large_batch_is_convolved_in_a_few_parts_on_cpu(monkeypatch):
     assert num_parts(100, batch_norm=True) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert num_parts(100) == 1
-
-
-@pytest.fixture
-def new_traces():
-    """Neither this test nor a later one finds convolutions that the other traced."""
-    ops._fast_conv.clear_cache()
-    yield
-    ops._fast_conv.clear_cache()
 
 
 @pytest.mark.usefixtures("new_traces")
@@ -106,8 +90,6 @@ def test_training_convolves_a_batch_in_parts_to_the_same_end(pool, monkeypatch):
     assert num_barriers(gradient(train=False)) == whole
 
     # Each device keeps its images.
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    split = NamedSharding(mesh, PartitionSpec("data"))
+    split = sharding.split_over_data(sharding.make_mesh(8), axis=0)
     lowered = jax.jit(gradient()).lower(params, jax.device_put(images, split))
-    compiled = lowered.compile().as_text()
-    assert not re.search("all-gather|all-to-all|permute", compiled)
+    assert not exchanges_examples(lowered.compile().as_text())

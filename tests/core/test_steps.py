@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from helpers import ROOT, batch_of, enable_x64
+from helpers import ROOT, batch_of, enable_x64, exchanges_examples
 from jax.flatten_util import ravel_pytree
 
 from flaxmnist.core import models, objective, optim, sharding, steps
@@ -498,7 +498,7 @@ def test_a_micro_batch_is_split_over_devices_where_it_is(make_state, synthetic):
     program = lowered.compile().as_text()
     assert "all-reduce" in program
     # No image is sent to another device.
-    assert not re.search(r"(all-gather|all-to-all|collective-permute)\(", program)
+    assert not exchanges_examples(program)
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(make_state, synthetic):

@@ -72,7 +72,7 @@ COMMANDS = {
         for name in ("", ".main", ".demo", ".doctor", ".export", ".predict", ".report")
     },
 }
-# What finished commands return; `doctor` may find problems, such as a missing network.
+# Exit codes of finished commands. `doctor` may find a problem, such as no network.
 FINISHED = {".doctor": (0, 1), ".export": (0,), ".report": (0,)}
 # Seconds after the first part of JAX is loaded, for moments that a test can tell apart.
 MOMENTS = [0.15 * number for number in range(14)]
