@@ -121,7 +121,8 @@ def as_batch(
 def split_micro_batches(batch: dict[str, Array], parts: int) -> dict[str, Array]:
     """Returns a batch in micro-batches: each array as `[parts, batch / parts, …]`.
 
-    See :mod:`flaxmnist.core.parts` for the examples of each.
+    A micro-batch contains every `parts`-th example. If a batch is split over devices,
+    each of its micro-batches is, too, and no example is sent.
 
     Raises:
       UserError: `parts` does not divide the batch.

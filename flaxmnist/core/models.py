@@ -57,7 +57,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 CONVOLVES_IN_PARTS = jax.__version_info__ >= (0, 12)
 # Maximum bytes of outputs of the first convolution in a part, on each device.
 PART_BYTES = 8 << 20
-# XLA compiles each part by itself, so a program of many parts would compile for long.
+# XLA compiles the convolutions once for each part, which takes long for many parts.
 MAX_PARTS = 8
 
 

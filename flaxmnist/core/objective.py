@@ -145,7 +145,7 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
         return parts
     count = len(batch["image"])
     size = count * traced_layers(state.model, state.image_shape).activation_bytes
-    # One image may take more.
+    # An image cannot be divided, even if it takes more.
     return num_parts(count, min(size, count * CACHE_BYTES), CACHE_BYTES) or parts
 
 

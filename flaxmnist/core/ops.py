@@ -100,10 +100,8 @@ def conv(
     )
     groups = lhs.shape[-1] // rhs.shape[-2]
     if not has_fast_gradient(rhs.shape[:-2], groups, dilations):
-        out: Array = lax.conv_general_dilated(
-            lhs, rhs, window_strides, padding, **kwargs
-        )
-        return max_pool(out, (2, 2)) if pool else out
+        out = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
+        return _maxima(out, pool)
     strides = tuple(window_strides)
     pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     options = tuple(
@@ -112,6 +110,11 @@ def conv(
     )
     fast: Array = _fast_conv(lhs, rhs, strides, pads, pool, options)
     return fast
+
+
+def _maxima(out: Array, pool: bool) -> Array:
+    """Returns the maximum of each block of 2×2 outputs, or without `pool` `out`."""
+    return max_pool(out, (2, 2)) if pool else out
 
 
 # JAX traces it once for equal layers and for the parts of a batch.
@@ -125,14 +128,12 @@ def _fast_conv(
     options: tuple[tuple[str, Any], ...],
 ) -> Array:
     """Returns what :func:`conv` does, with arguments that can be hashed."""
-    precision = dict(options).get("precision")
-
-    def maxima(out: Array) -> Array:
-        return max_pool(out, (2, 2)) if pool else out
+    kwargs = dict(options)
+    precision = kwargs.get("precision")
 
     def xla(lhs: Array, rhs: Array) -> Array:
-        out = lax.conv_general_dilated(lhs, rhs, strides, pads, **dict(options))
-        return maxima(out)
+        out = lax.conv_general_dilated(lhs, rhs, strides, pads, **kwargs)
+        return _maxima(out, pool)
 
     in_patches = pool and patches.pools_faster(rhs, strides, pads)
     in_tiles = winograd.is_faster(lhs, rhs, strides, pads)
@@ -144,7 +145,7 @@ def _fast_conv(
                 return out
             if in_tiles:
                 return winograd.conv(lhs, rhs, pads, precision, pool, part_bytes)
-            return maxima(patches.conv(lhs, rhs, strides, pads, precision))
+            return _maxima(patches.conv(lhs, rhs, strides, pads, precision), pool)
 
         def either(lhs: Array, rhs: Array) -> Array:
             out: Array = lax.platform_dependent(lhs, rhs, cpu=products, default=xla)

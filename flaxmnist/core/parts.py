@@ -15,7 +15,7 @@ from jaxtyping import Array, Shaped
 
 
 def num_devices(count: int) -> int:
-    """Returns over how many devices a batch may be split, if it is split over all."""
+    """Returns the greatest number that divides both a batch and all devices."""
     return math.gcd(count, jax.device_count())
 
 

@@ -11,7 +11,7 @@ from flaxmnist.export.card import Card
 from flaxmnist.export.parity import Logits
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# What this option matches is left out of the names of source files in a program.
+# JAX removes the matches of this pattern from the names of source files in a program.
 _FILE_NAMES = "jax_hlo_source_file_canonicalization_regex"
 
 
@@ -21,7 +21,7 @@ def write(state: TrainState, folder: Path, card: Card) -> Logits:
     image = jax.ShapeDtypeStruct((batch, *state.image_shape), np.uint8)
     predict = jax.jit(lambda images: predict_step(state, images))
     before = jax.config.values[_FILE_NAMES]
-    # Whoever gets the program does not need the paths of this machine.
+    # A program for others must not contain paths of this machine.
     jax.config.update(_FILE_NAMES, ".*")
     try:
         exported = jax.export.export(predict, platforms=PLATFORMS)(image)
