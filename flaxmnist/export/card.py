@@ -47,7 +47,7 @@ layer is `[inputs, outputs]`, that of a convolution
 `[height, width, inputs, outputs]`.""",
     "stablehlo": """\
 ```python
-import jax
+import jax.export
 import numpy as np
 
 model = jax.export.deserialize(open("model.stablehlo", "rb").read())

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.export
 import numpy as np
 
 from flaxmnist.core.state import TrainState

@@ -54,6 +54,8 @@ def test_stablehlo_takes_any_batch_on_every_platform(workdir, images, capsys):
         found = jax.jit(model.call)(images[:count, ..., None])
         np.testing.assert_allclose(found["logits"], wanted["logits"][:count], atol=1e-5)
     card = (folder / "README.md").read_text()
+    # With JAX 0.7, `import jax` does not load it.
+    assert "import jax.export\n" in card
     temperature = open_run(workdir).calibration.temperature
     assert f"softmax(logits / {temperature:.4g})" in card
     assert f"jaxlib {jaxlib.__version__} wrote" in card
