@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--no_cache",
             action="store_true",
-            help="do not use or write the cache of compiled programs",
+            help="do not use or keep compiled programs and unpacked files of data",
         )
         self.add_argument(
             "-v", "--verbose", action="store_true", help="show the logs of libraries"

@@ -1,10 +1,11 @@
-"""Optimizers that compare by value, so that an equal one does not compile again.
+"""The static parts of programs by value, so that equal ones do not compile again.
 
 An optax transformation is a pair of closures. Python compares closures by identity, so
 a program that was compiled for `optax.adam(1e-3)` would not serve a second
 `optax.adam(1e-3)`.
 """
 
+import dataclasses
 import functools
 import types
 import warnings
@@ -14,17 +15,19 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
+from jax.tree_util import PyTreeDef
 
 # Functions of these packages depend on nothing but their arguments and their closures.
 _PURE = frozenset({"optax", "jax", "flaxmnist"})
+_PACKAGES = _PURE | {"builtins", "numpy", "ml_dtypes", "jaxlib", "flax"}
 _CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
-_IMMUTABLE = (type, np.dtype)
 # The optimizer that a step was last traced with, by everything else that the compiled
 # program depends on.
 _traced: dict[Hashable, optax.GradientTransformation] = {}
 
 
-class _OpaqueError(Exception):
+class OpaqueError(Exception):
     """A part can only be compared by identity."""
 
 
@@ -40,43 +43,75 @@ def _is_known(array: jax.Array) -> bool:
     return not traced and array.is_fully_addressable and not array.is_deleted()
 
 
-def _value_of(part: object) -> Hashable:
-    """Returns a value that is equal for parts of optimizers that compute the same."""
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def value_of(part: object) -> Hashable:
+    """Returns a value that is equal for static parts of programs that compute the same.
+
+    Its `repr` is the same in every process, given the same versions of the packages.
+
+    Raises:
+      OpaqueError: only the part itself tells what it computes, such as code of a user.
+    """
     kind = type(part)
+    if isinstance(part, _ByValue):  # As it was before its first use.
+        if part.is_opaque:
+            raise OpaqueError
+        return kind, part.value
     if kind in _CONSTANTS:
         return kind, repr(part)  # 1, 1.0 and True are equal, and so are 0.0 and -0.0.
     if isinstance(part, types.FunctionType):
-        if part.__globals__["__name__"].partition(".")[0] not in _PURE:
-            raise _OpaqueError  # It may read a global variable that changes.
+        if _package(module := part.__globals__["__name__"]) not in _PURE:
+            raise OpaqueError  # It may read a global variable that changes.
         held = [_content(cell) for cell in part.__closure__ or ()]
         held += part.__defaults__ or ()
         if part.__kwdefaults__:
             held += [part.__kwdefaults__[name] for name in sorted(part.__kwdefaults__)]
-        # The id is unique while the function exists, which an optimizer holds.
-        return id(part.__code__), *map(_value_of, held)
+        return module, value_of(part.__code__), *map(value_of, held)
+    if isinstance(part, types.CodeType):
+        place = part.co_qualname, part.co_firstlineno
+        return place, part.co_code, part.co_names, value_of(part.co_consts)
     if isinstance(part, jax.Array) and _is_known(part):
         if jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
-            return kind, str(part.dtype), _value_of(jax.random.key_data(part))
-        return kind, part.weak_type, _value_of(jax.device_get(part))
+            return kind, str(part.dtype), value_of(jax.random.key_data(part))
+        return kind, part.weak_type, value_of(jax.device_get(part))
+    if isinstance(part, types.MethodType):
+        return kind, value_of((part.__func__, part.__self__))
+    if isinstance(part, frozenset):
+        return kind, *sorted(map(value_of, part), key=repr)
     # JAX would not notice a change in place either, whatever is compared.
     if isinstance(part, tuple | list):
-        return kind, *map(_value_of, part)
+        return kind, *map(value_of, part)
     if isinstance(part, dict):
-        return kind, *map(_value_of, part.items())
+        return kind, *map(value_of, part.items())
     if isinstance(part, np.ndarray) and part.dtype != object:
         return kind, part.dtype, part.shape, part.tobytes()
     if isinstance(part, functools.partial):
         named = tuple(sorted(part.keywords.items()))
-        return kind, _value_of((part.func, part.args, named))
-    if isinstance(part, _IMMUTABLE):
-        return kind, part
+        return kind, value_of((part.func, part.args, named))
+    if isinstance(part, type):
+        if _package(part.__module__) not in _PACKAGES:
+            raise OpaqueError
+        return kind, repr(part)
+    if isinstance(part, np.dtype):
+        return kind, str(part)
     if isinstance(part, np.number | np.bool_):
         return kind, part.tobytes()  # 0.0 and -0.0 are equal, too.
+    if isinstance(part, Mesh):
+        return kind, value_of((part.axis_names, part.axis_sizes, part.device_ids))
+    if isinstance(part, PyTreeDef):
+        return "tree", value_of(part.node_data()), *map(value_of, part.children())
+    # Models, losses and other options; not those of a subclass.
+    if dataclasses.is_dataclass(part) and _package(kind.__module__) in _PURE:
+        names = [field.name for field in dataclasses.fields(part)]
+        return kind, *(value_of((name, getattr(part, name))) for name in names)
     # A function that JAX has compiled, such as jnp.maximum, exists once.
-    module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", "<")
-    if module and module.partition(".")[0] in _PURE and "<" not in name:
-        return kind, id(part)
-    raise _OpaqueError
+    module, name = getattr(part, "__module__", ""), getattr(part, "__qualname__", "<")
+    if _package(module or "") in _PURE and "<" not in name:
+        return str(kind), module, name
+    raise OpaqueError
 
 
 class _ByValue:
@@ -84,8 +119,8 @@ class _ByValue:
     def value(self: Any) -> Hashable:
         """What is compared: the parts, or both functions themselves."""
         try:
-            return _value_of(tuple(self))
-        except (_OpaqueError, RecursionError):  # A closure may contain itself.
+            return value_of(tuple(self))
+        except (OpaqueError, RecursionError):  # A closure may contain itself.
             return tuple(self)
 
     @functools.cached_property

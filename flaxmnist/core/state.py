@@ -213,21 +213,42 @@ def create_state(
     Raises:
       UserError: an argument has an invalid value or type.
     """
+    number = options.check("", {"seed": seed}, ARGUMENTS)["seed"]
+    init, _ = initializer(
+        model,
+        tx,
+        sharding,
+        ema_decay=ema_decay,
+        grad_accumulation=grad_accumulation,
+        image_shape=image_shape,
+        augment=augment,
+        augment_until=augment_until,
+        loss=loss,
+        metrics=metrics,
+    )
+    state: TrainState = init(np.uint32(number))
+    return state
+
+
+def initializer(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    sharding: Sharding | Layout | None = None,
+    *,
+    loss: Loss = CROSS_ENTROPY,
+    metrics: Mapping[str, Metric] | Sequence[tuple[str, Metric]] = (),
+    **given: Any,
+) -> tuple[Callable[[np.uint32], TrainState], TrainState]:
+    """Returns a jitted function from a seed to a state, and its abstract result.
+
+    The arguments are those of :func:`create_state`; equal ones share a function.
+    """
     check_parts(model, tx, sharding, loss)
-    given = {
-        "seed": seed,
-        "ema_decay": ema_decay,
-        "grad_accumulation": grad_accumulation,
-        "image_shape": image_shape,
-        "augment": augment,
-        "augment_until": augment_until,
-    }
     checked = options.check("", given, ARGUMENTS)
     if isinstance(sharding, Layout):
-        sharding = sharding.for_model(model, checked["image_shape"])
-    # The seed is an argument of the compiled program, which so serves every seed.
-    number = np.uint32(checked.pop("seed"))
-    init = _initializer(
+        image_shape = checked.get("image_shape", mnist.IMAGE_SHAPE)
+        sharding = sharding.for_model(model, image_shape)
+    return _initializer(
         model,
         by_value(tx),
         sharding,
@@ -235,8 +256,6 @@ def create_state(
         metrics=tuple(dict(metrics).items()),
         **checked,
     )
-    state: TrainState = init(seed=number)
-    return state
 
 
 @functools.lru_cache(maxsize=8)
@@ -245,9 +264,9 @@ def _initializer(
     tx: optax.GradientTransformation,
     sharding: Sharding | Layout | None,
     **options: Any,
-) -> Callable[..., TrainState]:
-    """Returns a jitted function from a seed to a state; equal arguments share it."""
+) -> tuple[Callable[[np.uint32], TrainState], TrainState]:
+    # The seed is an argument of the compiled program, which so serves every seed.
     init = functools.partial(_init, model, tx, sharding=sharding, **options)
-    like = abstract(functools.partial(init, seed=0), sharding)
+    like = abstract(functools.partial(init, 0), sharding)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-    return jax.jit(init, out_shardings=shardings)
+    return jax.jit(init, out_shardings=shardings), like

@@ -237,13 +237,16 @@ class DeviceFeed:
             for name, split in splits.items()
         }
         num_rows = max(order.steps_per_epoch for order in orders.values())
-        examples = _Examples.of([*splits.values()], mesh)
+        # As in memory, where the first training examples may be those of validation.
+        names = sorted(splits, key=lambda name: splits[name].images.ctypes.data)
+        examples = _Examples.of([splits[name] for name in names], mesh)
         feeds = {}
-        for name, order in orders.items():
+        for name in names:
+            order = orders[name]
             feed = feeds[name] = cls.__new__(cls)
             feed._start(examples, order, num_rows)
             examples = dataclasses.replace(examples, first=examples.first + order.count)
-        return feeds
+        return {name: feeds[name] for name in splits}
 
     def shuffled(self, batch_size: int, seed: int) -> "DeviceFeed":
         """See :class:`Feed`."""

@@ -1,5 +1,6 @@
 """The IDX format of the original MNIST files, raw or compressed by gzip or xz."""
 
+import contextlib
 import gzip
 import io
 import lzma
@@ -15,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from flaxmnist.core.batch import MAX_CHANNELS, MAX_SIDE
+from flaxmnist.data import rows
 from flaxmnist.errors import UserError, shown
+from flaxmnist.runtime import files
+from flaxmnist.runtime.durable import write_file
 from flaxmnist.runtime.files import open_regular
 from flaxmnist.runtime.memory import available_memory
 
@@ -32,6 +36,8 @@ IMAGES, LABELS = (3, 4), (1, 2)
 # Maximum sizes in bytes: of a file (175 million images); of the content of a compressed
 # file (1.4 million images); of a raw file that is read into memory instead of mapped.
 MAX_BYTES, MAX_UNPACKED, MAX_IN_MEMORY = 1 << 37, 1 << 30, 1 << 28
+# Bytes of the content of a gzip file that is kept unpacked.
+MIN_KEPT = 1 << 22
 # Bytes of each read, which fit into the cache of a processor.
 _BLOCK = 1 << 20
 
@@ -74,7 +80,26 @@ def find(directory: Path, prefix: str = "") -> list[Path]:
     return paths
 
 
-def read(path: Path, ranks: tuple[int, ...] = IMAGES) -> np.ndarray:
+class _Adjacent:
+    """Returns uninitialized bytes, the next ones of the same memory if it has room."""
+
+    def __init__(self) -> None:
+        self._rest = np.empty(0, np.uint8)
+
+    def __call__(self, size: int) -> np.ndarray:
+        if len(self._rest) <= size:
+            # Test data are smaller than training data. Pages that are not written take
+            # no memory.
+            self._rest = rows.empty((size + size // 4 + 1,), np.dtype(np.uint8))
+        array, self._rest = self._rest[: size + 1], self._rest[size:]
+        return array
+
+
+def read(
+    path: Path,
+    ranks: tuple[int, ...] = IMAGES,
+    allocate: Callable[[int], np.ndarray] | None = None,
+) -> np.ndarray:
     """Returns the array in an IDX file, raw or compressed.
 
     A raw file above 256 MiB, or larger than the available memory, is returned as an
@@ -84,6 +109,7 @@ def read(path: Path, ranks: tuple[int, ...] = IMAGES) -> np.ndarray:
     Args:
       path: the file. Its content, not its name, decides whether it is compressed.
       ranks: accepted numbers of dimensions, `IMAGES` or `LABELS`.
+      allocate: returns one byte more than the given number, for the array.
 
     Raises:
       UserError: the file is not IDX, its size is not the one in its header, its images
@@ -93,17 +119,59 @@ def read(path: Path, ranks: tuple[int, ...] = IMAGES) -> np.ndarray:
         with open_regular(path, MAX_BYTES) as raw:
             opener = _OPENERS.get(raw.read(2))
             raw.seek(0)
-            if opener is not None:
-                return _unpack(path, ranks, raw, opener)
-            return _read_raw(path, ranks, raw)
+            allocate = allocate or _Adjacent()
+            if opener is None:
+                return _read_raw(path, ranks, raw, allocate)
+            kept = _kept(raw) if opener is gzip.open and files.keeping else None
+            if kept and (array := _read_kept(kept, ranks, allocate)) is not None:
+                return array
+            array = _unpack(path, ranks, raw, opener, allocate)
+            if kept and array.dtype == np.uint8 and array.nbytes >= MIN_KEPT:
+                _keep(kept, array)
+            return array
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
             f"{shown(str(path))} cannot be read ({error}). Download it again"
         ) from None
 
 
+def _kept(file: io.BufferedReader) -> Path | None:
+    """Returns where the content of a gzip file may be, by its checksum and size."""
+    if os.fstat(file.fileno()).st_size < MIN_KEPT >> 8:
+        return None
+    file.seek(-8, os.SEEK_END)
+    checksum, size = struct.unpack("<II", file.read(8))
+    file.seek(0)
+    with contextlib.suppress(UserError):  # There may be no home directory.
+        return files.cache_dir() / "unpacked" / f"{checksum:08x}-{size}"
+    return None
+
+
+def _read_kept(
+    path: Path, ranks: tuple[int, ...], allocate: Callable[[int], np.ndarray]
+) -> np.ndarray | None:
+    """Returns the content of a gzip file that was kept, None if it is not whole."""
+    if not path.exists():
+        return None
+    with contextlib.suppress(UserError):
+        array = read(path, ranks, allocate)
+        checksum = zlib.crc32(array.data, zlib.crc32(_header(array.dtype, array.shape)))
+        if path.name == f"{checksum:08x}-{path.stat().st_size}":
+            return array
+    return None
+
+
+def _keep(path: Path, array: np.ndarray) -> None:
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, _header(array.dtype, array.shape) + array.tobytes())
+
+
 def _read_raw(
-    path: Path, ranks: tuple[int, ...], file: io.BufferedIOBase
+    path: Path,
+    ranks: tuple[int, ...],
+    file: io.BufferedIOBase,
+    allocate: Callable[[int], np.ndarray],
 ) -> np.ndarray:
     dtype, shape = _read_header(path, ranks, file)
     offset, size = file.tell(), math.prod(shape) * dtype.itemsize
@@ -111,7 +179,7 @@ def _read_raw(
         raise _wrong_size(path, f"{found:,}", size)
     if size > min(MAX_IN_MEMORY, available_memory()):
         return np.memmap(file, dtype, "r", offset, shape)
-    return _to_array(path, file, dtype, shape)
+    return _to_array(path, file, dtype, shape, allocate(size))
 
 
 def _unpack(
@@ -119,6 +187,7 @@ def _unpack(
     ranks: tuple[int, ...],
     file: io.BufferedIOBase,
     opener: Callable[..., Any],
+    allocate: Callable[[int], np.ndarray],
 ) -> np.ndarray:
     with opener(file) as unpacked:
         dtype, shape = _read_header(path, ranks, unpacked)
@@ -138,7 +207,7 @@ def _unpack(
                 f"{shown(str(path))} needs {size:,} bytes of memory; {free:,} are "
                 "available. Unpack it with gunzip or unxz: a raw file can stay on disk"
             )
-        return _to_array(path, unpacked, dtype, shape)
+        return _to_array(path, unpacked, dtype, shape, allocate(size))
 
 
 def _read_header(
@@ -169,12 +238,15 @@ def _read_header(
 
 
 def _to_array(
-    path: Path, file: io.BufferedIOBase, dtype: np.dtype, shape: tuple[int, ...]
+    path: Path,
+    file: io.BufferedIOBase,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    content: np.ndarray,
 ) -> np.ndarray:
-    """Reads an array; reads at most one byte more, to detect a longer file."""
+    """Reads an array into bytes, which are one more: a longer file is an error."""
     size, found = math.prod(shape) * dtype.itemsize, 0
     # A damaged header can announce any size. Only pages that are written take memory.
-    content = np.empty(size + 1, np.uint8)
     while count := file.readinto(content[found : found + _BLOCK].data):
         found += count
     if found != size:
@@ -206,17 +278,25 @@ def write(path: Path, parts: Iterable[np.ndarray]) -> None:
             file.write(part.astype(part.dtype.newbyteorder(">"), copy=False).tobytes())
             count += len(part)
         file.seek(0)
-        file.write(bytes((0, 0, _CODES[part.dtype], part.ndim)))
-        file.write(struct.pack(f">{part.ndim}I", count, *part.shape[1:]))
+        file.write(_header(part.dtype, (count, *part.shape[1:])))
 
 
-def read_pair(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
+def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    code, rank = _CODES[dtype], len(shape)
+    return bytes((0, 0, code, rank)) + struct.pack(f">{rank}I", *shape)
+
+
+def read_pair(
+    images: Path, labels: Path, allocate: Callable[[int], np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the images and labels of one split; QMNIST's labels are `[count, 8]`.
+
+    `allocate` is for the images; see :func:`read`.
 
     Raises:
       UserError: a file is damaged, or the numbers of images and labels differ.
     """
-    pair = read(images), read(labels, LABELS)
+    pair = read(images, allocate=allocate), read(labels, LABELS)
     if len(pair[0]) != len(pair[1]):
         raise UserError(
             f"{shown(str(images))} contains {len(pair[0]):,} images, and {labels.name} "
@@ -228,7 +308,15 @@ def read_pair(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
 def read_all(paths: list[Path]) -> list[np.ndarray]:
     """Returns train images, train labels, test images, test labels.
 
+    The images are one array in memory, so that :func:`flaxmnist.data.rows.joined`
+    need not copy them.
+
     Raises:
       UserError: a file is damaged, or the numbers of images and labels differ.
     """
-    return [*read_pair(*paths[:2]), *read_pair(*paths[2:])]
+    images, labels, test_images, test_labels = paths
+    allocate = _Adjacent()
+    return [
+        *read_pair(images, labels, allocate),
+        *read_pair(test_images, test_labels, allocate),
+    ]

@@ -96,13 +96,13 @@ def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
 def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Returns arrays, joined along their first dimension, in memory.
 
-    A single array that is not mapped is not copied. The address of a joined array is a
+    Arrays that are one in memory already are not copied. The address of a copy is a
     multiple of `ALIGNMENT`.
     """
-    if len(arrays) == 1 and not is_mapped(arrays[0]):
-        return arrays[0]
     shape = sum(map(len, arrays)), *arrays[0].shape[1:]
-    whole, start = _empty(shape, arrays[0].dtype), 0
+    if _are_adjacent(arrays):
+        return np.lib.stride_tricks.as_strided(arrays[0], shape)
+    whole, start = empty(shape, arrays[0].dtype), 0
     for array in arrays:
         stop = start + len(array)
         reader(array, shuffled=False)(np.arange(len(array)), whole[start:stop])
@@ -110,7 +110,19 @@ def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return whole
 
 
-def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def _are_adjacent(arrays: Sequence[np.ndarray]) -> bool:
+    """Returns whether each array begins where the one before it ends, in memory."""
+    return not any(map(is_mapped, arrays)) and all(
+        before.base is after.base is not None
+        and before.dtype == after.dtype
+        and before.flags.c_contiguous
+        and after.flags.c_contiguous
+        and before.ctypes.data + before.nbytes == after.ctypes.data
+        for before, after in itertools.pairwise(arrays)
+    )
+
+
+def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     """Returns an uninitialized array whose address is a multiple of `ALIGNMENT`."""
     size = math.prod(shape) * dtype.itemsize
     content = np.empty(size + ALIGNMENT, np.uint8)

@@ -21,6 +21,8 @@ from flaxmnist.errors import UserError
 from flaxmnist.inference.fit import fit
 from flaxmnist.pictures.files import Picture
 from flaxmnist.pictures.prepare import Prepared, prepare
+from flaxmnist.training import programs
+from flaxmnist.training.evaluate import OUTPUTS
 
 # Number of pictures per call of the model.
 CHUNK = 64
@@ -226,7 +228,8 @@ def predict_prepared(
         size = 1 if len(prepared) == 1 else CHUNK
         images = np.zeros((size, *chunk[0].image.shape), np.uint8)
         images[: len(chunk)] = [picture.image for picture in chunk]
-        logits = jax.device_get(predict_step(state, images)["logits"])
+        outputs = programs.call(predict_step, OUTPUTS, state, images)
+        logits = jax.device_get(outputs["logits"])
         # The other rows are padding.
         found += [
             Prediction(picture, row, names, calibration)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from flaxmnist.errors import UserError
-from flaxmnist.runtime import machine, processes
+from flaxmnist.runtime import files, machine, processes
 from flaxmnist.runtime.files import cache_dir
 
 # The names of JAX for each platform, in the order in which they are tried.
@@ -57,7 +57,7 @@ def start(
       platform: one of `PLATFORMS`; the best if None.
       num_cpu_devices: number of virtual devices of the CPU.
       deterministic: choose operations with equal bits on GPU, where that is slower.
-      keep_programs: keep compiled programs for later processes.
+      keep_programs: keep compiled programs, and unpacked data, for later processes.
       join: joins the other processes of a run, before JAX looks for devices.
 
     Raises:
@@ -65,6 +65,7 @@ def start(
     """
     # Others may be on the same GPU; a user who sets the variable decides.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    files.keeping = keep_programs
     # So does one who keeps programs elsewhere.
     if keep_programs and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _keep_programs()

@@ -16,6 +16,8 @@ from flaxmnist.paths import path_of
 
 # Bytes of a JSON file.
 MAX_BYTES = 1 << 24
+# Whether this process keeps what later ones would compute again: commands do.
+keeping = False
 # Only flaxmnist makes directories of such a name, also in directories of the user.
 _PARTIAL = ".flaxmnist-partial-"
 

@@ -13,7 +13,10 @@ from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import Batches, eval_steps, predict_step
 from flaxmnist.data.feeds import Feed
+from flaxmnist.training import programs
 
+# What `predict_step` returns.
+OUTPUTS = {"classes": 0, "probabilities": 0, "logits": 0}
 # Batches between two updates of the progress bar.
 DISPATCH = 50
 
@@ -40,7 +43,7 @@ def evaluate(
         first = begin
         for batches, count in feed.chunks(begin, min(begin + DISPATCH, total)):
             span = sharding.put_tree((np.int32(first), np.int32(count)), replicated)
-            metrics = eval_steps(state, metrics, batches, *span)
+            metrics = programs.call(eval_steps, metrics, state, metrics, batches, *span)
             first += count
         jax.block_until_ready(metrics)
         advance(first - begin)
@@ -59,22 +62,26 @@ def predict(
       `[count, classes]`.
     """
     parts, step = [], 0
+    like = OUTPUTS | {"labels": 0, "mask": 0}
     for batches, count in feed.chunks(0, feed.steps_per_epoch):
         for _ in range(count):
             at = sharding.put(np.int32(step), replicated)
-            parts.append(_predict(state, batches, at, replicated))
+            parts.append(
+                programs.call(_predictor(replicated), like, state, batches, at)
+            )
             step += 1
     whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *jax.device_get(parts))
     mask = whole.pop("mask")
     return {name: array[mask] for name, array in whole.items()}
 
 
-@functools.partial(jax.jit, static_argnames="replicated")
-def _predict(
-    state: TrainState, batches: Batches, step: Any, replicated: NamedSharding
-) -> dict[str, Any]:
+@functools.lru_cache(maxsize=8)
+def _predictor(replicated: NamedSharding) -> Callable[..., dict[str, Any]]:
+    # Every process can read all of the outputs.
+    return jax.jit(_predict, out_shardings=replicated)
+
+
+def _predict(state: TrainState, batches: Batches, step: Any) -> dict[str, Any]:
     batch = batches.at(step)
     outputs = predict_step(state, batch["image"])
-    outputs |= {"labels": batch["label"], "mask": batch["mask"]}
-    # Replicate them, so that every process can read all of them.
-    return jax.lax.with_sharding_constraint(outputs, replicated)
+    return outputs | {"labels": batch["label"], "mask": batch["mask"]}

@@ -14,13 +14,15 @@ from flaxmnist import data
 from flaxmnist.config import Config, as_dict, flat, sources
 from flaxmnist.core import augment, losses, metrics, models, sharding
 from flaxmnist.core.metrics import Metrics
-from flaxmnist.core.steps import train_steps
+from flaxmnist.core.state import TrainState
+from flaxmnist.core.steps import Batches, train_steps
 from flaxmnist.data.feeds import FEEDS, Feed
 from flaxmnist.data.order import START, Epochs, Origin
 from flaxmnist.errors import UserError
 from flaxmnist.rundir.changes import Change
 from flaxmnist.rundir.results import Figures
 from flaxmnist.runtime import processes
+from flaxmnist.training import programs
 from flaxmnist.training.durations import Interval, intervals, make_optimizer, plain_from
 from flaxmnist.training.progress import Progress
 
@@ -163,7 +165,7 @@ class Experiment(Evaluation):
         eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
         with jax.transfer_guard("allow" if eager else "disallow"):
             for batches, count in self.feed.chunks(progress.step, stop):
-                state, metrics = train_steps(state, metrics, batches, self.put(count))
+                state, metrics = self.train_steps(state, metrics, batches, count)
             figures = Figures.of(jax.device_get(metrics).compute())
         return dataclasses.replace(
             progress,
@@ -174,6 +176,16 @@ class Experiment(Evaluation):
             validation=None,
             records=(),
         )
+
+    def train_steps(
+        self, state: TrainState, metrics: Metrics, batches: Batches, count: int
+    ) -> tuple[TrainState, Metrics]:
+        """Makes `count` updates; see :func:`flaxmnist.core.steps.train_steps`."""
+        args = state, metrics, batches, self.put(count)
+        trained: tuple[TrainState, Metrics] = programs.call(
+            train_steps, (state, metrics), *args
+        )
+        return trained
 
     def is_finished(self, progress: Progress) -> bool:
         """Returns whether all steps are trained or `config.patience` is exhausted."""

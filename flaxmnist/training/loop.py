@@ -23,6 +23,7 @@ from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Clock, Console
 from flaxmnist.runtime.interrupts import record_interrupts
+from flaxmnist.training import programs
 from flaxmnist.training.changing import likely_origin
 from flaxmnist.training.compiling import compile_reports, compile_training
 from flaxmnist.training.experiment import Experiment
@@ -284,7 +285,9 @@ def _is_finite(experiment: Experiment, progress: Progress) -> bool:
         return False
     events = any(experiment.due(event, progress.step) for event in experiment.every)
     # The loss precedes the last update, which may have made the state NaN.
-    return not (progress.interrupt or events) or bool(all_finite(progress.state))
+    return not (progress.interrupt or events) or bool(
+        programs.call(all_finite, 0, progress.state)
+    )
 
 
 def _pace(experiment: Experiment, steps: int, seconds: float) -> int:

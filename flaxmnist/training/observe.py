@@ -17,6 +17,7 @@ from flaxmnist.report.gallery import (
 )
 from flaxmnist.rundir.metrics_log import MetricsWriter
 from flaxmnist.rundir.tensorboard import histogram, image
+from flaxmnist.training import programs
 from flaxmnist.training.evaluate import predict
 from flaxmnist.training.experiment import Experiment
 
@@ -31,7 +32,8 @@ def observed_norms(
     if "norms" not in experiment.config.summaries:
         return {}
     batches, _ = next(experiment.feed.chunks(step, step + 1))
-    found = jax.device_get(norms(state, batches))
+    like = {"gradient_norm": 0, "parameter_norm": 0}
+    found = jax.device_get(programs.call(norms, like, state, batches))
     return {name: float(norm) for name, norm in found.items() if np.isfinite(norm)}
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxmnist import config as configs
 from flaxmnist.core import optim, optimizers, sharding
-from flaxmnist.core.state import TrainState, abstract_state, create_state
+from flaxmnist.core.state import TrainState, abstract_state, initializer
 from flaxmnist.data import Dataset
 from flaxmnist.data.forms import FORMS
 from flaxmnist.errors import DivergedError, NotFiniteError, UserError
@@ -21,6 +22,7 @@ from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.manifest import Manifest
 from flaxmnist.runtime import machine
 from flaxmnist.runtime.console import Console
+from flaxmnist.training import programs
 from flaxmnist.training.changing import continued, continued_state, former_optimizer
 from flaxmnist.training.experiment import Experiment
 from flaxmnist.training.progress import Progress
@@ -94,13 +96,10 @@ def begin(experiment: Experiment) -> Progress:
     Raises:
       UserError: there is no such run, or its parameters are not of this model.
     """
-    state = create_state(
-        experiment.model,
-        experiment.tx,
-        experiment.config.seed,
-        experiment.layout,
-        **experiment.state_options,
+    init, like = initializer(
+        experiment.model, experiment.tx, experiment.layout, **experiment.state_options
     )
+    state = programs.call(init, like, np.uint32(experiment.config.seed))
     if (classes := experiment.dataset.num_classes) != state.num_classes:
         raise UserError(
             f"model.name={experiment.config.model.name!r} returns {state.num_classes} "

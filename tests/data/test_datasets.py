@@ -22,8 +22,9 @@ from helpers import NAMES, save_idx, write_idx, write_prepared
 
 from flaxmnist import data
 from flaxmnist.core import sharding
-from flaxmnist.data import DeviceFeed, HostFeed, download, epoch_order, idx, tfds
+from flaxmnist.data import DeviceFeed, HostFeed, download, epoch_order, idx, rows, tfds
 from flaxmnist.errors import UserError
+from flaxmnist.runtime import files as caches
 
 ORDER_CRC = 3848404746
 
@@ -42,6 +43,52 @@ def test_a_gzipped_file_is_not_unpacked_beyond_a_gigabyte(tmp_path):
         idx.read(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_splits_of_idx_files_are_joined_without_a_copy(tmp_path, compress):
+    arrays = write_idx(tmp_path, counts=(24, 6), compress=compress)
+    dataset = data.load("mnist", "idx", str(tmp_path))
+    splits = [dataset.validation, dataset.train, dataset.test]
+    whole = rows.joined([split.images for split in splits])
+    np.testing.assert_array_equal(whole, np.concatenate([arrays[0], arrays[2]]))
+    assert all(np.shares_memory(whole, split.images) for split in splits)
+    others = rows.joined([split.images for split in reversed(splits)])
+    expected = [arrays[2], arrays[0][2:], arrays[0][:2]]
+    np.testing.assert_array_equal(others, np.concatenate(expected))
+    assert not np.shares_memory(others, whole)
+
+
+def test_a_command_unpacks_a_file_once_and_notices_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(caches, "keeping", True)
+    monkeypatch.setattr(idx, "MIN_KEPT", 64)
+    path, images = tmp_path / "images.gz", np.arange(4 * 49, dtype=np.uint8)
+
+    def write(images):
+        content = idx._header(images.dtype, images.shape) + images.tobytes()
+        path.write_bytes(gzip.compress(content))
+
+    def unpack(*_):
+        raise AssertionError
+
+    images = images.reshape(4, 7, 7)
+    write(images)
+    np.testing.assert_array_equal(idx.read(path), images)
+    (kept,) = (caches.cache_dir() / "unpacked").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(idx, "_unpack", unpack)
+        np.testing.assert_array_equal(idx.read(path), images)
+    whole = kept.read_bytes()
+    for damaged in (whole[:-1], whole[:20] + b"\xff" + whole[21:], b""):
+        kept.write_bytes(damaged)
+        np.testing.assert_array_equal(idx.read(path), images)
+        assert kept.read_bytes() == whole
+    write(images + np.uint8(1))
+    np.testing.assert_array_equal(idx.read(path), images + np.uint8(1))
+    monkeypatch.setattr(caches, "keeping", False)
+    write(images + np.uint8(2))
+    np.testing.assert_array_equal(idx.read(path), images + np.uint8(2))
+    assert len([*kept.parent.iterdir()]) == 2
 
 
 @pytest.mark.parametrize("compress", [False, True])

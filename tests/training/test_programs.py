@@ -1,0 +1,212 @@
+"""Programs that one process compiled serve later ones, if they are the same."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+from helpers import batch_of
+
+from flaxmnist.core import losses, models
+from flaxmnist.core.augment import Augment
+from flaxmnist.core.ensemble import Translated
+from flaxmnist.core.metrics import Metrics
+from flaxmnist.core.state import create_state
+from flaxmnist.core.steps import eval_step, predict_step, train_step
+from flaxmnist.runtime import files
+from flaxmnist.training import programs
+
+OUTPUTS = {"classes": 0, "probabilities": 0, "logits": 0}
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Keeps programs of one device, as a command does; returns their directory."""
+    (device, *_) = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *_: [device])
+    monkeypatch.setattr(files, "keeping", True)
+    monkeypatch.setattr(programs, "_called", {})
+    former = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", former)
+
+
+def begin_process():
+    programs._called.clear()
+
+
+def names(folder):
+    return {path.name for path in folder.glob(f"*{programs.SUFFIX}")}
+
+
+def state_of(model=None, tx=None, **options):
+    model = model or models.SoftmaxRegression()
+    return create_state(model, tx or optax.adam(1e-3), **options)
+
+
+def predict(state, images):
+    return jax.device_get(programs.call(predict_step, OUTPUTS, state, images))
+
+
+def test_later_commands_do_not_trace_the_programs_of_a_run(tmp_path):
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_LOG_COMPILES": "1",
+    }
+
+    def traced(command, workdir, *flags):
+        place = f"--workdir={tmp_path / workdir}", "--num_cpu_devices=1", "-v"
+        done = subprocess.run(
+            [sys.executable, "-m", "flaxmnist", command, *place, *flags],
+            capture_output=True,
+            text=True,
+            env=environment | {"FLAXMNIST_CACHE_DIR": str(tmp_path / "cache")},
+        )
+        assert done.returncode == 0, done.stderr
+        return set(re.findall(r"Finished tracing.* (\w+) for ", done.stderr))
+
+    smoke = "--config=softmax:smoke"
+    steps = {"train_steps", "eval_steps", "norms", "all_finite", "_predict"}
+    assert steps < traced("train", "first", smoke)
+    # The shapes of the state are found by tracing.
+    assert traced("train", "again", smoke, "--config.seed=1") & (steps | {"_init"}) == {
+        "_init"
+    }
+    assert "eval_steps" in traced("eval", "first")  # Its state has no optimizer.
+    assert not traced("eval", "first") & steps
+
+
+def test_a_kept_program_returns_the_same_bits_and_is_not_traced(
+    kept, synthetic, monkeypatch
+):
+    def train(updates):
+        state = state_of(models.MLP(hidden=(16,)))
+        for start in range(0, 50 * updates, 50):
+            batch = batch_of(synthetic.train, 50, start)
+            like = state, Metrics.empty(10, state.metrics)
+            state, metrics = programs.call(train_step, like, state, batch)
+        return jax.device_get((state.params, metrics.compute()))
+
+    first = train(3)
+    assert len(names(kept)) == 1
+    begin_process()
+    monkeypatch.setattr(programs, "_compile", None)
+    jax.tree.map(np.testing.assert_array_equal, train(3), first)
+    assert len(programs._called) == 1  # It was read once.
+
+
+def test_every_static_part_of_a_program_tells_it_from_others(kept, synthetic):
+    images = synthetic.test.images[:8]
+    batch = batch_of(synthetic.train, 8, 0)
+    one = state_of(models.MLP(hidden=(16,)))
+    states = [
+        one,
+        state_of(models.MLP(hidden=(16,), activation="tanh")),
+        state_of(models.MLP(hidden=(17,))),
+        dataclasses.replace(one, model=Translated(one.model)),
+    ]
+    found = []
+    for state in states:
+        begin_process()
+        found.append(predict(state, images)["logits"])
+    assert len(names(kept)) == len(states)
+    assert not np.array_equal(found[0], found[3])
+    trained = [
+        state_of(tx=optax.adam(1e-3)),
+        state_of(tx=optax.adam(2e-3)),
+        state_of(tx=optax.adam(1e-3), loss=losses.CrossEntropy(label_smoothing=0.1)),
+        state_of(tx=optax.adam(1e-3), augment=Augment(crop=1)),
+        state_of(tx=optax.adam(1e-3), augment=Augment(crop=2)),
+        state_of(tx=optax.adam(1e-3), augment=Augment(crop=2), augment_until=5),
+        state_of(tx=optax.adam(1e-3), ema_decay=0.9),
+    ]
+    for number, state in enumerate(trained, 1):
+        like = state, Metrics.empty(10, state.metrics)
+        programs.call(train_step, like, state, batch)
+        assert len(names(kept)) == len(states) + number
+    predict(one, images[:7])
+    assert len(names(kept)) == len(states) + len(trained) + 1
+
+
+def test_a_program_with_code_of_the_user_is_not_kept(kept, synthetic):
+    class Own(models.SoftmaxRegression):
+        pass
+
+    batch = batch_of(synthetic.train, 8, 0)
+    for state in (
+        state_of(Own()),
+        state_of(tx=optax.sgd(lambda step: 0.1)),
+        state_of(loss=lambda logits, labels: logits.sum(axis=-1)),
+        state_of(metrics={"first": lambda logits, labels: logits[:, 0]}),
+    ):
+        metrics = programs.call(eval_step, None, state, batch)
+        assert metrics.count == 8
+    assert not names(kept)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-9], lambda content: b"", lambda content: b"x"]
+)
+def test_a_damaged_program_is_compiled_again(kept, synthetic, damage):
+    state, images = state_of(), synthetic.test.images[:8]
+    expected = predict(state, images)
+    (path,) = kept.glob(f"*{programs.SUFFIX}")
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
+    begin_process()
+    np.testing.assert_array_equal(predict(state, images)["logits"], expected["logits"])
+    assert abs(len(path.read_bytes()) - len(content)) < 99
+
+
+def test_a_program_that_jax_has_read_from_its_cache_is_kept_whole(kept, synthetic):
+    state, images = state_of(), synthetic.test.images[:8]
+    times = "jax_persistent_cache_min_compile_time_secs"
+    former = jax.config.values[times]
+    jax.config.update(times, 0.0)
+    try:
+        for _ in range(2):  # The second time, JAX reads it.
+            predict_step.clear_cache()
+            expected = predict_step(state, images)
+    finally:
+        jax.config.update(times, former)
+    predict(state, images)
+    begin_process()
+    np.testing.assert_array_equal(predict(state, images)["logits"], expected["logits"])
+
+
+def test_other_source_of_this_package_makes_other_programs(
+    kept, synthetic, monkeypatch
+):
+    state, images = state_of(), synthetic.test.images[:8]
+    predict(state, images)
+    begin_process()
+    monkeypatch.setattr(programs, "_source", lambda: "edited")
+    predict(state, images)
+    assert len(names(kept)) == 2
+
+
+def test_the_oldest_programs_are_deleted(kept, synthetic, monkeypatch):
+    monkeypatch.setattr(programs, "MAX_FILES", 2)
+    state = state_of()
+    for count in (1, 2, 3):
+        before = names(kept)
+        predict(state, synthetic.test.images[:count])
+    assert len(names(kept)) == 2
+    assert len(names(kept) & before) == 1
+
+
+@pytest.mark.parametrize("option", ["jax_debug_nans", "jax_disable_jit"])
+def test_debugging_uses_no_kept_program(kept, synthetic, option):
+    state, images = state_of(), synthetic.test.images[:8]
+    jax.config.update(option, True)
+    try:
+        predict(state, images)
+    finally:
+        jax.config.update(option, False)
+    assert not names(kept)
