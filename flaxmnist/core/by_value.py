@@ -7,6 +7,7 @@ a program that was compiled for `optax.adam(1e-3)` would not serve a second
 
 import dataclasses
 import functools
+import sys
 import types
 import warnings
 from collections.abc import Hashable
@@ -62,6 +63,11 @@ def value_of(part: object) -> Hashable:
         return kind, part.value
     if kind in _CONSTANTS:
         return kind, repr(part)  # 1, 1.0 and True are equal, and so are 0.0 and -0.0.
+    module, name = getattr(part, "__module__", ""), getattr(part, "__qualname__", "")
+    if _package(module or "") in _PURE and part is getattr(
+        sys.modules.get(module), name, None
+    ):
+        return module, name  # It exists once, such as `jnp.maximum`.
     if isinstance(part, types.FunctionType):
         if _package(module := part.__globals__["__name__"]) not in _PURE:
             raise OpaqueError  # It may read a global variable that changes.
@@ -72,7 +78,8 @@ def value_of(part: object) -> Hashable:
         return module, value_of(part.__code__), *map(value_of, held)
     if isinstance(part, types.CodeType):
         place = part.co_qualname, part.co_firstlineno
-        return place, part.co_code, part.co_names, value_of(part.co_consts)
+        form = part.co_argcount, part.co_flags, part.co_code, part.co_names
+        return place, form, value_of(part.co_consts)
     if isinstance(part, jax.Array) and _is_known(part):
         if jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
             return kind, str(part.dtype), value_of(jax.random.key_data(part))
@@ -107,10 +114,8 @@ def value_of(part: object) -> Hashable:
     if dataclasses.is_dataclass(part) and _package(kind.__module__) in _PURE:
         names = [field.name for field in dataclasses.fields(part)]
         return kind, *(value_of((name, getattr(part, name))) for name in names)
-    # A function that JAX has compiled, such as jnp.maximum, exists once.
-    module, name = getattr(part, "__module__", ""), getattr(part, "__qualname__", "<")
-    if _package(module or "") in _PURE and "<" not in name:
-        return str(kind), module, name
+    if (inner := getattr(part, "__wrapped__", None)) is not None:
+        return str(kind), value_of(inner)  # A function that JAX compiles.
     raise OpaqueError
 
 

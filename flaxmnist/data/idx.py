@@ -36,8 +36,8 @@ IMAGES, LABELS = (3, 4), (1, 2)
 # Maximum sizes in bytes: of a file (175 million images); of the content of a compressed
 # file (1.4 million images); of a raw file that is read into memory instead of mapped.
 MAX_BYTES, MAX_UNPACKED, MAX_IN_MEMORY = 1 << 37, 1 << 30, 1 << 28
-# Bytes of the content of a gzip file that is kept unpacked.
-MIN_KEPT = 1 << 22
+# Bytes of the content of a gzip file that is kept unpacked, and the number of these.
+MIN_KEPT, MAX_KEPT = 1 << 22, 16
 # Bytes of each read, which fit into the cache of a processor.
 _BLOCK = 1 << 20
 
@@ -81,7 +81,7 @@ def find(directory: Path, prefix: str = "") -> list[Path]:
 
 
 class _Adjacent:
-    """Returns uninitialized bytes, the next ones of the same memory if it has room."""
+    """Returns uninitialized bytes, if possible those after the last ones."""
 
     def __init__(self) -> None:
         self._rest = np.empty(0, np.uint8)
@@ -126,7 +126,8 @@ def read(
             if kept and (array := _read_kept(kept, ranks, allocate)) is not None:
                 return array
             array = _unpack(path, ranks, raw, opener, allocate)
-            if kept and array.dtype == np.uint8 and array.nbytes >= MIN_KEPT:
+            small = MIN_KEPT <= array.nbytes <= MAX_IN_MEMORY
+            if kept and small and array.dtype == np.uint8:
                 _keep(kept, array)
             return array
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -151,20 +152,27 @@ def _read_kept(
     path: Path, ranks: tuple[int, ...], allocate: Callable[[int], np.ndarray]
 ) -> np.ndarray | None:
     """Returns the content of a gzip file that was kept, None if it is not whole."""
-    if not path.exists():
-        return None
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, OSError):
         array = read(path, ranks, allocate)
-        checksum = zlib.crc32(array.data, zlib.crc32(_header(array.dtype, array.shape)))
-        if path.name == f"{checksum:08x}-{path.stat().st_size}":
+        if path.name == _kept_name(array):
             return array
     return None
 
 
 def _keep(path: Path, array: np.ndarray) -> None:
+    # A file of several parts ends with the checksum of the last one.
+    if path.name != _kept_name(array):
+        return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, _header(array.dtype, array.shape) + array.tobytes())
+        write_file(path, _header(array.dtype, array.shape), array.data)
+        files.delete_oldest(path.parent, "*", MAX_KEPT)
+
+
+def _kept_name(array: np.ndarray) -> str:
+    header = _header(array.dtype, array.shape)
+    checksum = zlib.crc32(array.data, zlib.crc32(header))
+    return f"{checksum:08x}-{len(header) + array.nbytes}"
 
 
 def _read_raw(

@@ -20,6 +20,8 @@ SLAB_BYTES = 1 << 24
 # XLA uses an array of the host without a copy if its address is a multiple of this.
 ALIGNMENT = 64
 _threads = concurrent.futures.ThreadPoolExecutor(THREADS, "flaxmnist-read")
+# What `empty` has allocated, while it is in use.
+_memories: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
 Read = Callable[[np.ndarray, np.ndarray], Any]
 
 
@@ -100,9 +102,14 @@ def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     multiple of `ALIGNMENT`.
     """
     shape = sum(map(len, arrays)), *arrays[0].shape[1:]
-    if _are_adjacent(arrays):
-        return np.lib.stride_tricks.as_strided(arrays[0], shape)
-    whole, start = empty(shape, arrays[0].dtype), 0
+    dtype, memory = arrays[0].dtype, arrays[0].base
+    if len(arrays) == 1 and not is_mapped(arrays[0]):
+        return arrays[0]
+    # An array of the user could change later.
+    if _memories.get(id(memory)) is memory is not None and _are_adjacent(arrays):
+        offset = arrays[0].ctypes.data - memory.ctypes.data
+        return np.ndarray(shape, dtype, memory, offset)
+    whole, start = empty(shape, dtype), 0
     for array in arrays:
         stop = start + len(array)
         reader(array, shuffled=False)(np.arange(len(array)), whole[start:stop])
@@ -112,9 +119,9 @@ def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def _are_adjacent(arrays: Sequence[np.ndarray]) -> bool:
     """Returns whether each array begins where the one before it ends, in memory."""
-    return not any(map(is_mapped, arrays)) and all(
-        before.base is after.base is not None
-        and before.dtype == after.dtype
+    return all(
+        before.base is after.base
+        and (before.dtype, before.shape[1:]) == (after.dtype, after.shape[1:])
         and before.flags.c_contiguous
         and after.flags.c_contiguous
         and before.ctypes.data + before.nbytes == after.ctypes.data
@@ -126,6 +133,7 @@ def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     """Returns an uninitialized array whose address is a multiple of `ALIGNMENT`."""
     size = math.prod(shape) * dtype.itemsize
     content = np.empty(size + ALIGNMENT, np.uint8)
+    _memories[id(content)] = content
     first = -content.ctypes.data % ALIGNMENT
     return content[first : first + size].view(dtype).reshape(shape)
 

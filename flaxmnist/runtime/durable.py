@@ -40,13 +40,14 @@ def replace(source: Path, target: Path) -> None:
         sync(folder)
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, *content: str | bytes | memoryview) -> None:
     """Writes a whole file or nothing: under another name first, then renamed."""
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         partial.unlink(missing_ok=True)
         with partial.open("xb") as file:  # Not through a link.
-            file.write(content.encode() if isinstance(content, str) else content)
+            for part in content:
+                file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         replace(partial, path)

@@ -22,6 +22,17 @@ keeping = False
 _PARTIAL = ".flaxmnist-partial-"
 
 
+def delete_oldest(folder: Path, pattern: str, most: int) -> None:
+    """Deletes all but the newest `most` files of a cache, incomplete ones, too.
+
+    Raises:
+      OSError: one of them cannot be deleted.
+    """
+    found = sorted(folder.glob(pattern), key=os.path.getmtime)
+    for path in found[: max(len(found) - most, 0)]:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def open_regular(
     path: str | os.PathLike[str], max_bytes: int

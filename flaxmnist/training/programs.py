@@ -3,10 +3,10 @@
 The cache of JAX only saves compilation. Tracing takes as long as importing JAX.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
-import pickle
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,8 @@ def call(function: Any, like: Any, *args: Any) -> Any:
     """Returns ``function(*args)``; commands keep its compiled program for others.
 
     That is done where it is certain that a later process would compile the same
-    program: on one CPU device, without code of the user.
+    program: on one CPU device, without code of the user. The options of JAX must not
+    change between calls.
 
     Args:
       function: a jitted function.
@@ -51,22 +52,30 @@ def call(function: Any, like: Any, *args: Any) -> Any:
 
 
 def _folder() -> Path | None:
-    """Returns where this process keeps programs, None if it keeps none."""
+    """Returns where this process keeps programs; None if it keeps none."""
     values = jax.config.values
+    folder = values["jax_compilation_cache_dir"]
     debugs = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
     if (
         not files.keeping
         or not values["jax_enable_compilation_cache"]
-        or not values["jax_compilation_cache_dir"]
+        or not folder
+        or "://" in folder
+        or not os.access(_existing(Path(folder)), os.W_OK)
         or any(values[name] for name in debugs)
         or [device.platform for device in jax.devices()] != ["cpu"]
     ):
         return None
-    return Path(values["jax_compilation_cache_dir"])
+    return Path(folder)
+
+
+def _existing(folder: Path) -> Path:
+    parents = [folder, *folder.absolute().parents]
+    return next(parent for parent in parents if os.path.exists(parent))
 
 
 def _form(leaf: Any) -> tuple[Any, ...]:
-    # Not the type itself: it differs between results of a program of a file.
+    # The abstract types of two results of a program from a file are not equal.
     kind: Any = jax.typeof(leaf)
     sharding = getattr(leaf, "sharding", None)
     return kind.shape, kind.dtype, kind.weak_type, sharding
@@ -75,7 +84,7 @@ def _form(leaf: Any) -> tuple[Any, ...]:
 def _path(folder: Path, function: Any, args: Any) -> Path | None:
     """Returns the file of a program, None if it depends on code of the user."""
     forms = [repr(_form(leaf)) for leaf in jax.tree.leaves(args)]
-    statics = getattr(function, "__wrapped__", function), jax.tree.structure(args)
+    statics = function, jax.tree.structure(args)
     try:
         facts = repr((value_of(statics), forms, _environment()))
     except (OpaqueError, RecursionError):
@@ -104,42 +113,47 @@ def _environment() -> tuple[Any, ...]:
 def _source() -> str:
     """Returns a hash of the source of this package, which may be edited in place."""
     code = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        code.update(path.read_bytes())
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        code.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
     return code.hexdigest()
 
 
 def _program(
     path: Path, function: Any, like: Any, args: tuple[Any, ...]
 ) -> Callable[..., Any]:
-    """Loads the program of a call, or compiles and saves it."""
+    """Loads the program of a call, or compiles and saves it.
+
+    Files are read and written by an experimental module of JAX. Whatever fails there,
+    `function` still works, and raises the error if it is one of the call.
+    """
     structures = jax.tree.structure((args, {})), jax.tree.structure(like)
-    try:
+    with contextlib.suppress(Exception):
         serialized = zlib.decompress(path.read_bytes())
-        return serialize_executable.deserialize_and_load(
+        program = serialize_executable.deserialize_and_load(
             serialized, *structures, execution_devices=jax.devices()
         )
-    except (OSError, zlib.error, pickle.UnpicklingError, ValueError, RuntimeError):
-        program = _compile(function.lower(*args))
+        os.utime(path)  # Others are deleted before.
+        return program
     try:
+        program = _compile(function, args)
+    except Exception:
+        return function
+    with contextlib.suppress(Exception):
         serialized, *_ = serialize_executable.serialize(program)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, zlib.compress(serialized, 1))
-        files = sorted(path.parent.glob(f"*{SUFFIX}"), key=os.path.getmtime)
-        for old in files[:-MAX_FILES]:
-            old.unlink(missing_ok=True)
-    # A program that cannot be kept is no reason not to run.
-    except (OSError, ValueError, NotImplementedError):
-        pass
+        files.delete_oldest(path.parent, f"*{SUFFIX}*", MAX_FILES)
     return program
 
 
-def _compile(lowered: Any) -> jax.stages.Compiled:
-    """Compiles a program anew: one of a cache would lose its code when it is saved."""
+def _compile(function: Any, args: tuple[Any, ...]) -> jax.stages.Compiled:
+    """Compiles anew: JAX serializes a program from its cache without its code."""
+    lowered = function.lower(*args)
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     try:
-        # With an option, here with its default, JAX returns no program of this process.
+        # Given an option, here its default, JAX uses no program of this process either.
         program: jax.stages.Compiled = lowered.compile(
             {"xla_embed_ir_in_executable": False}
         )

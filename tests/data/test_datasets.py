@@ -64,9 +64,11 @@ def test_a_command_unpacks_a_file_once_and_notices_damage(tmp_path, monkeypatch)
     monkeypatch.setattr(idx, "MIN_KEPT", 64)
     path, images = tmp_path / "images.gz", np.arange(4 * 49, dtype=np.uint8)
 
+    def content(images):
+        return idx._header(images.dtype, images.shape) + images.tobytes()
+
     def write(images):
-        content = idx._header(images.dtype, images.shape) + images.tobytes()
-        path.write_bytes(gzip.compress(content))
+        path.write_bytes(gzip.compress(content(images)))
 
     def unpack(*_):
         raise AssertionError
@@ -85,6 +87,10 @@ def test_a_command_unpacks_a_file_once_and_notices_damage(tmp_path, monkeypatch)
         assert kept.read_bytes() == whole
     write(images + np.uint8(1))
     np.testing.assert_array_equal(idx.read(path), images + np.uint8(1))
+    parts = gzip.compress(content(images)[:50])
+    path.write_bytes(parts + gzip.compress(content(images)[50:]))
+    np.testing.assert_array_equal(idx.read(path), images)
+    assert len([*kept.parent.iterdir()]) == 2
     monkeypatch.setattr(caches, "keeping", False)
     write(images + np.uint8(2))
     np.testing.assert_array_equal(idx.read(path), images + np.uint8(2))

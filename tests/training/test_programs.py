@@ -1,6 +1,7 @@
 """Programs that one process compiled serve later ones, if they are the same."""
 
 import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -11,13 +12,15 @@ import numpy as np
 import optax
 import pytest
 from helpers import batch_of
+from jax.experimental.compilation_cache import compilation_cache
 
-from flaxmnist.core import losses, models
+from flaxmnist.core import losses, metrics, models
 from flaxmnist.core.augment import Augment
 from flaxmnist.core.ensemble import Translated
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import create_state
 from flaxmnist.core.steps import eval_step, predict_step, train_step
+from flaxmnist.errors import UserError
 from flaxmnist.runtime import files
 from flaxmnist.training import programs
 
@@ -35,10 +38,16 @@ def kept(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", former)
+    compilation_cache.reset_cache()
 
 
 def begin_process():
     programs._called.clear()
+
+
+def read_once():
+    """Returns whether there was one program, from a file if `_compile` is replaced."""
+    return [type(one) for one in programs._called.values()] == [jax.stages.Compiled]
 
 
 def names(folder):
@@ -66,6 +75,7 @@ def test_later_commands_do_not_trace_the_programs_of_a_run(tmp_path):
             [sys.executable, "-m", "flaxmnist", command, *place, *flags],
             capture_output=True,
             text=True,
+            timeout=300,
             env=environment | {"FLAXMNIST_CACHE_DIR": str(tmp_path / "cache")},
         )
         assert done.returncode == 0, done.stderr
@@ -90,15 +100,15 @@ def test_a_kept_program_returns_the_same_bits_and_is_not_traced(
         for start in range(0, 50 * updates, 50):
             batch = batch_of(synthetic.train, 50, start)
             like = state, Metrics.empty(10, state.metrics)
-            state, metrics = programs.call(train_step, like, state, batch)
-        return jax.device_get((state.params, metrics.compute()))
+            state, found = programs.call(train_step, like, state, batch)
+        return jax.device_get((state.params, found.compute()))
 
     first = train(3)
     assert len(names(kept)) == 1
     begin_process()
     monkeypatch.setattr(programs, "_compile", None)
     jax.tree.map(np.testing.assert_array_equal, train(3), first)
-    assert len(programs._called) == 1  # It was read once.
+    assert read_once()
 
 
 def test_every_static_part_of_a_program_tells_it_from_others(kept, synthetic):
@@ -125,6 +135,12 @@ def test_every_static_part_of_a_program_tells_it_from_others(kept, synthetic):
         state_of(tx=optax.adam(1e-3), augment=Augment(crop=2)),
         state_of(tx=optax.adam(1e-3), augment=Augment(crop=2), augment_until=5),
         state_of(tx=optax.adam(1e-3), ema_decay=0.9),
+        state_of(tx=optax.adam(1e-3), grad_accumulation=2),
+        state_of(tx=optax.adam(1e-3), loss=losses.Focal(gamma=1.0)),
+        state_of(tx=optax.adam(1e-3), loss=jax.jit(losses.Focal(gamma=1.0).__call__)),
+        state_of(tx=optax.adam(1e-3), loss=jax.jit(losses.Focal(gamma=2.0).__call__)),
+        state_of(models.SoftmaxRegression(dtype="bfloat16"), optax.adam(1e-3)),
+        state_of(tx=optax.adam(1e-3), metrics=metrics.build(("top5",))),
     ]
     for number, state in enumerate(trained, 1):
         like = state, Metrics.empty(10, state.metrics)
@@ -138,15 +154,19 @@ def test_a_program_with_code_of_the_user_is_not_kept(kept, synthetic):
     class Own(models.SoftmaxRegression):
         pass
 
+    def first(logits, labels):
+        return logits[:, 0]
+
     batch = batch_of(synthetic.train, 8, 0)
     for state in (
         state_of(Own()),
         state_of(tx=optax.sgd(lambda step: 0.1)),
         state_of(loss=lambda logits, labels: logits.sum(axis=-1)),
-        state_of(metrics={"first": lambda logits, labels: logits[:, 0]}),
+        state_of(loss=jax.jit(functools.wraps(optax.softmax_cross_entropy)(first))),
+        state_of(metrics={"first": first}),
     ):
-        metrics = programs.call(eval_step, None, state, batch)
-        assert metrics.count == 8
+        found = programs.call(eval_step, None, state, batch)
+        assert found.count == 8
     assert not names(kept)
 
 
@@ -161,10 +181,13 @@ def test_a_damaged_program_is_compiled_again(kept, synthetic, damage):
     path.write_bytes(damage(content))
     begin_process()
     np.testing.assert_array_equal(predict(state, images)["logits"], expected["logits"])
+    assert read_once()
     assert abs(len(path.read_bytes()) - len(content)) < 99
 
 
-def test_a_program_that_jax_has_read_from_its_cache_is_kept_whole(kept, synthetic):
+def test_a_program_that_jax_has_read_from_its_cache_is_kept_whole(
+    kept, synthetic, monkeypatch
+):
     state, images = state_of(), synthetic.test.images[:8]
     times = "jax_persistent_cache_min_compile_time_secs"
     former = jax.config.values[times]
@@ -177,7 +200,27 @@ def test_a_program_that_jax_has_read_from_its_cache_is_kept_whole(kept, syntheti
         jax.config.update(times, former)
     predict(state, images)
     begin_process()
+    monkeypatch.setattr(programs, "_compile", None)
     np.testing.assert_array_equal(predict(state, images)["logits"], expected["logits"])
+    assert read_once()
+
+
+def test_a_program_that_cannot_be_saved_is_called(kept, synthetic, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(programs, "write_file", fail)
+    state, images = state_of(), synthetic.test.images[:8]
+    logits = predict(state, images)["logits"]
+    np.testing.assert_array_equal(logits, predict_step(state, images)["logits"])
+    assert read_once()
+    assert not names(kept)
+
+
+def test_errors_of_a_call_are_those_of_the_function(kept, synthetic):
+    with pytest.raises(UserError, match=r"expected .*28"):
+        predict(state_of(), synthetic.test.images[:8, :5])
+    assert not names(kept)
 
 
 def test_other_source_of_this_package_makes_other_programs(
@@ -201,12 +244,25 @@ def test_the_oldest_programs_are_deleted(kept, synthetic, monkeypatch):
     assert len(names(kept) & before) == 1
 
 
-@pytest.mark.parametrize("option", ["jax_debug_nans", "jax_disable_jit"])
-def test_debugging_uses_no_kept_program(kept, synthetic, option):
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("jax_debug_nans", True),
+        ("jax_disable_jit", True),
+        ("jax_enable_compilation_cache", False),
+        ("jax_compilation_cache_dir", None),
+        ("jax_compilation_cache_dir", "gs://bucket/programs"),
+    ],
+)
+def test_options_of_jax_decide_whether_programs_are_kept(
+    kept, synthetic, monkeypatch, option, value
+):
+    monkeypatch.chdir(kept)
     state, images = state_of(), synthetic.test.images[:8]
-    jax.config.update(option, True)
+    former = jax.config.values[option]
+    jax.config.update(option, value)
     try:
         predict(state, images)
     finally:
-        jax.config.update(option, False)
-    assert not names(kept)
+        jax.config.update(option, former)
+    assert not [*kept.rglob(f"*{programs.SUFFIX}")]
