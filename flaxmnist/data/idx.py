@@ -126,8 +126,7 @@ def read(
             if kept and (array := _read_kept(kept, ranks, allocate)) is not None:
                 return array
             array = _unpack(path, ranks, raw, opener, allocate)
-            small = MIN_KEPT <= array.nbytes <= MAX_IN_MEMORY
-            if kept and small and array.dtype == np.uint8:
+            if kept:
                 _keep(kept, array)
             return array
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -160,8 +159,9 @@ def _read_kept(
 
 
 def _keep(path: Path, array: np.ndarray) -> None:
+    fits = array.dtype == np.uint8 and MIN_KEPT <= array.nbytes <= MAX_IN_MEMORY
     # A file of several parts ends with the checksum of the last one.
-    if path.name != _kept_name(array):
+    if not fits or path.name != _kept_name(array):
         return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

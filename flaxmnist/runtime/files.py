@@ -23,12 +23,14 @@ _PARTIAL = ".flaxmnist-partial-"
 
 
 def delete_oldest(folder: Path, pattern: str, most: int) -> None:
-    """Deletes all but the newest `most` files of a cache, incomplete ones, too.
+    """Deletes all but the `most` files of a cache that were used last.
+
+    Incomplete files, of processes that were killed, are among them.
 
     Raises:
       OSError: one of them cannot be deleted.
     """
-    found = sorted(folder.glob(pattern), key=os.path.getmtime)
+    found = sorted(folder.glob(pattern), key=os.path.getatime)
     for path in found[: max(len(found) - most, 0)]:
         path.unlink(missing_ok=True)
 

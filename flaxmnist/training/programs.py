@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +134,7 @@ def _program(
         program = serialize_executable.deserialize_and_load(
             serialized, *structures, execution_devices=jax.devices()
         )
-        os.utime(path)  # Others are deleted before.
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         return program
     try:
         program = _compile(function, args)

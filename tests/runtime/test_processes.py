@@ -241,9 +241,9 @@ from flaxmnist.cli import train
 from flaxmnist.training import loop
 
 def late(does):
-    def wait(*given):
+    def wait(*given, **named):
         time.sleep(35)
-        return does(*given)
+        return does(*given, **named)
     return wait
 
 if "--process_id=1" in sys.argv:
