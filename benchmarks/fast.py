@@ -4,8 +4,9 @@ pip install -e '.[benchmarks]' && python -m benchmarks.fast
 
 `cnn:fast` beside PyTorch with the same network and recipe, and beside PyTorch's example
 of MNIST (github.com/pytorch/examples), which trains epochs until the test accuracy is
-99 %. Rounds alternate between them, with another seed each. The programs that JAX
-compiles are in its cache; PyTorch reads arrays that need no decoding.
+99 %. Rounds alternate between them, with another seed each. The compiled programs and
+the unpacked data of flaxmnist are in its cache; PyTorch reads arrays that need no
+decoding.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def main() -> None:
     found = {name: [] for name in args.only}
     with tempfile.TemporaryDirectory() as arrays:
         write_arrays(Path(arrays))
-        measure(OURS, 0, arrays)  # Fills the cache of compiled programs.
+        measure(OURS, 0, arrays)  # Fills the cache.
         for seed in range(args.rounds):
             for name in args.only:
                 found[name].append(measure(name, seed, arrays))

@@ -52,6 +52,7 @@ from helpers import ROOT, tiny_config
 from flaxmnist import data
 from flaxmnist.core import models, ops, sharding, state
 from flaxmnist.rundir.varying import vary
+from flaxmnist.runtime import files
 from flaxmnist.training import loop
 from flaxmnist.training import population as training
 
@@ -62,6 +63,8 @@ def use_new_caches(monkeypatch, folder):
     monkeypatch.delenv("FLAXMNIST_DATA_DIR", raising=False)
     monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(folder / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
+    # A command in this process would enable it for all later tests.
+    monkeypatch.setattr(files, "cache_enabled", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--no_cache",
             action="store_true",
-            help="do not use or keep compiled programs and unpacked files of data",
+            help="do not read or write compiled programs and unpacked data files",
         )
         self.add_argument(
             "-v", "--verbose", action="store_true", help="show the logs of libraries"

@@ -54,10 +54,11 @@ def value_of(part: object) -> Hashable:
     Its `repr` is the same in every process, given the same versions of the packages.
 
     Raises:
-      OpaqueError: only the part itself tells what it computes, such as code of a user.
+      OpaqueError: a part can only be compared by identity, such as code of a user.
     """
     kind = type(part)
-    if isinstance(part, _ByValue):  # As it was before its first use.
+    # Computed before its first use, which can change closures of optax.
+    if isinstance(part, _ByValue):
         if part.is_opaque:
             raise OpaqueError
         return kind, part.value
@@ -77,9 +78,11 @@ def value_of(part: object) -> Hashable:
             held += [part.__kwdefaults__[name] for name in sorted(part.__kwdefaults__)]
         return module, value_of(part.__code__), *map(value_of, held)
     if isinstance(part, types.CodeType):
-        place = part.co_qualname, part.co_firstlineno
-        form = part.co_argcount, part.co_flags, part.co_code, part.co_names
-        return place, form, value_of(part.co_consts)
+        location = part.co_qualname, part.co_firstlineno
+        body = part.co_argcount, part.co_flags, part.co_code, part.co_names
+        return location, body, value_of(part.co_consts)
+    if isinstance(part, slice):
+        return kind, value_of((part.start, part.stop, part.step))
     if isinstance(part, jax.Array) and _is_known(part):
         if jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
             return kind, str(part.dtype), value_of(jax.random.key_data(part))

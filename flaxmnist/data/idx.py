@@ -36,8 +36,8 @@ IMAGES, LABELS = (3, 4), (1, 2)
 # Maximum sizes in bytes: of a file (175 million images); of the content of a compressed
 # file (1.4 million images); of a raw file that is read into memory instead of mapped.
 MAX_BYTES, MAX_UNPACKED, MAX_IN_MEMORY = 1 << 37, 1 << 30, 1 << 28
-# Bytes of the content of a gzip file that is kept unpacked, and the number of these.
-MIN_KEPT, MAX_KEPT = 1 << 22, 16
+# Of the unpacked gzip files in the cache: bytes of the smallest, and their number.
+MIN_CACHED_BYTES, MAX_CACHED_FILES = 1 << 22, 16
 # Bytes of each read, which fit into the cache of a processor.
 _BLOCK = 1 << 20
 
@@ -81,7 +81,7 @@ def find(directory: Path, prefix: str = "") -> list[Path]:
 
 
 class _Adjacent:
-    """Returns uninitialized bytes, if possible those after the last ones."""
+    """Allocates uninitialized bytes, after the previous ones if there is space."""
 
     def __init__(self) -> None:
         self._rest = np.empty(0, np.uint8)
@@ -119,15 +119,19 @@ def read(
         with open_regular(path, MAX_BYTES) as raw:
             opener = _OPENERS.get(raw.read(2))
             raw.seek(0)
-            allocate = allocate or _Adjacent()
+            allocate = allocate or (lambda size: np.empty(size + 1, np.uint8))
             if opener is None:
                 return _read_raw(path, ranks, raw, allocate)
-            kept = _kept(raw) if opener is gzip.open and files.keeping else None
-            if kept and (array := _read_kept(kept, ranks, allocate)) is not None:
+            cached = (
+                _cached_path(raw)
+                if opener is gzip.open and files.cache_enabled
+                else None
+            )
+            if cached and (array := _read_cached(cached, ranks, allocate)) is not None:
                 return array
             array = _unpack(path, ranks, raw, opener, allocate)
-            if kept:
-                _keep(kept, array)
+            if cached:
+                _write_cached(cached, array)
             return array
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
@@ -135,9 +139,9 @@ def read(
         ) from None
 
 
-def _kept(file: io.BufferedReader) -> Path | None:
+def _cached_path(file: io.BufferedReader) -> Path | None:
     """Returns where the content of a gzip file may be, by its checksum and size."""
-    if os.fstat(file.fileno()).st_size < MIN_KEPT >> 8:
+    if os.fstat(file.fileno()).st_size < MIN_CACHED_BYTES >> 8:
         return None
     file.seek(-8, os.SEEK_END)
     checksum, size = struct.unpack("<II", file.read(8))
@@ -147,29 +151,29 @@ def _kept(file: io.BufferedReader) -> Path | None:
     return None
 
 
-def _read_kept(
+def _read_cached(
     path: Path, ranks: tuple[int, ...], allocate: Callable[[int], np.ndarray]
 ) -> np.ndarray | None:
-    """Returns the content of a gzip file that was kept, None if it is not whole."""
+    """Returns the content of a gzip file that was cached, None if it is not whole."""
     with contextlib.suppress(UserError, OSError):
         array = read(path, ranks, allocate)
-        if path.name == _kept_name(array):
+        if path.name == _cached_name(array):
             return array
     return None
 
 
-def _keep(path: Path, array: np.ndarray) -> None:
-    fits = array.dtype == np.uint8 and MIN_KEPT <= array.nbytes <= MAX_IN_MEMORY
+def _write_cached(path: Path, array: np.ndarray) -> None:
+    fits = array.dtype == np.uint8 and MIN_CACHED_BYTES <= array.nbytes <= MAX_IN_MEMORY
     # A file of several parts ends with the checksum of the last one.
-    if not fits or path.name != _kept_name(array):
+    if not fits or path.name != _cached_name(array):
         return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, _header(array.dtype, array.shape), array.data)
-        files.delete_oldest(path.parent, "*", MAX_KEPT)
+        files.delete_oldest(path.parent, "*", MAX_CACHED_FILES)
 
 
-def _kept_name(array: np.ndarray) -> str:
+def _cached_name(array: np.ndarray) -> str:
     header = _header(array.dtype, array.shape)
     checksum = zlib.crc32(array.data, zlib.crc32(header))
     return f"{checksum:08x}-{len(header) + array.nbytes}"
@@ -316,15 +320,18 @@ def read_pair(
 def read_all(paths: list[Path]) -> list[np.ndarray]:
     """Returns train images, train labels, test images, test labels.
 
-    The images are one array in memory, so that :func:`flaxmnist.data.rows.joined`
-    need not copy them.
+    The images are adjacent in memory, so that :func:`flaxmnist.data.rows.joined` need
+    not copy them. The arrays cannot be written.
 
     Raises:
       UserError: a file is damaged, or the numbers of images and labels differ.
     """
     images, labels, test_images, test_labels = paths
     allocate = _Adjacent()
-    return [
+    arrays = [
         *read_pair(images, labels, allocate),
         *read_pair(test_images, test_labels, allocate),
     ]
+    for array in arrays:
+        array.flags.writeable = False  # A feed may share its memory.
+    return arrays

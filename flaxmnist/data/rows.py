@@ -20,7 +20,7 @@ SLAB_BYTES = 1 << 24
 # XLA uses an array of the host without a copy if its address is a multiple of this.
 ALIGNMENT = 64
 _threads = concurrent.futures.ThreadPoolExecutor(THREADS, "flaxmnist-read")
-# What `empty` has allocated, while it is in use.
+# The arrays that `empty` allocated, by id, while they are in use.
 _memories: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
 Read = Callable[[np.ndarray, np.ndarray], Any]
 
@@ -98,14 +98,14 @@ def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
 def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Returns arrays, joined along their first dimension, in memory.
 
-    Arrays that are one in memory already are not copied. The address of a copy is a
-    multiple of `ALIGNMENT`.
+    Arrays that are already adjacent in memory are not copied. The address of a copy is
+    a multiple of `ALIGNMENT`.
     """
     shape = sum(map(len, arrays)), *arrays[0].shape[1:]
     dtype, memory = arrays[0].dtype, arrays[0].base
     if len(arrays) == 1 and not is_mapped(arrays[0]):
         return arrays[0]
-    # An array of the user could change later.
+    # Only memory of `empty` is shared: an array of the user could change later.
     if _memories.get(id(memory)) is memory is not None and _are_adjacent(arrays):
         offset = arrays[0].ctypes.data - memory.ctypes.data
         return np.ndarray(shape, dtype, memory, offset)

@@ -65,7 +65,7 @@ def start(
     """
     # Others may be on the same GPU; a user who sets the variable decides.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    files.keeping = keep_programs
+    files.cache_enabled = keep_programs
     # So does one who keeps programs elsewhere.
     if keep_programs and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _keep_programs()

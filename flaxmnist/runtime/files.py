@@ -16,14 +16,14 @@ from flaxmnist.paths import path_of
 
 # Bytes of a JSON file.
 MAX_BYTES = 1 << 24
-# Whether this process keeps what later ones would compute again: commands do.
-keeping = False
+# Whether this process caches compiled programs and unpacked data; commands set it.
+cache_enabled = False
 # Only flaxmnist makes directories of such a name, also in directories of the user.
 _PARTIAL = ".flaxmnist-partial-"
 
 
-def delete_oldest(folder: Path, pattern: str, most: int) -> None:
-    """Deletes all but the `most` files of a cache that were used last.
+def delete_oldest(folder: Path, pattern: str, max_files: int) -> None:
+    """Deletes all but the `max_files` files of a cache that were used last.
 
     Incomplete files, of processes that were killed, are among them.
 
@@ -31,7 +31,7 @@ def delete_oldest(folder: Path, pattern: str, most: int) -> None:
       OSError: one of them cannot be deleted.
     """
     found = sorted(folder.glob(pattern), key=os.path.getatime)
-    for path in found[: max(len(found) - most, 0)]:
+    for path in found[: max(len(found) - max_files, 0)]:
         path.unlink(missing_ok=True)
 
 

@@ -29,11 +29,11 @@ _called: dict[Any, Callable[..., Any]] = {}
 
 
 def call(function: Any, like: Any, *args: Any) -> Any:
-    """Returns ``function(*args)``; commands keep its compiled program for others.
+    """Returns ``function(*args)``; a command saves the compiled program for later ones.
 
-    That is done where it is certain that a later process would compile the same
-    program: on one CPU device, without code of the user. The options of JAX must not
-    change between calls.
+    A program is saved only if a later process would certainly compile the same one: on
+    one CPU device, without code of the user. The options of JAX must not change between
+    calls.
 
     Args:
       function: a jitted function.
@@ -43,7 +43,7 @@ def call(function: Any, like: Any, *args: Any) -> Any:
     if (folder := _folder()) is None:
         return function(*args)
     leaves, structure = jax.tree.flatten(args)
-    key = function, structure, tuple(map(_form, leaves))
+    key = function, structure, tuple(map(_signature, leaves))
     if key not in _called:
         path = _path(folder, function, args)
         _called[key] = (
@@ -58,11 +58,11 @@ def _folder() -> Path | None:
     folder = values["jax_compilation_cache_dir"]
     debugs = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
     if (
-        not files.keeping
+        not files.cache_enabled
         or not values["jax_enable_compilation_cache"]
         or not folder
         or "://" in folder
-        or not os.access(_existing(Path(folder)), os.W_OK)
+        or not os.access(_nearest_existing(Path(folder)), os.W_OK)
         or any(values[name] for name in debugs)
         or [device.platform for device in jax.devices()] != ["cpu"]
     ):
@@ -70,12 +70,12 @@ def _folder() -> Path | None:
     return Path(folder)
 
 
-def _existing(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     parents = [folder, *folder.absolute().parents]
     return next(parent for parent in parents if os.path.exists(parent))
 
 
-def _form(leaf: Any) -> tuple[Any, ...]:
+def _signature(leaf: Any) -> tuple[Any, ...]:
     # The abstract types of two results of a program from a file are not equal.
     kind: Any = jax.typeof(leaf)
     sharding = getattr(leaf, "sharding", None)
@@ -84,7 +84,7 @@ def _form(leaf: Any) -> tuple[Any, ...]:
 
 def _path(folder: Path, function: Any, args: Any) -> Path | None:
     """Returns the file of a program, None if it depends on code of the user."""
-    forms = [repr(_form(leaf)) for leaf in jax.tree.leaves(args)]
+    forms = [repr(_signature(leaf)) for leaf in jax.tree.leaves(args)]
     statics = function, jax.tree.structure(args)
     try:
         facts = repr((value_of(statics), forms, _environment()))
@@ -94,7 +94,7 @@ def _path(folder: Path, function: Any, args: Any) -> Path | None:
 
 
 def _environment() -> tuple[Any, ...]:
-    """Returns what else programs depend on."""
+    """Returns the versions, processor and options that every program depends on."""
     variables = {
         name: value
         for name, value in os.environ.items()
@@ -125,8 +125,8 @@ def _program(
 ) -> Callable[..., Any]:
     """Loads the program of a call, or compiles and saves it.
 
-    Files are read and written by an experimental module of JAX. Whatever fails there,
-    `function` still works, and raises the error if it is one of the call.
+    An experimental module of JAX reads and writes the files. If it fails, or the call
+    is wrong, `function` is called instead.
     """
     structures = jax.tree.structure((args, {})), jax.tree.structure(like)
     with contextlib.suppress(Exception):
@@ -141,7 +141,9 @@ def _program(
     except Exception:
         return function
     with contextlib.suppress(Exception):
-        serialized, *_ = serialize_executable.serialize(program)
+        serialized, *found = serialize_executable.serialize(program)
+        if (*found,) != structures:
+            return program  # `like` is wrong.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, zlib.compress(serialized, 1))
         files.delete_oldest(path.parent, f"*{SUFFIX}*", MAX_FILES)

@@ -22,7 +22,16 @@ from helpers import NAMES, save_idx, write_idx, write_prepared
 
 from flaxmnist import data
 from flaxmnist.core import sharding
-from flaxmnist.data import DeviceFeed, HostFeed, download, epoch_order, idx, rows, tfds
+from flaxmnist.data import (
+    DeviceFeed,
+    HostFeed,
+    download,
+    epoch_order,
+    feeds,
+    idx,
+    rows,
+    tfds,
+)
 from flaxmnist.errors import UserError
 from flaxmnist.runtime import files as caches
 
@@ -46,22 +55,35 @@ def test_a_gzipped_file_is_not_unpacked_beyond_a_gigabyte(tmp_path):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_splits_of_idx_files_are_joined_without_a_copy(tmp_path, compress):
+def test_splits_of_idx_files_are_joined_without_a_copy(
+    tmp_path, mesh, monkeypatch, compress
+):
     arrays = write_idx(tmp_path, counts=(24, 6), compress=compress)
     dataset = data.load("mnist", "idx", str(tmp_path))
-    splits = [dataset.validation, dataset.train, dataset.test]
-    whole = rows.joined([split.images for split in splits])
-    np.testing.assert_array_equal(whole, np.concatenate([arrays[0], arrays[2]]))
-    assert all(np.shares_memory(whole, split.images) for split in splits)
-    others = rows.joined([split.images for split in reversed(splits)])
-    expected = [arrays[2], arrays[0][2:], arrays[0][:2]]
-    np.testing.assert_array_equal(others, np.concatenate(expected))
+    made = []
+
+    def joined(parts):
+        made.append(rows.joined(parts))
+        return made[-1]
+
+    monkeypatch.setattr(feeds, "joined", joined)
+    splits = {name: dataset.split(name) for name in data.SPLITS}
+    DeviceFeed.in_order(splits, 6, mesh)
+    (whole,) = made
+    pixels = np.concatenate([arrays[0], arrays[2]]).reshape(len(whole), -1)
+    np.testing.assert_array_equal(whole, pixels)
+    for split in splits.values():
+        assert np.shares_memory(whole, split.images)
+        with pytest.raises(ValueError, match="read-only"):
+            split.images[0] = 0
+    others = rows.joined([splits["test"].images, splits["train"].images])
     assert not np.shares_memory(others, whole)
+    np.testing.assert_array_equal(others, np.concatenate([arrays[2], arrays[0][2:]]))
 
 
 def test_a_command_unpacks_a_file_once_and_notices_damage(tmp_path, monkeypatch):
-    monkeypatch.setattr(caches, "keeping", True)
-    monkeypatch.setattr(idx, "MIN_KEPT", 64)
+    monkeypatch.setattr(caches, "cache_enabled", True)
+    monkeypatch.setattr(idx, "MIN_CACHED_BYTES", 64)
     path, images = tmp_path / "images.gz", np.arange(4 * 49, dtype=np.uint8)
 
     def content(images):
@@ -91,7 +113,7 @@ def test_a_command_unpacks_a_file_once_and_notices_damage(tmp_path, monkeypatch)
     path.write_bytes(parts + gzip.compress(content(images)[50:]))
     np.testing.assert_array_equal(idx.read(path), images)
     assert len([*kept.parent.iterdir()]) == 2
-    monkeypatch.setattr(caches, "keeping", False)
+    monkeypatch.setattr(caches, "cache_enabled", False)
     write(images + np.uint8(2))
     np.testing.assert_array_equal(idx.read(path), images + np.uint8(2))
     assert len([*kept.parent.iterdir()]) == 2

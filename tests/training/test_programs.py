@@ -21,10 +21,9 @@ from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import create_state
 from flaxmnist.core.steps import eval_step, predict_step, train_step
 from flaxmnist.errors import UserError
-from flaxmnist.runtime import files
+from flaxmnist.runtime import files, machine
 from flaxmnist.training import programs
-
-OUTPUTS = {"classes": 0, "probabilities": 0, "logits": 0}
+from flaxmnist.training.evaluate import OUTPUTS
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def kept(tmp_path, monkeypatch):
     """Keeps programs of one device, as a command does; returns their directory."""
     (device, *_) = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda *_: [device])
-    monkeypatch.setattr(files, "keeping", True)
+    monkeypatch.setattr(files, "cache_enabled", True)
     monkeypatch.setattr(programs, "_called", {})
     former = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
@@ -173,16 +172,17 @@ def test_a_program_with_code_of_the_user_is_not_kept(kept, synthetic):
 @pytest.mark.parametrize(
     "damage", [lambda content: content[:-9], lambda content: b"", lambda content: b"x"]
 )
-def test_a_damaged_program_is_compiled_again(kept, synthetic, damage):
+def test_a_damaged_program_is_compiled_again(kept, synthetic, monkeypatch, damage):
     state, images = state_of(), synthetic.test.images[:8]
     expected = predict(state, images)
     (path,) = kept.glob(f"*{programs.SUFFIX}")
-    content = path.read_bytes()
-    path.write_bytes(damage(content))
+    path.write_bytes(damage(path.read_bytes()))
     begin_process()
     np.testing.assert_array_equal(predict(state, images)["logits"], expected["logits"])
+    begin_process()
+    monkeypatch.setattr(programs, "_compile", None)
+    predict(state, images)
     assert read_once()
-    assert abs(len(path.read_bytes()) - len(content)) < 99
 
 
 def test_a_program_that_jax_has_read_from_its_cache_is_kept_whole(
@@ -223,25 +223,74 @@ def test_errors_of_a_call_are_those_of_the_function(kept, synthetic):
     assert not names(kept)
 
 
-def test_other_source_of_this_package_makes_other_programs(
-    kept, synthetic, monkeypatch
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (programs, "_source"),
+        (machine, "versions"),
+        (machine, "cpu_kind"),
+        (machine, "cpu_threads"),
+    ],
+)
+def test_another_environment_makes_other_programs(
+    kept, synthetic, monkeypatch, module, name
 ):
     state, images = state_of(), synthetic.test.images[:8]
     predict(state, images)
     begin_process()
-    monkeypatch.setattr(programs, "_source", lambda: "edited")
+    monkeypatch.setattr(module, name, lambda *_: "other")
     predict(state, images)
     assert len(names(kept)) == 2
 
 
-def test_the_oldest_programs_are_deleted(kept, synthetic, monkeypatch):
-    monkeypatch.setattr(programs, "MAX_FILES", 2)
-    state = state_of()
-    for count in (1, 2, 3):
-        before = names(kept)
-        predict(state, synthetic.test.images[:count])
+def test_options_of_jax_and_xla_make_other_programs(kept, synthetic, monkeypatch):
+    state, images = state_of(), synthetic.test.images[:8]
+    predict(state, images)
+    begin_process()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    predict(state, images)
     assert len(names(kept)) == 2
-    assert len(names(kept) & before) == 1
+    begin_process()
+    jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        predict(state, images)
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
+    assert len(names(kept)) == 3
+
+
+def test_edited_source_has_another_hash(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    (package / "training").mkdir(parents=True)
+    monkeypatch.setattr(programs, "__file__", str(package / "training/programs.py"))
+    hashes = set()
+    for name, source in (("a.py", "1"), ("a.py", "2"), ("b.py", "2")):
+        path = package / name
+        path.write_text(source)
+        programs._source.cache_clear()
+        hashes.add(programs._source())
+        path.unlink()
+    programs._source.cache_clear()
+    assert len(hashes) == 3
+
+
+def test_a_wrong_structure_of_the_result_is_not_kept(kept, synthetic):
+    found = programs.call(predict_step, {"x": 0}, state_of(), synthetic.test.images[:8])
+    assert found.keys() == OUTPUTS.keys()
+    assert not names(kept)
+
+
+def test_the_programs_that_were_not_used_for_longest_are_deleted(
+    kept, synthetic, monkeypatch
+):
+    monkeypatch.setattr(programs, "MAX_FILES", 2)
+    state, images, made = state_of(), synthetic.test.images, {}
+    for count in (1, 2, 1, 3):
+        begin_process()
+        before = names(kept)
+        predict(state, images[:count])
+        made |= dict.fromkeys(names(kept) - before, count)
+    assert sorted(made[name] for name in names(kept)) == [1, 3]
 
 
 @pytest.mark.parametrize(
