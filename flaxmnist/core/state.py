@@ -166,11 +166,8 @@ def abstract_state(
 
     The options are those of :func:`create_state`.
     """
-    if isinstance(sharding, Layout):
-        image_shape = options.get("image_shape", mnist.IMAGE_SHAPE)
-        sharding = sharding.for_model(model, image_shape)
-    init = functools.partial(_init, model, tx, 0, sharding, **options)
-    return abstract(init, sharding)
+    _, state = initializer(model, tx, sharding, **options)
+    return state
 
 
 def create_state(
