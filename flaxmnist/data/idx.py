@@ -122,11 +122,7 @@ def read(
             allocate = allocate or (lambda size: np.empty(size + 1, np.uint8))
             if opener is None:
                 return _read_raw(path, ranks, raw, allocate)
-            cached = (
-                _cached_path(raw)
-                if opener is gzip.open and files.cache_enabled
-                else None
-            )
+            cached = _cached_path(raw) if opener is gzip.open else None
             if cached and (array := _read_cached(cached, ranks, allocate)) is not None:
                 return array
             array = _unpack(path, ranks, raw, opener, allocate)
@@ -140,8 +136,12 @@ def read(
 
 
 def _cached_path(file: io.BufferedReader) -> Path | None:
-    """Returns where the content of a gzip file may be, by its checksum and size."""
-    if os.fstat(file.fileno()).st_size < MIN_CACHED_BYTES >> 8:
+    """Returns where the content of a gzip file is cached, by its checksum and size.
+
+    None if it is too small, or nothing is cached.
+    """
+    small = os.fstat(file.fileno()).st_size < MIN_CACHED_BYTES >> 8
+    if small or not files.cache_enabled:
         return None
     file.seek(-8, os.SEEK_END)
     checksum, size = struct.unpack("<II", file.read(8))

@@ -40,26 +40,23 @@ def call(function: Any, like: Any, *args: Any) -> Any:
       like: a tree of the structure of its result.
       *args: its arguments, trees of arrays.
     """
-    if (folder := _folder()) is None:
+    if not files.cache_enabled:
         return function(*args)
     leaves, structure = jax.tree.flatten(args)
     key = function, structure, tuple(map(_signature, leaves))
     if key not in _called:
-        path = _path(folder, function, args)
-        _called[key] = (
-            function if path is None else _program(path, function, like, args)
-        )
+        path = _path(function, args)
+        _called[key] = _program(path, function, like, args) if path else function
     return _called[key](*args)
 
 
 def _folder() -> Path | None:
-    """Returns where this process keeps programs; None if it keeps none."""
+    """Returns where programs are kept; None if this process keeps none."""
     values = jax.config.values
     folder = values["jax_compilation_cache_dir"]
     debugs = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
     if (
-        not files.cache_enabled
-        or not values["jax_enable_compilation_cache"]
+        not values["jax_enable_compilation_cache"]
         or not folder
         or "://" in folder
         or not os.access(_nearest_existing(Path(folder)), os.W_OK)
@@ -82,13 +79,15 @@ def _signature(leaf: Any) -> tuple[Any, ...]:
     return kind.shape, kind.dtype, kind.weak_type, sharding
 
 
-def _path(folder: Path, function: Any, args: Any) -> Path | None:
-    """Returns the file of a program, None if it depends on code of the user."""
+def _path(function: Any, args: Any) -> Path | None:
+    """Returns the file of a program; None if it is not kept."""
+    if (folder := _folder()) is None:
+        return None
     forms = [repr(_signature(leaf)) for leaf in jax.tree.leaves(args)]
     statics = function, jax.tree.structure(args)
     try:
         facts = repr((value_of(statics), forms, _environment()))
-    except (OpaqueError, RecursionError):
+    except (OpaqueError, RecursionError):  # It depends on code of the user.
         return None
     return folder / f"{hashlib.sha256(facts.encode()).hexdigest()}{SUFFIX}"
 
@@ -141,8 +140,8 @@ def _program(
     except Exception:
         return function
     with contextlib.suppress(Exception):
-        serialized, *found = serialize_executable.serialize(program)
-        if (*found,) != structures:
+        serialized, inputs, outputs = serialize_executable.serialize(program)
+        if (inputs, outputs) != structures:
             return program  # `like` is wrong.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, zlib.compress(serialized, 1))
