@@ -31,6 +31,8 @@ Gradient = tuple[Params, tuple[Metrics, Collections]]
 
 # Bytes of activations of a micro-batch on a CPU: about half of a last-level cache.
 CACHE_BYTES = 8 << 20
+# Most bytes of activations, for one image, of a model that one thread computes.
+SMALL_BYTES = 256
 
 
 def model_input(
@@ -138,15 +140,25 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
     parts = state.grad_accumulation
     # A subclass may mix examples, and must declare it again.
     independent = vars(type(state.model)).get("independent_examples", False)
-    several = state.layout is not None and state.layout.mesh.size > 1
-    if parts > 1 or several or not independent or state.model_state:
-        return parts
-    if jax.default_backend() != "cpu":
+    if parts > 1 or not independent or state.model_state or not _on_one_cpu(state):
         return parts
     count = len(batch["image"])
     size = count * traced_layers(state.model, state.image_shape).activation_bytes
     # An image cannot be divided, even if it takes more.
     return num_parts(count, min(size, count * CACHE_BYTES), CACHE_BYTES) or parts
+
+
+def is_small(state: TrainState) -> bool:
+    """Returns whether one thread of a CPU computes a step, as of softmax regression."""
+    if not _on_one_cpu(state):
+        return False
+    layers = traced_layers(state.model, state.image_shape)
+    return layers.activation_bytes <= SMALL_BYTES
+
+
+def _on_one_cpu(state: TrainState) -> bool:
+    several = state.layout is not None and state.layout.mesh.size > 1
+    return not several and jax.default_backend() == "cpu"
 
 
 def _micro_batches(

@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from flaxmnist.core import sharding
+from flaxmnist.core import ops, sharding
 from flaxmnist.core.batch import ImageShape
 from flaxmnist.core.types import Batch
 from flaxmnist.data.order import PADDING, Order, Origin
@@ -59,7 +59,7 @@ class DeviceBatches:
         rows = self.order[step % self.steps]
         mask = rows != PADDING
         rows = jnp.where(mask, rows, 0)
-        images = self.images[rows].reshape(-1, *self.image_shape)
+        images = ops.gather_rows(self.images, rows).reshape(-1, *self.image_shape)
         return {"image": images, "label": self.labels[rows], "mask": mask}
 
 

@@ -1,6 +1,7 @@
 """What somebody relies on who imports the steps into a loop of their own."""
 
 import inspect
+import platform
 import re
 
 import flax.linen as nn
@@ -214,6 +215,20 @@ def test_the_training_program_holds_no_convolution_on_cpu(make_state, synthetic,
     program = lowered.compile().as_text()
     assert re.findall(r"\b(?:convolution|select-and-scatter)\(", program) == []
     assert not re.search(r"custom_call_target=\"[^\"]*conv", program)
+
+
+def test_one_thread_makes_a_step_of_softmax_regression(make_state, synthetic):
+    """Waking another thread at each step takes longer than what it computes."""
+    mesh = sharding.make_mesh(1)
+    batches, _ = next(DeviceFeed(synthetic.train, 100, mesh, seed=0).chunks(0, 1))
+    window = sharding.put_tree(Metrics.empty(), sharding.replicated(mesh))
+    state = make_state(models.SoftmaxRegression(), mesh=mesh)
+    lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
+    program = lowered.compile().as_text()
+    assert '"outer_dimension_partitions":["' not in program
+    if platform.machine() == "x86_64" and jax.__version_info__ >= (0, 10):
+        # XLA divides the products that are not in a fusion of this kind.
+        assert program.count(" dot(") == program.count('"__ynn_fusion"') == 2
 
 
 # Small meshes are tested in `test_sharding`, too.
