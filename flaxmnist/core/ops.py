@@ -148,7 +148,9 @@ def _fast_conv(
                 out: Array = patches.conv_max_pool(lhs, rhs, pads, precision)
                 return out
             if in_tiles:
-                return winograd.conv(lhs, rhs, pads, precision, pool, part_bytes)
+                return winograd.conv(
+                    lhs, rhs, pads, precision, pool, part_bytes, strides[0]
+                )
             return _maxima(patches.conv(lhs, rhs, strides, pads, precision), pool)
 
         def either(lhs: Array, rhs: Array) -> Array:
@@ -163,7 +165,8 @@ def _fast_conv(
     is_slow = rhs.shape[-1] <= _FEW_KERNELS and (in_patches or is_small)
     # Exported programs have a symbolic batch, and consist of XLA's own operations.
     if isinstance(lhs.shape[0], int) and (
-        is_slow or (in_tiles and winograd.is_faster_in_inference(lhs, rhs, pads))
+        is_slow
+        or (in_tiles and winograd.is_faster_in_inference(lhs, rhs, strides, pads))
     ):
         inference = by_platform(winograd.INFERENCE_PART_BYTES)
     convolve = jax.custom_jvp(inference)

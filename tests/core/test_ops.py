@@ -34,6 +34,12 @@ SHAPES = [
         (1, 5, 6, 8), (5, 5), (1, 1), ((4, 3), (2, 4)), marks=pytest.mark.slow
     ),
     ((1, 6, 6, 8), (3, 3), (1, 1), ((3, 0), (1, 1))),
+    # The same with stride 2: even and odd sides, with a remainder or not.
+    ((2, 10, 13, 8), (5, 5), (2, 2), "SAME"),
+    pytest.param((1, 12, 9, 8), (5, 5), (2, 2), "VALID", marks=pytest.mark.slow),
+    pytest.param(
+        (1, 6, 9, 8), (5, 5), (2, 2), ((4, 3), (0, 2)), marks=pytest.mark.slow
+    ),
     # Maxima by patches: few channels; a remainder, and padding of one side.
     ((2, 7, 9, 1), (3, 3), (1, 1), "SAME"),
     pytest.param(
