@@ -29,6 +29,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKED = (
     "convnet",
+    "gathering",
     "layers",
     "models",
     "objective",

@@ -31,8 +31,8 @@ Gradient = tuple[Params, tuple[Metrics, Collections]]
 
 # Bytes of activations of a micro-batch on a CPU: about half of a last-level cache.
 CACHE_BYTES = 8 << 20
-# Most bytes of activations, for one image, of a model that one thread computes.
-SMALL_BYTES = 256
+# Maximum bytes of activations, for one image, of a model that one thread computes.
+MAX_SMALL_BYTES = 256
 
 
 def model_input(
@@ -148,12 +148,15 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
     return num_parts(count, min(size, count * CACHE_BYTES), CACHE_BYTES) or parts
 
 
-def is_small(state: TrainState) -> bool:
-    """Returns whether one thread of a CPU computes a step, as of softmax regression."""
+def has_small_layers(state: TrainState) -> bool:
+    """Returns whether one thread of a CPU computes the model, in a small batch.
+
+    An example is softmax regression.
+    """
     if not _on_one_cpu(state):
         return False
     layers = traced_layers(state.model, state.image_shape)
-    return layers.activation_bytes <= SMALL_BYTES
+    return layers.activation_bytes <= MAX_SMALL_BYTES
 
 
 def _on_one_cpu(state: TrainState) -> bool:

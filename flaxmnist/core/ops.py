@@ -8,30 +8,24 @@ Elsewhere it is XLA's own convolution, which is faster without gradients, except
 few small kernels on gray images, and for kernels of 5×5 pixels on many channels.
 """
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float
 
 from flaxmnist.core import patches, winograd
 from flaxmnist.core.pooling import max_pool
 
 # XLA computes convolutions with more taps than this, and such pools of maxima.
 MAX_TAPS = 81
-# XLA divides operations of at least so many bytes.
-_DIVIDED_BYTES = 512 << 10
 # With so few kernels, XLA's own convolution of few channels is slow on CPU, without
 # gradients too. Patches for kernels with more taps would take too much memory.
 _FEW_KERNELS, _FEW_TAPS = 16, 25
-# Whether a block of `on_one_thread` is being traced.
-_one_thread: ContextVar[bool] = ContextVar("_one_thread", default=False)
 
 
 def explicit_padding(
@@ -185,9 +179,9 @@ def dot_general(
 
     On CPU the kernel is transposed before the product, so that its gradient is a
     product with long rows instead of rows of `cout` elements. For ten outputs it takes
-    a fourth of the time. It multiplies a transposed copy of the gradient of the output,
-    because XLA does not divide such a small product among threads. The output is
-    float32 or wider, also for half precision.
+    a fourth of the time. The gradient of the kernel multiplies a transposed copy of
+    that of the output, because XLA does not divide such a small product among threads.
+    The output is float32 or wider, also for half precision.
 
     Args:
       lhs: inputs.
@@ -203,47 +197,18 @@ def dot_general(
     def by_rows(lhs: Array, rows: Array) -> Array:
         return lax.dot_general(lhs, rows, (((1,), (1,)), ((), ())), **kwargs)
 
-    def tangent(primals: Any, tangents: Any) -> tuple[Array, Array]:
-        (lhs, rows), (lhs_dot, rows_dot) = primals, tangents
-        # Without the barrier, XLA removes the transposition in the gradient.
-        columns = lax.optimization_barrier(by_rows(rows_dot, lhs))
-        return by_rows(lhs, rows), by_rows(lhs_dot, rows) + columns.T
-
     product = jax.custom_jvp(by_rows)
-    product.defjvp(tangent)
+    product.defjvps(
+        lambda lhs_dot, out, lhs, rows: by_rows(lhs_dot, rows),
+        # Without the barrier, XLA removes the transposition in the gradient.
+        lambda rows_dot, out, lhs, rows: (
+            lax.optimization_barrier(by_rows(rows_dot, lhs)).T
+        ),
+    )
 
     def turned(lhs: Array, rhs: Array) -> Any:
-        # Nor may it remove this one.
+        # Without the barrier, XLA removes this transposition, too.
         return product(lhs, lax.optimization_barrier(rhs.T))
 
     out: Array = lax.platform_dependent(lhs, rhs, cpu=turned, default=plain)
     return out
-
-
-def gather_rows(
-    array: Shaped[Array, "count width"], rows: Int[Array, " batch"]
-) -> Shaped[Array, "batch width"]:
-    """Returns `array[rows]`; see :func:`on_one_thread`."""
-    size = len(rows) * array.shape[1] * array.dtype.itemsize
-    gathered: Array
-    if _one_thread.get() and size < _DIVIDED_BYTES:
-        half = max(1, len(rows) // 2)
-        gathered = lax.map(lambda row: array[row], rows, batch_size=half)
-    else:
-        gathered = array[rows]
-    return gathered
-
-
-@contextlib.contextmanager
-def on_one_thread(wanted: bool) -> Iterator[None]:
-    """Lets one thread gather the rows of small batches on CPU, if it is wanted.
-
-    If no other operation of a step is divided, waking a second thread takes longer than
-    to gather. XLA divides a gather because it takes the size of the whole array for
-    that of the gather. It does not divide one whose result a loop stores in place.
-    """
-    token = _one_thread.set(wanted)
-    try:
-        yield
-    finally:
-        _one_thread.reset(token)

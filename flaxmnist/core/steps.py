@@ -18,16 +18,16 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from flaxmnist.core import optim
 from flaxmnist.core.batch import as_images, as_logits
 from flaxmnist.core.by_value import warn_if_rebuilt
+from flaxmnist.core.gathering import on_one_thread
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.nn import warn_of_slow_conv
 from flaxmnist.core.objective import (
     batch_loss,
     gradient,
-    is_small,
+    has_small_layers,
     loss_fn,
     model_input,
 )
-from flaxmnist.core.ops import on_one_thread
 from flaxmnist.core.sharding import constrain, gather
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.types import Batch, Params
@@ -153,7 +153,7 @@ def train_steps(
     def body(_: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = carry
         warn_of_slow_conv(state.model, state.image_shape)
-        with on_one_thread(is_small(state)):
+        with on_one_thread(has_small_layers(state)):
             batch = batches.at(state.step)
         state, new = train_step(state, batch)
         return state, metrics.merge(new)

@@ -1,4 +1,4 @@
-"""Winograd convolution: a quarter to a sixth of the usual multiplications.
+"""Winograd convolution: a third to a sixth of the usual multiplications.
 
 With an r × r kernel, a tile of 4 × 4 outputs needs n² multiplications per pair of an
 input and an output channel, n = r + 3, instead of 16 r². The input tile and the kernel
@@ -29,7 +29,8 @@ from flaxmnist.core.pooling import first_maximum
 TILE = 4
 # Kernel sizes. Larger kernels need more and larger points, which cost accuracy.
 KERNELS = (3, 5)
-# Those that are faster, by stride. With stride 2, 3×3 pixels save no multiplications.
+# Those that are faster, by stride. With stride 2, kernels of 3×3 pixels would need 6.25
+# instead of 9 multiplications, but the transforms take longer than that saves.
 _FASTER = {1: KERNELS, 2: (5,)}
 # Maximum bytes of products in a part of the batch, in training. With half of it, a
 # micro-batch of the tutorial CNN would be divided, which is slower before JAX 0.12.
@@ -211,7 +212,7 @@ def _pad_to_tiles(images: Array, low: Sequence[int], size: Sequence[int]) -> Arr
 
 def conv(
     images: Float[Array, "batch height width cin"],
-    kernel: Float[Array, "r r cin cout"],
+    kernel: Float[Array, "size size cin cout"],
     padding: tuple[tuple[int, int], ...],
     precision: Any = None,
     pool: bool = False,
@@ -220,12 +221,13 @@ def conv(
 ) -> Float[Array, "batch out_height out_width cout"]:
     """Convolves by Winograd's F(4 × 4, r × r), for r in `KERNELS`.
 
-    With stride 2, r is half of the size of the kernel, rounded up. A large batch is
-    convolved in parts that fit into the cache, if some number of parts divides it.
+    With stride 1, r is the size of the kernel, and with stride 2 half of it, rounded
+    up. A large batch is convolved in parts that fit into the cache, if some number of
+    parts divides it.
 
     Args:
       images: `[batch, height, width, cin]`, float32 or float64.
-      kernel: `[r, r, cin, cout]`.
+      kernel: `[size, size, cin, cout]`.
       padding: zeros before and after, for each spatial dimension.
       precision: precision of the matrix products.
       pool: whether to take the maximum of each block of 2×2 outputs, without a
@@ -234,7 +236,7 @@ def conv(
       stride: 1 or 2, along both axes.
     """
     if stride == 2:
-        images, kernel = _phases(images, kernel, padding)
+        images, kernel = _with_stride_1(images, kernel, padding)
         padding = ((0, 0), (0, 0))
     parts = _num_parts(images, kernel, padding, part_bytes) or 1
     if parts == 1:
@@ -245,29 +247,24 @@ def conv(
     return join(convolved)
 
 
-def _phases(images: Array, kernel: Array, padding: Any) -> tuple[Array, Array]:
-    """Returns arguments of an equal convolution of stride 1, for one of stride 2.
+def _with_stride_1(images: Array, kernel: Array, padding: Any) -> tuple[Array, Array]:
+    """Returns images and a kernel whose convolution equals one with stride 2.
 
-    Even and odd rows and columns become channels (compare Huang et al., 2020, "DWM: A
-    Decomposable Winograd Method for Convolution Acceleration"): 5×5 pixels of a kernel
-    are 3×3 pixels of four times as many channels.
+    The new one has stride 1 and no padding. Even and odd rows and columns become
+    channels: 5×5 pixels of a kernel are 3×3 pixels of four times as many channels
+    (compare Huang et al., 2020, "DWM: A Decomposable Winograd Method for Convolution
+    Acceleration").
     """
-    r, batch = len(kernel), len(images)
-    half = -(-r // 2)
-    sides = [-(-size // 2) for size in _output_size(images, r, padding)]
-    height, width = (side + half - 1 for side in sides)
-    pads = [
-        (low, 2 * wanted - low - side, 0)
-        for (low, _), wanted, side in zip(
-            padding, (height, width), images.shape[1:3], strict=True
-        )
-    ]
-    zero = jnp.zeros((), images.dtype)
-    images = lax.pad(images, zero, [(0, 0, 0), *pads, (0, 0, 0)])
-    images = images.reshape(batch, height, 2, width, 2, -1)
-    images = images.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
-    *_, cin, cout = kernel.shape
-    kernel = jnp.pad(kernel, [(0, 2 * half - r)] * 2 + [(0, 0)] * 2)
+    size, _, cin, cout = kernel.shape
+    half = -(-size // 2)
+    height, width = (
+        -(-side // 2) + half - 1 for side in _output_size(images, size, padding)
+    )
+    low = [before for before, _ in padding]
+    images = _pad_to_tiles(images, low, [2 * height, 2 * width])
+    images = images.reshape(-1, height, 2, width, 2, cin)
+    images = images.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, 4 * cin)
+    kernel = jnp.pad(kernel, [(0, 2 * half - size)] * 2 + [(0, 0)] * 2)
     kernel = kernel.reshape(half, 2, half, 2, cin, cout).transpose(0, 2, 1, 3, 4, 5)
     return images, kernel.reshape(half, half, 4 * cin, cout)
 

@@ -19,8 +19,9 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from flaxmnist.core import ops, sharding
+from flaxmnist.core import sharding
 from flaxmnist.core.batch import ImageShape
+from flaxmnist.core.gathering import gather_rows
 from flaxmnist.core.types import Batch
 from flaxmnist.data.order import PADDING, Order, Origin
 from flaxmnist.data.rows import Read, gather, joined, reader
@@ -59,7 +60,7 @@ class DeviceBatches:
         rows = self.order[step % self.steps]
         mask = rows != PADDING
         rows = jnp.where(mask, rows, 0)
-        images = ops.gather_rows(self.images, rows).reshape(-1, *self.image_shape)
+        images = gather_rows(self.images, rows).reshape(-1, *self.image_shape)
         return {"image": images, "label": self.labels[rows], "mask": mask}
 
 

@@ -45,8 +45,10 @@ SHAPES = [
     pytest.param(
         (1, 8, 7, 2), (3, 4), (1, 1), ((2, 0), (1, 3)), marks=pytest.mark.slow
     ),
-    # Not by Winograd's algorithm: a stride, another shape.
+    # Not by Winograd's algorithm: unequal strides, a small kernel of stride 2, another
+    # shape.
     ((2, 8, 8, 8), (3, 3), (2, 1), "SAME"),
+    pytest.param((2, 9, 8, 8), (3, 3), (2, 2), "SAME", marks=pytest.mark.slow),
     ((1, 8, 8, 8), (3, 5), (1, 1), "SAME"),
 ]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -86,6 +88,21 @@ def test_conv_and_its_gradients_equal_lax_conv_in_float64(
                 in_float64(functools.partial(ours, **options), shape, kernel),
                 in_float64(theirs, shape, kernel),
             )
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "faster"),
+    [
+        (5, (2, 2), True),
+        (3, (1, 1), True),
+        (5, (2, 1), False),
+        (3, (2, 2), False),
+        (5, (3, 3), False),
+    ],
+)
+def test_the_kernels_of_winograds_algorithm(size, strides, faster):
+    images, kernel = jnp.zeros((2, 9, 9, 8)), jnp.zeros((size, size, 8, 4))
+    assert winograd.is_faster(images, kernel, strides, ((1, 1),) * 2) == faster
 
 
 OPTIONS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": LAYOUT}
@@ -197,15 +214,15 @@ def test_a_dense_layer_of_few_outputs_and_its_derivatives_are_those_of_linen():
     rng = np.random.default_rng(0)
     layers = [nn.Dense(10, dot_general=dot) for dot in (ops.dot_general, None)]
     images = jnp.asarray(rng.normal(size=(7, 20)), jnp.float32)
-    params = layers[0].init(jax.random.key(0), images)
+    primals = layers[0].init(jax.random.key(0), images), images
 
     def all_of(layer):
-        def loss(params):
-            return jnp.sin(layer.apply(params, images)).sum()
+        def loss(primals):
+            return jnp.sin(layer.apply(*primals)).sum()
 
-        along = jax.tree.map(jnp.ones_like, params)
-        hessian_along = jax.jvp(jax.grad(loss), (params,), (along,))[1]
-        return jax.value_and_grad(loss)(params), hessian_along
+        along = jax.tree.map(jnp.ones_like, primals)
+        hessian_along = jax.jvp(jax.grad(loss), (primals,), (along,))[1]
+        return jax.value_and_grad(loss)(primals), hessian_along
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),

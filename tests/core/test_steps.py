@@ -1,6 +1,7 @@
 """What somebody relies on who imports the steps into a loop of their own."""
 
 import inspect
+import os
 import platform
 import re
 
@@ -14,7 +15,7 @@ import pytest
 from helpers import ROOT, batch_of, enable_x64, exchanges_examples
 from jax.flatten_util import ravel_pytree
 
-from flaxmnist.core import models, objective, optim, sharding, steps
+from flaxmnist.core import gathering, models, objective, optim, sharding, steps
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.nn import max_pool
 from flaxmnist.core.state import abstract_state, create_state
@@ -217,18 +218,39 @@ def test_the_training_program_holds_no_convolution_on_cpu(make_state, synthetic,
     assert not re.search(r"custom_call_target=\"[^\"]*conv", program)
 
 
-def test_one_thread_makes_a_step_of_softmax_regression(make_state, synthetic):
+@pytest.mark.parametrize("batch_size", [100, 7])
+def test_one_thread_makes_a_step_of_softmax_regression(
+    batch_size, make_state, synthetic, monkeypatch
+):
     """Waking another thread at each step takes longer than what it computes."""
     mesh = sharding.make_mesh(1)
-    batches, _ = next(DeviceFeed(synthetic.train, 100, mesh, seed=0).chunks(0, 1))
+    feed = DeviceFeed(synthetic.train, batch_size, mesh, seed=0)
+    batches, _ = next(feed.chunks(0, 1))
     window = sharding.put_tree(Metrics.empty(), sharding.replicated(mesh))
     state = make_state(models.SoftmaxRegression(), mesh=mesh)
-    lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
-    program = lowered.compile().as_text()
-    assert '"outer_dimension_partitions":["' not in program
+
+    def program():
+        lowered = steps.train_steps.lower(state, window, batches, jnp.int32(1))
+        return lowered.compile().as_text()
+
+    made, divided = program(), '"outer_dimension_partitions":["'
+    assert divided not in made
     if platform.machine() == "x86_64" and jax.__version_info__ >= (0, 10):
         # XLA divides the products that are not in a fusion of this kind.
-        assert program.count(" dot(") == program.count('"__ynn_fusion"') == 2
+        assert made.count(" dot(") == made.count('"__ynn_fusion"') == 2
+    if os.cpu_count() > 1:
+        monkeypatch.setattr(objective, "MAX_SMALL_BYTES", 0)
+        steps.train_steps.clear_cache()
+        assert divided in program()
+        steps.train_steps.clear_cache()
+
+
+@pytest.mark.parametrize("count", [1, 7, 100])
+def test_one_thread_gathers_the_rows_that_several_do(count):
+    array = jnp.arange(60.0).reshape(20, 3)
+    rows = jax.random.randint(jax.random.key(0), (count,), 0, 20)
+    with gathering.on_one_thread(True):
+        assert_equal(gathering.gather_rows(array, rows), array[rows])
 
 
 # Small meshes are tested in `test_sharding`, too.
