@@ -19,9 +19,9 @@ def on_one_thread(wanted: bool) -> Iterator[None]:
     """Lets one thread gather the rows of small batches on CPU, if it is wanted.
 
     If no other operation of a step is divided, waking a second thread takes longer than
-    to gather. XLA divides a gather because it takes the size of the whole array for
-    that of the gather. It does not divide a gather inside a loop that stores the result
-    in place. A function under `jax.jit` keeps the form in which it is traced first.
+    the gather. XLA divides even a small gather, because it estimates its cost from the
+    size of the whole array. It does not divide a gather inside a loop that stores the
+    result in place. A function under `jax.jit` keeps the form that is traced first.
     """
     token = _one_thread.set(wanted)
     try:
@@ -34,12 +34,9 @@ def gather_rows(
     array: Shaped[Array, "count width"], rows: Int[Array, " batch"]
 ) -> Shaped[Array, "batch width"]:
     """Returns `array[rows]`; see :func:`on_one_thread`."""
-    count, width = len(rows), array.shape[1]
-    gathered: Array
-    if not _one_thread.get() or count * width * array.itemsize >= MIN_DIVIDED_BYTES:
-        gathered = array[rows]
-    else:
-        halves = jnp.pad(rows, (0, count % 2)).reshape(2, -1)
-        halves = lax.map(lambda half: array[half], halves)
-        gathered = halves.reshape(-1, width)[:count]
-    return gathered
+    batch, width = len(rows), array.shape[1]
+    if not _one_thread.get() or batch * width * array.itemsize >= MIN_DIVIDED_BYTES:
+        return array[rows]
+    halves = jnp.pad(rows, (0, batch % 2)).reshape(2, -1)
+    gathered: Array = lax.map(lambda half: array[half], halves)
+    return gathered.reshape(-1, width)[:batch]

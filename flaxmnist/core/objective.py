@@ -31,8 +31,8 @@ Gradient = tuple[Params, tuple[Metrics, Collections]]
 
 # Bytes of activations of a micro-batch on a CPU: about half of a last-level cache.
 CACHE_BYTES = 8 << 20
-# Maximum bytes of activations, for one image, of a model that one thread computes.
-MAX_SMALL_BYTES = 256
+# Maximum bytes of activations, for one image, of a model with small layers.
+MAX_SMALL_BYTES = 128
 
 
 def model_input(
@@ -149,10 +149,7 @@ def num_micro_batches(state: TrainState, batch: Batch) -> int:
 
 
 def has_small_layers(state: TrainState) -> bool:
-    """Returns whether one thread of a CPU computes the model, in a small batch.
-
-    An example is softmax regression.
-    """
+    """Returns whether one thread is faster than two, as in softmax regression."""
     if not _on_one_cpu(state):
         return False
     layers = traced_layers(state.model, state.image_shape)

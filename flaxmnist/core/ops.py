@@ -143,7 +143,7 @@ def _fast_conv(
                 return out
             if in_tiles:
                 return winograd.conv(
-                    lhs, rhs, pads, precision, pool, part_bytes, strides[0]
+                    lhs, rhs, pads, precision, pool, part_bytes, stride=strides[0]
                 )
             return _maxima(patches.conv(lhs, rhs, strides, pads, precision), pool)
 
@@ -179,9 +179,9 @@ def dot_general(
 
     On CPU the kernel is transposed before the product, so that its gradient is a
     product with long rows instead of rows of `cout` elements. For ten outputs it takes
-    a fourth of the time. The gradient of the kernel multiplies a transposed copy of
-    that of the output, because XLA does not divide such a small product among threads.
-    The output is float32 or wider, also for half precision.
+    a fourth of the time. The gradient of the kernel multiplies a transposed copy of the
+    gradient of the output, because XLA does not divide such a small product among
+    threads. The output is float32 or wider, also for half precision.
 
     Args:
       lhs: inputs.
@@ -206,9 +206,11 @@ def dot_general(
         ),
     )
 
-    def turned(lhs: Array, rhs: Array) -> Any:
+    def turned(lhs: Array, rhs: Array) -> Array:
         # Without the barrier, XLA removes this transposition, too.
-        return product(lhs, lax.optimization_barrier(rhs.T))
+        rows = lax.optimization_barrier(rhs.T)
+        out: Array = product(lhs, rows)
+        return out
 
     out: Array = lax.platform_dependent(lhs, rhs, cpu=turned, default=plain)
     return out

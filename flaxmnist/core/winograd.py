@@ -40,7 +40,8 @@ INFERENCE_PART_BYTES = 8 << 20
 # With fewer channels the sums around the products cost more than they save.
 MIN_CHANNELS = 8
 # Without gradients, XLA's own convolution is faster with fewer channels, with other
-# sizes of kernels, and with fewer tiles, where transforming the kernel takes longest.
+# sizes of kernels, with stride 2, and with fewer tiles, where transforming the kernel
+# takes longest.
 INFERENCE_KERNEL, MIN_INFERENCE_CHANNELS, MIN_INFERENCE_TILES = 5, 32, 64
 
 
@@ -217,9 +218,10 @@ def conv(
     precision: Any = None,
     pool: bool = False,
     part_bytes: int = PART_BYTES,
+    *,
     stride: int = 1,
 ) -> Float[Array, "batch out_height out_width cout"]:
-    """Convolves by Winograd's F(4 × 4, r × r), for r in `KERNELS`.
+    """Convolves square kernels by Winograd's F(4 × 4, r × r), for r in `KERNELS`.
 
     With stride 1, r is the size of the kernel, and with stride 2 half of it, rounded
     up. A large batch is convolved in parts that fit into the cache, if some number of

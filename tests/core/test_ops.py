@@ -93,14 +93,15 @@ def test_conv_and_its_gradients_equal_lax_conv_in_float64(
 @pytest.mark.parametrize(
     ("size", "strides", "faster"),
     [
-        (5, (2, 2), True),
+        (5, (1, 1), True),
         (3, (1, 1), True),
+        (5, (2, 2), True),
         (5, (2, 1), False),
         (3, (2, 2), False),
         (5, (3, 3), False),
     ],
 )
-def test_the_kernels_of_winograds_algorithm(size, strides, faster):
+def test_which_kernels_and_strides_winograd_computes(size, strides, faster):
     images, kernel = jnp.zeros((2, 9, 9, 8)), jnp.zeros((size, size, 8, 4))
     assert winograd.is_faster(images, kernel, strides, ((1, 1),) * 2) == faster
 
@@ -182,13 +183,19 @@ def test_evaluation_by_products_in_parts_has_the_values_of_xlas_convolution(
 
 
 @pytest.mark.slow
-def test_a_large_batch_is_convolved_in_parts_to_the_same_end():
-    padding = ((2, 2), (2, 2))
-    # Room for two and a half examples, each of 4 tiles of 8 × 8 products.
-    in_parts = functools.partial(
-        winograd.conv, padding=padding, part_bytes=5 * 4 * 64 * 8 * 8 // 2
-    )
-    whole = functools.partial(winograd.conv, padding=padding)
+@pytest.mark.parametrize(
+    ("stride", "products"),
+    [
+        # Four tiles of 8 × 8 products for each of 8 kernels.
+        (1, 4 * 64 * 8),
+        # One tile of 6 × 6 products for each of 32 channels.
+        pytest.param(2, 36 * 32, marks=pytest.mark.slow),
+    ],
+)
+def test_a_large_batch_is_convolved_in_parts_to_the_same_end(stride, products):
+    whole = functools.partial(winograd.conv, padding=((2, 2), (2, 2)), stride=stride)
+    # Room for two and a half examples in float64.
+    in_parts = functools.partial(whole, part_bytes=5 * products * 8 // 2)
 
     def all_of(conv, images, kernel):
         out, pull = jax.vjp(conv, images, kernel)

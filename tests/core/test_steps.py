@@ -1,7 +1,7 @@
 """What somebody relies on who imports the steps into a loop of their own."""
 
+import functools
 import inspect
-import os
 import platform
 import re
 
@@ -21,6 +21,7 @@ from flaxmnist.core.nn import max_pool
 from flaxmnist.core.state import abstract_state, create_state
 from flaxmnist.data import DeviceFeed, HostFeed
 from flaxmnist.errors import UserError
+from flaxmnist.runtime import machine
 from flaxmnist.training.evaluate import evaluate
 
 
@@ -238,19 +239,30 @@ def test_one_thread_makes_a_step_of_softmax_regression(
     if platform.machine() == "x86_64" and jax.__version_info__ >= (0, 10):
         # XLA divides the products that are not in a fusion of this kind.
         assert made.count(" dot(") == made.count('"__ynn_fusion"') == 2
-    if os.cpu_count() > 1:
+    if machine.cpu_threads() > 1:
         monkeypatch.setattr(objective, "MAX_SMALL_BYTES", 0)
         steps.train_steps.clear_cache()
-        assert divided in program()
-        steps.train_steps.clear_cache()
+        try:
+            assert divided in program()
+        finally:
+            steps.train_steps.clear_cache()
 
 
-@pytest.mark.parametrize("count", [1, 7, 100])
-def test_one_thread_gathers_the_rows_that_several_do(count):
+@pytest.mark.parametrize("count", [0, 1, 7, 100])
+def test_one_thread_gathers_the_rows_that_several_do(count, monkeypatch):
     array = jnp.arange(60.0).reshape(20, 3)
     rows = jax.random.randint(jax.random.key(0), (count,), 0, 20)
+
+    def uses_a_loop():
+        gather = functools.partial(gathering.gather_rows, array)
+        return "scan" in str(jax.make_jaxpr(gather)(rows))
+
+    assert not uses_a_loop()
     with gathering.on_one_thread(True):
+        assert uses_a_loop()
         assert_equal(gathering.gather_rows(array, rows), array[rows])
+        monkeypatch.setattr(gathering, "MIN_DIVIDED_BYTES", count * 3 * 4)
+        assert not uses_a_loop()
 
 
 # Small meshes are tested in `test_sharding`, too.
