@@ -120,7 +120,7 @@ def end():
 
 
 def aligned(array):
-    """Returns a copy at a multiple of 64 bytes: JAX would copy another array."""
+    """Returns a copy at a multiple of 64 bytes, which JAX shares instead of copying."""
     import numpy as np
 
     memory = np.empty(array.nbytes + 64, np.uint8)
