@@ -189,7 +189,7 @@ def test_evaluation_by_products_in_parts_has_the_values_of_xlas_convolution(
         # Four tiles of 8 × 8 products for each of 8 kernels.
         (1, 4 * 64 * 8),
         # One tile of 6 × 6 products for each of 32 channels.
-        pytest.param(2, 36 * 32, marks=pytest.mark.slow),
+        (2, 36 * 32),
     ],
 )
 def test_a_large_batch_is_convolved_in_parts_to_the_same_end(stride, products):
