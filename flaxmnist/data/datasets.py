@@ -75,7 +75,7 @@ def load_idx(request: Request) -> Dataset:
         is_mnist = stem.lower() == "mnist" or download.is_published(name, 3, paths[3])
         if not is_like_mnist or (name == "mnist" and not is_mnist):
             name = stem
-        if is_like_mnist and request.draw.validation_share is None:
+        if is_like_mnist and request.draw == Draw():
             if (most := arrays[3].max(initial=0)) >= mnist.NUM_CLASSES:
                 raise UserError(
                     f"{shown(str(paths[3]))} contains the label {most}; expected "
@@ -112,7 +112,7 @@ def load_tfds(request: Request) -> Dataset:
 
 def _load_family(request: Request, paths: list[Path]) -> Dataset:
     """Reads the four files of a published data set."""
-    if request.draw.validation_share is not None:
+    if request.draw != Draw():
         raw = dataclasses.replace(
             emnist.read_idx(paths), source="tfds", class_names=mnist.CLASS_NAMES
         )
@@ -203,7 +203,7 @@ def load_auto(request: Request) -> Dataset:
             "Using the BUNDLED SUBSET instead: 4,000 of MNIST's 60,000 training "
             "images.\nAccuracies on it cannot be compared with those on MNIST."
         )
-        bundled = load_bundled(Request(name, None))
+        bundled = load_bundled(request)
         return dataclasses.replace(bundled, warning=warning)
 
 

@@ -64,10 +64,10 @@ def build(request: Request, name: str, raw: Raw, place: Path) -> Dataset:
     split = emnist.split_of(request.name)
     if split is not None:
         raw = emnist.upright(raw, split)
-    share, has_test = request.draw.validation_share, "test" in raw.splits
+    has_test = "test" in raw.splits
     # As the tutorials do, take the first examples of sets that are published in order.
-    is_divided = raw.source in ("idx", "tfds") and share is None and has_test
-    draw = None if is_divided else request.draw
+    is_published = raw.source in ("idx", "tfds") and has_test
+    draw = None if is_published and request.draw == Draw() else request.draw
     splits, names = cache.convert(raw, shown(str(place)), draw)
     warnings = [raw.warning] if raw.warning else []
     if not has_test and not raw.warning:

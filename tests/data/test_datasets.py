@@ -205,6 +205,26 @@ def test_the_bundled_subset_is_stratified_and_fixed():
     assert dataset.fingerprint == data.load("mnist", "bundled").fingerprint
 
 
+@pytest.mark.parametrize("source", ["bundled", "synthetic"])
+def test_built_in_data_refuse_another_validation_split(source):
+    said = r"validation_share=0\.2: .* has a validation split of its own"
+    with pytest.raises(UserError, match=said):
+        data.load("mnist", source, validation_share=0.2)
+
+
+@pytest.mark.parametrize(
+    ("write", "source"), [(write_idx, "idx"), (write_prepared, "tfds")]
+)
+def test_a_seed_draws_other_examples_of_published_files(tmp_path, write, source):
+    write(tmp_path)
+    first, drawn = (
+        data.load("mnist", source, tmp_path, split_seed=seed) for seed in (0, 1)
+    )
+    assert drawn.counts == first.counts
+    assert drawn.fingerprints["test"] == first.fingerprints["test"]
+    assert drawn.fingerprints["validation"] != first.fingerprints["validation"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
