@@ -292,12 +292,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for the accuracies")
     args = parser.parse_args()
     found = measure(args.workdir, args.split)
-    print(f"accuracy on {args.split}".ljust(22), *(Path(w).name for w in found))
+    print(f"accuracy on {args.split}".ljust(22), *found)
     for name in ("clean", *CORRUPTIONS, "mean"):
         print(f"{name:<22}", *(f"{values[name]:.2%}" for values in found.values()))
     if args.json:
-        named = {Path(workdir).name: values for workdir, values in found.items()}
-        record = {"split": args.split, "accuracy": named}
+        record = {"split": args.split, "accuracy": found}
         args.json.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -93,7 +93,7 @@ def measure(workdirs: list[str], half: str, indices: range) -> dict:
     kinds = np.array([sample.condition for sample in pictures])
     empty = np.array([each.is_empty for each in prepared])
     images = np.stack([each.image for each in prepared])
-    found: dict = {"half": half, "pictures": len(pictures), "empty": int(empty.sum())}
+    runs: dict = {}
     for workdir in workdirs:
         run = open_run(workdir)
         split = run.dataset.split("test" if half == "report" else "validation")
@@ -110,12 +110,13 @@ def measure(workdirs: list[str], half: str, indices: range) -> dict:
             "others": doubtful,
             **{kind: doubtful[kinds == kind] for kind in dict.fromkeys(kinds.tolist())},
         }
-        found[Path(workdir).name] = {
+        runs[workdir] = {
             "digits": len(labels),
             "curves": curves,
             "flagged": {name: float(each.mean()) for name, each in flagged.items()},
         }
-    return found
+    counts = {"pictures": len(pictures), "empty": int(empty.sum())}
+    return {"half": half, **counts, "runs": runs}
 
 
 def main() -> None:
@@ -132,8 +133,7 @@ def main() -> None:
     indices = range(args.first, args.first + args.count)
     found = measure(args.workdir, args.half, indices)
     print(f"{found['pictures']} pictures without digits; {found['empty']} found empty")
-    for workdir in args.workdir:
-        record = found[Path(workdir).name]
+    for workdir, record in found["runs"].items():
         print(f"\n{workdir}: {record['digits']:,} digits")
         print(f"{'score':<14}{'coverage':>9}{'error':>8}{'flagged':>9}")
         for name, rows in record["curves"].items():

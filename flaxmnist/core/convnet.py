@@ -130,8 +130,9 @@ class ConvNet(nn.Module):
         "32C5-R-MP2-R-BN-64C3-MP2-R-BN-128C3-MP2-R-BN-AP",
         OptionType(f"a text such as {_EXAMPLE}", _layers),
         "Layers before the logits, such as 32C5 (32 kernels of 5×5), 32C5S2V (S2: "
-        "stride 2, V: no padding), MP2 (max pooling of 2×2 pixels), AP (global "
-        "average), BN (batch norm), R (residual block), D (dropout), 128N (dense).",
+        "stride 2, V: no padding), MP2 or AP2 (max, average pooling of 2×2 pixels), MP "
+        "or AP (of the whole image), R (residual block), BN (batch norm), SE (squeeze "
+        "and excite), D (dropout), 128N (dense).",
     )
     dropout_rate: float = option(
         0.4, real(0, below=1), "Fraction of hidden activations dropped in training."
