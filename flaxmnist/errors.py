@@ -123,12 +123,7 @@ class DamagedError(UserError):
 
 
 class NotFiniteError(Exception):
-    """The loss is not finite any more, or the state that was made of it."""
-
-    def __init__(self, first: int, last: int):
-        super().__init__(
-            f"the loss is not finite any more, between the steps {first} and {last}"
-        )
+    """A loss of a run, or the state that was made of it, is not finite."""
 
 
 class DivergedError(UserError):

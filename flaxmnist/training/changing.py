@@ -104,6 +104,6 @@ def _kinds(opt_state: Any) -> list[tuple[str, tuple[int, ...], Any]]:
     The names contain no positions, which clipping of gradients shifts.
     """
     return [
-        (re.sub(r"(^|/)\d+(?=/)", "", name), leaf.shape, leaf.dtype)
+        (re.sub(r"(^|(?<=/))\d+/", "", name), leaf.shape, leaf.dtype)
         for name, leaf in named_leaves(opt_state)
     ]

@@ -5,10 +5,11 @@ order in which their results must reach the disk.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from flaxmnist.errors import HookError
+from flaxmnist.errors import HookError, NotFiniteError
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.folder import Lock
 from flaxmnist.rundir.manifest import Manifest
@@ -47,7 +48,9 @@ class LogMetrics:
 
     def __post_init__(self) -> None:
         self._logged_step = self.first_step
-        self._logged_seconds = self.outputs.clock.seconds["train"]
+        seconds = self.outputs.clock.seconds
+        self._logged_seconds = seconds["train"]
+        self._first_seconds = seconds["train"] + seconds["evaluate"]
 
     def __call__(self, progress: Progress) -> Progress:
         """Logs `progress.figures` and resets `progress.metrics_since_log`."""
@@ -92,8 +95,9 @@ class LogMetrics:
 
     def _time_left(self, step: int) -> timedelta:
         seconds = self.outputs.clock.seconds
+        spent = seconds["train"] + seconds["evaluate"] - self._first_seconds
         left = (self.experiment.total_steps - step) / (step - self.first_step)
-        return timedelta(seconds=round(left * (seconds["train"] + seconds["evaluate"])))
+        return timedelta(seconds=round(left * spent))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +109,11 @@ class Evaluate:
     writer: MetricsWriter
 
     def __call__(self, progress: Progress) -> Progress:
-        """Logs the figures of each split and updates `progress.best`."""
+        """Logs the figures of each split and updates `progress.best`.
+
+        Raises:
+          NotFiniteError: the loss on a split is not finite.
+        """
         experiment, step = self.experiment, progress.step
         if not experiment.due("eval", step):
             return progress
@@ -114,6 +122,10 @@ class Evaluate:
         with self.outputs.clock("evaluate"):
             figures = evaluate_splits(experiment, progress.state, console, splits)
             for split, found in figures.items():
+                if not math.isfinite(found.loss):
+                    raise NotFiniteError(
+                        f"the loss on {split} is not finite at step {step}"
+                    )
                 record = make_record(experiment, step, eval_name(split), found)
                 console.line(_text(experiment, record))
                 self.writer.write(record)

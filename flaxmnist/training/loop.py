@@ -233,7 +233,10 @@ def _train(
             number = processes.all_processes_max(interrupt.number)
             progress = dataclasses.replace(progress, interrupt=number)
             if not _is_finite(experiment, progress):
-                raise NotFiniteError(step, progress.step)
+                raise NotFiniteError(
+                    "the loss is not finite any more, between the steps "
+                    f"{step} and {progress.step}"
+                )
             seconds = clock.seconds["train"] - seconds
             pace = _pace(experiment, progress.step - step, seconds)
             for hook in hooks:

@@ -59,7 +59,7 @@ def train_members(
             "the members one by one"
         )
     results: dict[Member, Summary] = {}
-    failed: dict[str, DivergedError] = {}
+    failed: dict[str, str] = {}
     with workdirs.locked(workdir) as rundir, warned_once():
         runs, dataset = _start(rundir, config, members, data)
         if dataset.warning:
@@ -73,7 +73,7 @@ def train_members(
                     results[one] = _train(run, folder, dataset, console, started)
                 except DivergedError as error:
                     console.line(f"{one.name} failed: {error.problem}")
-                    failed[one.name] = error
+                    failed[one.name] = error.problem
                 started = None
             summary = _write(rundir, config, results, failed, console)
     if failed:
@@ -109,10 +109,10 @@ def _write(
 
 
 def _diverged(
-    config: configs.Config, failed: dict[str, DivergedError], count: int
+    config: configs.Config, failed: dict[str, str], count: int
 ) -> DivergedError:
     others = "; the others are finished" if len(failed) < count else ""
-    listed = "".join(f"\n  {name}: {one.problem}" for name, one in failed.items())
+    listed = "".join(f"\n  {name}: {problem}" for name, problem in failed.items())
     advice = "Use "
     if config.on_nan == "stop":
         advice = "Add --config.on_nan=rollback to train them again. Or use "

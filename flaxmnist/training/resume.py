@@ -127,9 +127,15 @@ def _warm_start(source: Path, state: TrainState) -> TrainState:
             checkpoints.best_step,
         )
     params = source_state.eval_params
+    # Some optimizers keep the parameters that they start from.
+    init_optimizer = jax.jit(
+        lambda params: state.tx.init(jax.tree.map(jnp.copy, params)),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state.opt_state),
+    )
     return dataclasses.replace(
         state,
         params=params,
+        opt_state=init_optimizer(params),
         model_state=source_state.model_state,
         ema=None if state.ema is None else jax.tree.map(jnp.copy, params),
     )

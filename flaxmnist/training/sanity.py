@@ -122,6 +122,7 @@ def _few_batches(config: Config, batches: int) -> tuple[Experiment, int]:
         "optimizer.schedule": "constant",
         "optimizer.warmup": None,
         "optimizer.decay_rate": None,
+        "augment.stop_before_end": None,
     }
     for path in ("model.dropout_rate", "augment.outliers"):
         group, name = path.split(".")

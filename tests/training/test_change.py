@@ -187,6 +187,14 @@ def test_a_run_killed_after_a_change_resumes_to_the_bit(
     assert "was changed since" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["adam", "prodigy"])
+def test_gradients_can_be_clipped_from_a_checkpoint_on(name, tmp_path):
+    config = override(CONFIG, {"optimizer.name": name, "num_epochs": 1})
+    run(config, tmp_path)
+    clipped = override(config, {"optimizer.clip_norm": 1.0, "num_epochs": 2})
+    assert run(clipped, tmp_path, allow_change=True).step == 10
+
+
 def test_a_change_applies_from_an_older_checkpoint_if_newer_are_damaged(
     changed, tmp_path
 ):

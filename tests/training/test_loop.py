@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
@@ -28,7 +30,8 @@ from flaxmnist import config as configs
 from flaxmnist import data
 from flaxmnist.__main__ import main
 from flaxmnist.cli import exits, predict, train
-from flaxmnist.core.steps import predict_step
+from flaxmnist.core import models
+from flaxmnist.core.steps import predict_step, train_step
 from flaxmnist.data import idx
 from flaxmnist.errors import StoppedError, UserError
 from flaxmnist.inference.saved_run import open_run
@@ -482,6 +485,18 @@ def test_a_run_begins_with_the_parameters_of_another(tmp_path):
     assert loop.train_and_evaluate(longer, tmp_path / "warm").step == 60
 
 
+def test_an_optimizer_begins_with_the_parameters_of_another_run_too(finished_run):
+    config = tiny_config(
+        init_from=str(finished_run[0]),
+        seed=5,
+        optimizer={"name": "schedule_free_sgd", "schedule": "constant"},
+    )
+    state = resume.begin(Experiment.build(config)).state
+    assert_identical(jax.device_get(state.opt_state.z), jax.device_get(state.params))
+    batch = {"image": np.zeros((4, 28, 28, 1), np.uint8), "label": np.arange(4)}
+    train_step(state, batch)  # Each array is donated once.
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -617,6 +632,21 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good(tmp_path):
     assert all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree["state"].params)
     )
+
+
+class InfiniteInEvaluation(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train):
+        logits = nn.Dense(10)(models.scale(images).reshape(len(images), -1))
+        return logits if train else jnp.where(jnp.arange(10) == 3, -jnp.inf, logits)
+
+
+def test_an_evaluation_whose_loss_is_not_finite_stops_with_its_split(tmp_path):
+    config = tiny_config(model={"name": InfiniteInEvaluation}, checkpoint_every=5)
+    said = r"loss on validation is not finite at step 20; the last good .* of step 15"
+    with pytest.raises(UserError, match=said):
+        loop.train_and_evaluate(config, tmp_path)
+    assert {line["split"] for line in lines(tmp_path)} == {"train"}
 
 
 def test_a_loss_that_is_not_finite_rolls_back_and_resumes_to_the_bit(

@@ -30,6 +30,13 @@ def test_a_batch_is_memorized(capsys):
     assert "memorized: 100 examples" in capsys.readouterr().out
 
 
+def test_distortions_may_end_later_than_a_trial(monkeypatch):
+    monkeypatch.setattr(sanity, "MAX_STEPS", 5)
+    model = {"name": "mlp", "hidden": (32,)}
+    augment = {"rotate": 5.0, "stop_before_end": 10}
+    sanity.overfit(tiny_config(model=model, augment=augment), 1)
+
+
 def test_what_cannot_learn_is_told(monkeypatch, capsys):
     monkeypatch.setattr(sanity, "MAX_STEPS", 100)
     model = {"name": "mlp", "hidden": (32,)}
