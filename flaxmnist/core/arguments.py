@@ -68,6 +68,15 @@ def check_parts(model: Any, tx: Any, sharding: Any, loss: Any) -> None:
             f"loss={shown(loss)}: expected a function of logits and labels such as "
             "losses.CrossEntropy()"
         )
+    # States of equal parts share one compiled program.
+    for name, part in (("model", model), ("loss", loss)):
+        try:
+            hash(part)
+        except TypeError:
+            raise UserError(
+                f"the attributes of {name}={type(part).__name__} cannot be hashed; use "
+                "tuples instead of lists, and frozen dataclasses"
+            ) from None
     if not isinstance(sharding, Sharding | Layout | None):
         raise UserError(
             f"sharding={shown(sharding)}: expected a jax.sharding.Sharding or a "

@@ -86,7 +86,8 @@ class Metrics:
     """Sums over examples. Metrics of several batches merge by addition.
 
     Attributes:
-      loss_sum: float32 `[]`, sum of the cross-entropies in nats.
+      loss_sum: float32 `[]`, sum of the losses in nats: in training those that are
+        minimized, in evaluation the cross-entropies.
       confusion: int32 `[classes, classes]`, examples by label (row) and prediction
         (column).
       invalid: int32 `[]`, number of examples excluded because their label is neither a
@@ -150,7 +151,7 @@ class Metrics:
         """Returns the metrics of a batch.
 
         Args:
-          losses: cross-entropy of each example, in nats.
+          losses: of each example, in nats.
           logits: outputs of the model.
           labels: classes.
           mask: False where an example is padding.

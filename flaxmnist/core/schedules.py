@@ -94,30 +94,25 @@ def _rate(parameters: Mapping[str, Any]) -> str:
     return next((name for name in names if name in parameters), "")
 
 
-def options(schedule: str) -> dict[str, Option]:
-    """Returns the own options of a schedule, whose names begin with :data:`PREFIX`."""
-    if schedule in OURS:
-        return {}
-    if schedule not in OPTAX:
-        own = _USERS.options(schedule)
-        return {PREFIX + name: one for name, one in own.items()}
-    found = {}
-    for name, default in _defaults(schedule).items():
-        simple = types.boolean if isinstance(default, bool) else number
-        lasting = name.endswith("_steps")
-        type = _TYPES.get(name, duration if lasting else simple)
-        if default is None:
-            type = types.optional(type)
-        meaning = "; None: the rest of the run" if lasting else ""
-        help = f"Parameter {name} of optax.{schedule}{meaning}."
-        found[PREFIX + name] = Option(type, default, help)
-    return found
-
-
 class _Schedules(ExtensionPoint):
     def options(self, name: str) -> dict[str, Option]:
         """Returns the options of a schedule, whose names begin with :data:`PREFIX`."""
-        return options(name)
+        if name in OURS:
+            return {}
+        if name not in OPTAX:
+            own = _USERS.options(name)
+            return {PREFIX + parameter: one for parameter, one in own.items()}
+        found = {}
+        for parameter, default in _defaults(name).items():
+            simple = types.boolean if isinstance(default, bool) else number
+            lasting = parameter.endswith("_steps")
+            type = _TYPES.get(parameter, duration if lasting else simple)
+            if default is None:
+                type = types.optional(type)
+            meaning = "; None: the rest of the run" if lasting else ""
+            help = f"Parameter {parameter} of optax.{name}{meaning}."
+            found[PREFIX + parameter] = Option(type, default, help)
+        return found
 
 
 POINT = _Schedules(
@@ -131,7 +126,7 @@ def is_stretched(schedule: str, own: Mapping[str, Any]) -> bool:
     """Returns whether the schedule changes with the length of the run."""
     if schedule not in POINT.shipped:
         return "total_steps" in parameters(POINT.callable(schedule))
-    lengths = [name for name in options(schedule) if name.endswith("_steps")]
+    lengths = [name for name in POINT.options(schedule) if name.endswith("_steps")]
     return schedule in ("cosine", "one_cycle") or any(
         own.get(name) is None for name in lengths
     )

@@ -61,7 +61,7 @@ def stratified(labels: np.ndarray, share: Fraction, seed: int) -> np.ndarray:
     """Returns a mask of a share of each class, bool `[count]`.
 
     Sorts by class, in random order within each class, and takes examples at equal
-    distances. At least one is taken, and never the only example of a class.
+    distances. The only example of a class is not taken, unless nothing else would be.
     """
     draws = np.random.Philox(seed).random_raw(len(labels))
     order = np.lexsort((draws, labels))

@@ -210,10 +210,10 @@ class DeviceFeed:
         self._steps = sharding.put(
             np.int32(order.steps_per_epoch), sharding.replicated(examples.mesh)
         )
-        # Only the current epoch is needed, and it is freed with its feed.
-        self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
+        # Only the current epoch is needed.
+        self._epochs: dict[int, DeviceBatches] = {}
 
-    def _make_epoch(self, epoch: int) -> DeviceBatches:
+    def _epoch(self, epoch: int) -> DeviceBatches:
         # `DeviceBatches.at` takes row `step % steps`.
         rows = np.roll(self._order.epoch(epoch), self._order.epochs.start, axis=0)
         examples = self._examples
@@ -267,7 +267,9 @@ class DeviceFeed:
         while start < stop:
             epoch, offset = self._order.epochs.locate(start)
             end = min(stop, start - offset + self.steps_per_epoch)
-            yield self._epoch(epoch), end - start
+            if epoch not in self._epochs:
+                self._epochs = {epoch: self._epoch(epoch)}
+            yield self._epochs[epoch], end - start
             start = end
 
 
@@ -296,7 +298,7 @@ class HostFeed:
         self.steps_per_epoch = order.steps_per_epoch
         batch_bytes = math.prod(self._split.image_shape) * order.batch_size
         self._slab_steps = max(1, min(SLAB_BYTES // batch_bytes, self.steps_per_epoch))
-        self._rows = functools.lru_cache(maxsize=2)(self._order.epoch)
+        self._rows = functools.lru_cache(maxsize=1)(self._order.epoch)
         self._slabs: dict[tuple[int, int], concurrent.futures.Future[HostBatches]] = {}
 
     @classmethod

@@ -31,7 +31,7 @@ class Request:
         """Returns a given path, after the name of its option or variable.
 
         Raises:
-          UserError: it does not exist.
+          UserError: it is not a path.
         """
         for option, given in (
             ("data.dir", self.directory),

@@ -93,7 +93,7 @@ class Dataset:
 
     Attributes:
       name: such as ``"mnist"``.
-      source: one of `SOURCES` except "auto", such as ``"idx"`` or ``"bundled"``.
+      source: such as ``"idx"`` or ``"arrays"``, or your function, as "module:function".
       warning: a message that the user must see, if any.
       files: the IDX files that were read, in the order of `idx.STEMS`.
       class_names: a name per class; "0", "1", … up to the largest label if empty.

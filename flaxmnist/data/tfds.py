@@ -98,7 +98,7 @@ def read(folder: Path) -> Raw:
     Python code to import.
 
     Raises:
-      UserError: files of a split are missing.
+      UserError: files of a split are missing, or there is no training split.
     """
     paths = {}
     for split in _splits(folder):
@@ -128,8 +128,13 @@ def _splits(folder: Path) -> list[str]:
         described = parse_json(read_bytes(folder / "dataset_info.json", _MAX_JSON))
         names = [split["name"] for split in described["splits"]]
     except _INVALID:
-        names = []
-    return [split for split in SPLITS if split in names] or ["train", "test"]
+        return ["train", "test"]
+    if "train" not in names:
+        raise UserError(
+            f"{shown(str(folder))} has the splits {shown(names)}; expected one with "
+            "the name 'train'"
+        )
+    return [split for split in SPLITS if split in names]
 
 
 def _class_names(folder: Path) -> tuple[str, ...] | None:

@@ -41,7 +41,8 @@ class Record:
       epoch: the same in epochs.
       split: "train" for figures of training itself; "validation", "test" or
         "train_eval" for those of an evaluation.
-      loss: mean cross-entropy in nats.
+      loss: mean in nats, of the loss that training minimizes or, in an evaluation, of
+        the cross-entropy.
       accuracy: share of correct predictions, from 0 to 1.
       images_per_second: training speed since the last log; None for evaluations.
       learning_rate: of the last update; None for evaluations.

@@ -42,7 +42,7 @@ class Figures:
     """What one pass over examples measured.
 
     Attributes:
-      loss: mean cross-entropy in nats.
+      loss: mean in nats, as in :class:`flaxmnist.rundir.metrics_log.Record`.
       accuracy: share of correct predictions, from 0 to 1.
       count: number of examples.
       metrics: further metrics by name, those of the option `metrics`.

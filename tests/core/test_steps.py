@@ -4,6 +4,7 @@ import functools
 import inspect
 import platform
 import re
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -676,6 +677,10 @@ class NoTrain(nn.Module):
         return nn.Dense(10)(models.scale(images).reshape(-1, 784))
 
 
+class Lists(models.SoftmaxRegression):
+    widths: Sequence[int] = ()
+
+
 class NoParameters(nn.Module):
     def __call__(self, images, *, train=False):
         return jnp.zeros((len(images), 10))
@@ -696,6 +701,10 @@ class NoParameters(nn.Module):
         ({"model": models.MLP}, r"model=<class.*: expected a flax.linen module"),
         ({"model": NoTrain()}, r"model=NoTrain does not take the argument 'train'"),
         ({"model": NoParameters()}, r"model=NoParameters has no parameters"),
+        (
+            {"model": Lists(widths=[8, 4])},
+            r"attributes of model=Lists cannot be hashed; use tuples instead of lists",
+        ),
         ({"tx": optax.adam}, r"tx=<function adam.*: expected an optax transformation"),
         ({"tx": 1e-3}, r"tx=0.001: expected an optax transformation"),
         (

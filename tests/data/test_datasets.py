@@ -583,6 +583,18 @@ def test_a_prepared_set_of_another_kind_is_refused(tmp_path, options, said):
     assert list((download.cache_dir() / "converted").iterdir()) == []
 
 
+def test_a_prepared_set_without_training_examples_is_refused(tmp_path):
+    write_prepared(tmp_path)
+    path = tmp_path / "mnist" / "3.0.1" / "dataset_info.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"splits": [{"name": "test"}]})
+    )
+    with pytest.raises(
+        UserError, match=r"has the splits \['test'\]; expected one with"
+    ):
+        data.load("mnist", "tfds", tmp_path)
+
+
 def test_a_prepared_set_may_have_any_size_and_number_of_classes(tmp_path):
     train, _ = write_prepared(tmp_path, classes=12, side=20)
     folder = (tmp_path / "mnist").rename(tmp_path / "runes") / "3.0.1"
