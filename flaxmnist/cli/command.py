@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--config",
             metavar="FILE[:VARIANT]",
-            help="stop if the run was trained with a different configuration",
+            help="stop if the run has another model, data or seed than this",
         )
 
     def add_recipe(self, default: str = "") -> None:

@@ -139,7 +139,7 @@ def page(run: SavedRun) -> str:
     names = dataset.class_names if len(dataset.class_names) <= _TOP_CLASSES else ()
     size = "×".join(map(str, state.image_shape))
     model = (
-        f"{run.config.model.name} with {models.num_parameters(state.params):,} "
+        f"{run.model_name} with {models.num_parameters(state.params):,} "
         f"parameters, trained on {dataset.name}"
     )
     if summary is not None:

@@ -49,7 +49,12 @@ _MIN_DISK = 1e9
 
 def problems_before_start() -> Iterator[str]:
     """Yields problems with versions and the environment; does not start JAX."""
-    for text in importlib.metadata.requires("flaxmnist") or ():
+    try:
+        requirements = importlib.metadata.requires("flaxmnist") or ()
+    except importlib.metadata.PackageNotFoundError:
+        yield "flaxmnist is not installed: pip install -e . in its directory"
+        requirements = ()
+    for text in requirements:
         requirement = Requirement(text)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue

@@ -27,7 +27,7 @@ from flaxmnist.inference.predict import (
 from flaxmnist.inference.reading import check_reads, read_picture
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.paths import path_of
-from flaxmnist.pictures.files import FORMATS, MAX_FILE_BYTES
+from flaxmnist.pictures.files import FORMATS, HEIC_SUFFIXES, MAX_FILE_BYTES
 from flaxmnist.runtime.console import Console
 
 T = TypeVar("T")
@@ -65,9 +65,10 @@ def _expand(patterns: Sequence[str]) -> Iterator[str]:
 
 
 def _is_picture(path: str) -> bool:
-    """Returns whether a path is a file with the suffix of a format in `FORMATS`."""
+    """Returns whether a path is a file with the suffix of a format that is read."""
     suffix = os.path.splitext(path)[1].lower()
-    return Image.registered_extensions().get(suffix) in FORMATS and os.path.isfile(path)
+    is_known = Image.registered_extensions().get(suffix) in FORMATS
+    return (is_known or suffix in HEIC_SUFFIXES) and os.path.isfile(path)
 
 
 def _glob(pattern: str) -> set[str]:
@@ -248,8 +249,9 @@ def run(argv: Sequence[str]) -> int:
             f"found {found} of PICTURE and --split; expected one of them, such as "
             "--split=test"
         )
-    if args.files and overrides:
-        raise UserError(f"--config.{overrides[0][0]} has no effect on pictures")
+    if args.files and (args.config or overrides):
+        flag = "config" if args.config else f"config.{overrides[0][0]}"
+        raise UserError(f"--{flag} has no effect on pictures")
     if args.split is not None:
         for flag in ("read", "json", "top", "save_preprocessed"):
             if getattr(args, flag):

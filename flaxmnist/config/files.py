@@ -114,10 +114,19 @@ def flags_of(config: Config) -> list[str]:
             base = load(spec)
             before = flat(resolve(base))
             named = {key for key in points if before[key] != wanted[key]}
-            # A callable brings its defaults, and may require options without one.
-            required = {key for key, one, _ in walk(config) if one.default is REQUIRED}
+            # A callable brings its defaults, and may require options without one. The
+            # default of some such options is None.
+            required = {
+                key
+                for key, one, _ in walk(config)
+                if one.default is REQUIRED
+                or (one.default is None and wanted[key] not in (None, before.get(key)))
+            }
             given = [(key, wanted[key]) for key in wanted if key in named | required]
-            before = flat(override(base, given))
+            try:
+                before = flat(override(base, given))
+            except UserError:  # The callable excludes another option of `base`.
+                continue
             changes = given + [
                 (key, value)
                 for key, value in wanted.items()

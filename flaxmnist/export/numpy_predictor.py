@@ -134,10 +134,10 @@ def main():
         sys.exit(__doc__)
     folder = Path(__file__).parent
     names = (folder / "labels.txt").read_text(encoding="utf-8").split("\n")
-    images = np.load(sys.argv[1], allow_pickle=False)
     try:
+        images = np.load(sys.argv[1], allow_pickle=False)
         scores = logits(load(folder / "weights.npz"), images)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"{sys.argv[1]}: {error}")
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)

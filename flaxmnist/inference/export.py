@@ -90,7 +90,7 @@ def export_run(
         f"{format}: largest difference to the checkpoint {difference:.1e}, over "
         f"{card.checked}"
     )
-    if dataset is None:
+    if dataset is None and run.manifest.dataset.source != "arrays":
         console.line(
             "The data of the run were not found on this machine; to check with test "
             "images, give their place with --config.data.dir=DIR"

@@ -158,8 +158,8 @@ def trained(
 def predict_pictures(
     pictures: Iterable[Picture] | Picture,
     state: TrainState,
-    class_names: tuple[str, ...] = (),
-    calibration: Calibration = UNCALIBRATED,
+    class_names: tuple[str, ...],
+    calibration: Calibration,
 ) -> list[Prediction]:
     """Returns the predictions of a state; see :func:`predict_images`."""
     shape = state.image_shape

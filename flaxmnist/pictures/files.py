@@ -18,6 +18,8 @@ from flaxmnist.runtime.files import open_regular
 
 # Other readers of Pillow are not used: some start other programs.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
+# Pillow knows the suffixes of the formats above.
+HEIC_SUFFIXES = (".heic", ".heif")
 MAX_PIXELS, MAX_SCANS = 64_000_000, 50
 # A larger file cannot be a picture of at most that many pixels.
 MAX_FILE_BYTES = 8 * MAX_PIXELS

@@ -15,6 +15,8 @@ _CHARTS = {
     "parameter_norm": ("Parameter norm", "", False),
     "images_per_second": ("Training speed", "images/s", False),
 }
+# Figures of training, not of a split.
+_OF_TRAINING = {*_CHARTS} - {"accuracy", "loss"}
 _NO_CHART = {"step", "epoch", "split"}
 # Most points of a line: a chart has fewer pixels.
 _MAX_POINTS = 1000
@@ -134,7 +136,7 @@ def curve_table(
     for record in records:
         split, figures = record["split"], record.keys() - _NO_CHART
         named = {
-            f"{split} {name}" if name in ("loss", "accuracy") else name: record[name]
+            name if name in _OF_TRAINING else f"{split} {name}": record[name]
             for name in record
             if name in figures
         }

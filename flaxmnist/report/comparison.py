@@ -188,7 +188,7 @@ def _facts(summary: Summary) -> dict[str, str]:
             f"step {change.step:,}: {change}" for change in summary.changes
         )
         or "–",
-        "device": f"{summary.devices.count} × {summary.devices.kind}",
+        "devices": f"{summary.devices.count} × {summary.devices.kind}",
         **summary.machine,
         **summary.versions,
     }

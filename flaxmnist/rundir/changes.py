@@ -6,7 +6,7 @@ from typing import Any
 
 from flaxmnist import config as configs
 from flaxmnist import options as types
-from flaxmnist.rundir.schemas import Schema, by_name, conform
+from flaxmnist.rundir.schemas import STEP, Schema, by_name, conform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 
 CHANGE: Schema = {
-    "step": types.whole(0, below=types.MAX_STEPS),
+    "step": STEP,
     "options": by_name(types.OptionType("the former and the present value", _pair)),
 }
 

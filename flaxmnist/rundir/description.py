@@ -7,7 +7,15 @@ from flaxmnist import options
 from flaxmnist.core import mnist
 from flaxmnist.core.batch import MAX_SIDE, ImageShape
 from flaxmnist.rundir.changes import CHANGES, Change
-from flaxmnist.rundir.schemas import COUNT, STEP, Schema, build, by_name, object_of
+from flaxmnist.rundir.schemas import (
+    COUNT,
+    OBJECT,
+    STEP,
+    Schema,
+    build,
+    by_name,
+    object_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +52,8 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-_ANY_OBJECT = options.OptionType("an object", lambda value: {**value})
 DESCRIPTION: dict[str, Schema] = {
-    "config": _ANY_OBJECT,
+    "config": OBJECT,
     "dataset": {
         "name": options.text,
         "source": options.text,

@@ -17,14 +17,14 @@ from flaxmnist.data import SPLITS
 from flaxmnist.rundir import integrity, tensorboard
 from flaxmnist.rundir.changes import CHANGE, Change
 from flaxmnist.rundir.manifest import LogPosition
-from flaxmnist.rundir.schemas import Schema, conform
+from flaxmnist.rundir.schemas import STEP, Schema, conform
 from flaxmnist.rundir.tensorboard import EventFile, _summary
 from flaxmnist.runtime import durable, files, processes
 from flaxmnist.runtime.console import Console
 
 _FIGURE = options.real(-3.5e38, below=3.5e38)  # As in float32.
 _RECORD: Schema = {
-    "step": options.whole(0, below=options.MAX_STEPS),
+    "step": STEP,
     "split": options.one_of((*SPLITS, "train_eval")),
     "loss": _FIGURE,
     "accuracy": _FIGURE,

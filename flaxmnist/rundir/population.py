@@ -16,7 +16,7 @@ from flaxmnist import config as configs
 from flaxmnist import options as types
 from flaxmnist.errors import UserError, did_you_mean
 from flaxmnist.rundir import integrity
-from flaxmnist.rundir.schemas import Schema, conform
+from flaxmnist.rundir.schemas import OBJECT, Schema, conform
 from flaxmnist.runtime import files
 
 FILE = "population.json"
@@ -86,7 +86,7 @@ def _members(value: Any) -> tuple[Member, ...]:
 
 _MEMBER: Schema = {
     "name": types.OptionType("the name of a directory", _directory),
-    "options": types.OptionType("an object", lambda value: {**value}),
+    "options": OBJECT,
 }
 _SCHEMA: Schema = {"members": types.OptionType("a list of members", _members)}
 

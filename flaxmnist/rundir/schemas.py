@@ -75,6 +75,7 @@ def _any_number(value: Any) -> float:
 
 
 number = OptionType("a number", _any_number)
+OBJECT = OptionType("an object", lambda value: {**value})
 share = OptionType("a number from 0 to 1", _share)
 COUNT = whole(0, below=2**63)
 STEP = whole(0, below=MAX_STEPS)

@@ -73,8 +73,9 @@ def load_state(path: str | os.PathLike[str], like: _State) -> _State:
         ) from None
     for name in wanted.keys() & arrays.keys():
         # The format of NumPy does not know bfloat16.
-        if arrays[name].dtype.kind == "V":
-            arrays[name] = arrays[name].view(wanted[name].dtype)
+        stored, dtype = arrays[name].dtype, _data(wanted[name]).dtype
+        if stored.kind == dtype.kind == "V" and stored.itemsize == dtype.itemsize:
+            arrays[name] = arrays[name].view(dtype)
     for name in sorted(wanted.keys() | arrays.keys()):
         found = dtype_and_shape(arrays[name]) if name in arrays else "missing"
         expected = dtype_and_shape(_data(wanted[name])) if name in wanted else "missing"

@@ -19,16 +19,15 @@ from flaxmnist import options, user_code
 from flaxmnist.errors import UserError, printable, shown
 from flaxmnist.rundir import integrity, population
 from flaxmnist.rundir.manifest import canonical_json
-from flaxmnist.rundir.schemas import Schema, conform
+from flaxmnist.rundir.schemas import OBJECT, Schema, conform
 from flaxmnist.runtime import files, processes, signing
 from flaxmnist.runtime.console import Console
 
 EXTENSIONS = "extensions.json"
 _TEXT = options.OptionType("a text", lambda value: str(value or ""))
-_OBJECT = options.OptionType("an object", lambda value: {**value})
 _SCHEMA: Schema = {
     **dict.fromkeys(("option", "spec", "file", "folder", "sha256", "signature"), _TEXT),
-    "options": _OBJECT,
+    "options": OBJECT,
 }
 
 

@@ -20,7 +20,7 @@ from flaxmnist.errors import UserError, dtype_and_shape
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.manifest import canonical_json, read_record
 from flaxmnist.rundir.results import Figures
-from flaxmnist.rundir.schemas import Schema, conform
+from flaxmnist.rundir.schemas import OBJECT, Schema, conform
 from flaxmnist.runtime import files, processes
 from flaxmnist.runtime.failures import explain
 
@@ -35,7 +35,7 @@ ARRAYS, RECORD = "arrays", "record"
 # Orbax treats the directory as unfinished and removes it at the next start.
 DELETED = "deleted.orbax-checkpoint-tmp"
 # The schema of Orbax's file ``_CHECKPOINT_METADATA``. Orbax fails on any other content.
-_OBJECT = options.optional(options.OptionType("an object", lambda value: {**value}))
+_OBJECT = options.optional(OBJECT)
 _TIME = options.optional(options.whole(0, below=2**63))
 _METADATA: Schema = {
     "item_handlers": options.optional(

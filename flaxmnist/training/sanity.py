@@ -31,13 +31,13 @@ def _feed(
     return FEEDS[config.data.placement](few, -(-size // parts) * parts, mesh, seed)
 
 
-def dry_run(config: Config, console: Console | None = None) -> None:
+def dry_run(config: Config) -> None:
     """Builds what `config` describes, trains a step and evaluates a batch.
 
     Raises:
       UserError: the options, the devices or the data do not fit together.
     """
-    console = console or Console()
+    console = Console()
     experiment = Experiment.build(config)
     config, dataset = experiment.config, experiment.dataset
     progress = begin(experiment)
@@ -65,7 +65,7 @@ def dry_run(config: Config, console: Console | None = None) -> None:
     console.line("nothing was written; without --dry_run it trains")
 
 
-def overfit(config: Config, batches: int, console: Console | None = None) -> bool:
+def overfit(config: Config, batches: int) -> bool:
     """Trains on a few batches only, without dropout or learning-rate schedule.
 
     A model and an optimizer that cannot memorize one batch cannot learn: try this first
@@ -74,7 +74,6 @@ def overfit(config: Config, batches: int, console: Console | None = None) -> boo
     Args:
       config: the configuration to check.
       batches: number of batches, the first ones of the training split.
-      console: where to print; the standard output if None.
 
     Returns:
       whether the loss fell below `TARGET_LOSS` or all examples are classified
@@ -84,7 +83,7 @@ def overfit(config: Config, batches: int, console: Console | None = None) -> boo
       UserError: the options, the devices or the data do not fit together, or the
         training split has fewer batches.
     """
-    console = console or Console()
+    console = Console()
     experiment, size = _few_batches(config, batches)
     progress = begin(experiment)
     while progress.step < experiment.total_steps:

@@ -99,6 +99,7 @@ BAD_FLAGS = [
     (["predict", "--workdir=x"], r"found neither of PICTURE and --split; expected one"),
     (["predict", "--workdir=x", "--split=test", "a.png"], r"found both of PICTURE and"),
     (["predict", "--workdir=x", "a.png", "--config.seed=1"], r"no effect on pictures"),
+    (["predict", "--workdir=x", "a.png", "--config=cnn"], r"no effect on pictures"),
     (["--config=cnn.yaml"], r"no file 'cnn.yaml'; did you mean 'cnn'"),
     (["--config=x/cnn.py"], r"no file 'x/cnn.py'; did you mean 'cnn'"),
     (

@@ -318,6 +318,10 @@ def test_the_digits_of_a_number_have_boxes(workdir):
     np.testing.assert_allclose(boxes, expected, atol=0.02)
 
 
+def test_the_page_of_an_ensemble_says_so(trained_population):
+    assert "ensemble of 2 × cnn with " in demo.page(open_run(trained_population[0]))
+
+
 def test_an_empty_drawing_has_no_label(workdir):
     file = io.BytesIO()
     Image.new("RGB", (280, 280), "white").save(file, "PNG")

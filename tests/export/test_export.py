@@ -172,6 +172,11 @@ def test_numpy_alone_predicts_the_same(workdir, images, tmp_path):
     assert done.returncode == 0, done.stderr
     classes = predict_step(open_run(workdir).state, images)["classes"]
     assert [int(line.split()[0]) for line in done.stdout.splitlines()] == [*classes]
+    done = subprocess.run(
+        [sys.executable, str(path), "nowhere.npy"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("nowhere.npy: ")
 
 
 @pytest.mark.parametrize(

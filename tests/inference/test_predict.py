@@ -292,6 +292,10 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
     assert predict.main([f"--workdir={workdir}", "1.png"]) == 0
     assert capsys.readouterr().out.startswith("1.png  ")
 
+    (tmp_path / "empty" / "IMG_1.HEIC").touch()
+    assert predict.main([f"--workdir={workdir}", "empty"]) == 1
+    assert "empty/IMG_1.HEIC cannot be read" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("flags", "message"),

@@ -12,7 +12,7 @@ from scipy import stats
 from flaxmnist.cli import report
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.report import comparison
-from flaxmnist.report.comparison import compare, group, mcnemar, t_test
+from flaxmnist.report.comparison import compare, differences, group, mcnemar, t_test
 from flaxmnist.rundir.history import History
 
 
@@ -65,6 +65,14 @@ def test_a_seed_that_was_trained_twice_counts_once(finished_run):
     assert compare(two)[1].difference == "one seed against several: no test"
     alone = [comparison.Group((run,)) for run in runs[1:]]
     assert compare(alone)[1].difference.endswith("of the test images: no test")
+
+
+def test_runs_on_other_numbers_of_devices_differ(finished_run):
+    one = finished_run[1]
+    eight = dataclasses.replace(one, devices=dataclasses.replace(one.devices, count=8))
+    groups = [comparison.Group((History("run", each, []),)) for each in (one, eight)]
+    kind = one.devices.kind
+    assert differences(groups) == {"devices": [f"1 × {kind}", f"8 × {kind}"]}
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from flaxmnist.cli import report, train
 from flaxmnist.core import models
 from flaxmnist.errors import UserError
 from flaxmnist.inference.saved_run import open_run
-from flaxmnist.report import html, label_errors, plots, statistics, words
+from flaxmnist.report import charts, html, label_errors, plots, statistics, words
 from flaxmnist.report.mistakes import Mistakes
 from flaxmnist.rundir.description import DatasetInfo
 from flaxmnist.rundir.history import History
@@ -94,11 +94,36 @@ def test_the_command_in_a_report_gives_the_configuration_again():
     other = configs.override(
         configs.load("cnn"), [("model.name", "mlp"), ("model.dropout_rate", "0.4")]
     )
-    for config in (tiny_config(seed=3), other):
+    decay = {"schedule": "polynomial_schedule", "schedule_power": 2.0}
+    for config in (
+        tiny_config(seed=3),
+        tiny_config(optimizer=decay),
+        tiny_config(optimizer={"name": "optimistic_adam"}),
+        other,
+    ):
         first, *changes = configs.flags_of(config)
         pairs = [flag.removeprefix("--config.").split("=", 1) for flag in changes]
         base = configs.load(first.removeprefix("--config="))
         assert configs.override(base, pairs) == config
+
+
+def test_figures_in_the_table_of_curves_name_their_split():
+    records = [
+        {"step": 5, "epoch": 1.0, "split": split, "loss": loss, "top5": loss / 2}
+        for split, loss in (("train", 4.0), ("validation", 2.0), ("test", 3.0))
+    ]
+    records[0]["learning_rate"] = 0.5
+    names, ((step, row),) = charts.curve_table(records)
+    assert step == 5
+    assert dict(zip(names, row, strict=True)) == {
+        "train loss": 4.0,
+        "train top5": 2.0,
+        "learning rate": 0.5,
+        "validation loss": 2.0,
+        "validation top5": 1.0,
+        "test loss": 3.0,
+        "test top5": 1.5,
+    }
 
 
 def command_of(page):

@@ -84,6 +84,11 @@ def test_a_damaged_or_different_file_is_refused(trained, tmp_path):
     ):
         with pytest.raises(UserError, match=f"does not match this state: .*{said}"):
             flaxmnist.load_state(path, other)
+    halves = {"a": jnp.ones(4, jnp.bfloat16)}
+    flaxmnist.save_state(tmp_path / "halves", halves)
+    for dtype in (jnp.float16, jnp.float32):
+        with pytest.raises(UserError, match="does not match this state: a is"):
+            flaxmnist.load_state(tmp_path / "halves", {"a": jnp.ones(4, dtype)})
     whole = path.read_bytes()
     refused = 0
     for place in range(0, len(whole), 67):

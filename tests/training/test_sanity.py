@@ -78,6 +78,14 @@ def test_the_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
     assert "20 of the 20 test images of test_the_doctor" in problems
 
 
+def test_the_doctor_says_if_flaxmnist_is_not_installed(monkeypatch):
+    def missing(name):
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", missing)
+    assert "flaxmnist is not installed" in next(doctor.problems_before_start())
+
+
 def test_the_doctor_lists_a_path_that_cannot_be_used_once(monkeypatch, capsys):
     monkeypatch.setenv("FLAXMNIST_DATA_DIR", "http://host/mnist")
     monkeypatch.setattr(devices, "start", lambda *args, **options: None)
