@@ -180,9 +180,11 @@ def _rename_objective(
 def scaled(
     tx: optax.GradientTransformation, factor: float
 ) -> optax.GradientTransformation:
-    """Returns `tx` with every update, and so the learning rate, times `factor`.
+    """Returns `tx` with every update times `factor`.
 
-    Its state is that of `tx`, so a run can change to it at any step.
+    That is a factor of the learning rate, except for optimizers that keep positions in
+    their state, such as `schedule_free_sgd`. The state is that of `tx`, so a run can
+    change to it at any step.
     """
     inner = optax.with_extra_args_support(tx)
 
