@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-import flaxmnist
+from benchmarks.mnist import load_mnist
 from flaxmnist.runtime.machine import cpu_kind, versions
 
 # Each trains all networks; DENSE differ where a network has no images to lay out.
@@ -179,7 +179,7 @@ def machine():
 
 def save_data(path):
     """Writes the images and labels for the workers."""
-    mnist = flaxmnist.load("mnist")
+    mnist = load_mnist()
     arrays = {
         f"{split}_{part}": getattr(mnist.split(split), part)
         for split in ("train", "test")

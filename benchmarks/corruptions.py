@@ -14,17 +14,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from scipy import ndimage
 from skimage.feature import canny
 
+from benchmarks.rejection import logits_of
 from flaxmnist import open_run
-from flaxmnist.core.state import TrainState
-from flaxmnist.core.steps import predict_step
 
 SIDE, CENTER = 28, 13.5
-CHUNK = 1_000
 
 
 def shot_noise(images, rng):
@@ -257,16 +254,6 @@ def _zigzag(first, last):
     return np.minimum(sum(map(_line, points, points[1:])), 1)
 
 
-def accuracy(state: TrainState, images: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of the images that a model classifies correctly."""
-    correct = 0
-    for start in range(0, len(images), CHUNK):
-        part = slice(start, start + CHUNK)
-        classes = jax.device_get(predict_step(state, images[part])["classes"])
-        correct += int((classes == labels[part]).sum())
-    return correct / len(images)
-
-
 def measure(workdirs: list[str], split: str) -> dict[str, dict[str, float]]:
     """Returns the accuracy of each run, clean and by corruption."""
     runs = {workdir: open_run(workdir) for workdir in workdirs}
@@ -278,7 +265,8 @@ def measure(workdirs: list[str], split: str) -> dict[str, dict[str, float]]:
             images = examples.images
             if name != "clean":
                 images = corrupt(name, images)
-            found[workdir][name] = accuracy(run.state, images, examples.labels)
+            classes = logits_of(run.state, images).argmax(axis=1)
+            found[workdir][name] = float((classes == examples.labels).mean())
     for values in found.values():
         values["mean"] = float(np.mean([values[name] for name in CORRUPTIONS]))
     return found

@@ -24,8 +24,8 @@ import jax
 import numpy as np
 from jax import lax
 
+from benchmarks.mnist import load_mnist
 from flaxmnist import config as configs
-from flaxmnist import data
 from flaxmnist.core import augment, losses, models
 from flaxmnist.core.ensemble import Translated, stack
 from flaxmnist.core.state import TrainState, create_state
@@ -89,13 +89,14 @@ def train(
     states = stack(each)
     on_device = jax.device_put((images, labels))
     per_epoch = epochs.steps_per_epoch
-    for epoch in range(total // per_epoch):
+    for epoch in range(-(-total // per_epoch)):
         orders = [
             member[epoch_order(seed, epoch, count)][: per_epoch * config.batch_size]
             for seed, member in rows.items()
         ]
         stacked = np.stack(orders).reshape(len(rows), per_epoch, -1).astype(np.int32)
-        states = train_epoch(states, *on_device, stacked)
+        left = total - epoch * per_epoch
+        states = train_epoch(states, *on_device, stacked[:, :left])
     return states
 
 
@@ -136,7 +137,7 @@ def errors(
 
 def measure(config: configs.Config, seeds: Sequence[int] | None) -> dict[str, Any]:
     """Returns the errors on each fold; with `seeds`, those on validation and test."""
-    mnist = data.load("mnist")
+    mnist = load_mnist()
     num_validation = len(mnist.validation)
     images = np.concatenate([mnist.validation.images, mnist.train.images])
     labels = np.concatenate([mnist.validation.labels, mnist.train.labels])

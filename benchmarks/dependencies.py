@@ -15,20 +15,22 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-# What flaxmnist imports of a package, where its name does not tell.
+# What flaxmnist imports of a package first, where its name does not tell.
 MODULES = {
     "absl-py": "absl.logging",
     "array-record": "array_record.python.array_record_data_source",
     "etils": "etils.epy",
     "importlib-resources": "importlib_resources",
     "lazy-loader": "lazy_loader",
+    "matplotlib": "matplotlib.figure",
     "ml-collections": "ml_collections",
     "opencv-python-headless": "cv2",
     "orbax-checkpoint": "orbax.checkpoint",
+    "packaging": "packaging.requirements",
     "pillow": "PIL.Image",
     "scikit-image": "skimage.morphology",
     "scipy": "scipy.ndimage",
-    "tensorboard": "tensorboard.summary.writer.event_file_writer",
+    "tensorboard": "tensorboard.plugins.hparams.summary_v2",
     "tensorflow-datasets": "tensorflow_datasets",
     "flax": "flax.linen",
     "rich": "rich.progress",

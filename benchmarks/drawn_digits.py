@@ -129,9 +129,11 @@ def main() -> None:
     state = open_run(args.workdir).state
     hands, styles, digits, pictures = zip(*drawn(), strict=True)
     if args.save:
-        for hand, style, digit, picture in drawn():
+        args.save.mkdir(parents=True, exist_ok=True)
+        for hand, style, digit, picture in zip(
+            hands, styles, digits, pictures, strict=True
+        ):
             suffix = "jpg" if picture.format == "JPEG" else "png"
-            args.save.mkdir(parents=True, exist_ok=True)
             path = args.save / f"{digit} {style}, {hand}.{suffix}"
             picture.save(path, exif=picture.getexif())
 

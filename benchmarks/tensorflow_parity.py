@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow
 
 import flaxmnist
+from benchmarks.mnist import load_mnist
 from flaxmnist import config as configs
 from flaxmnist.core import models, optim
 from flaxmnist.data import epoch_order
@@ -72,7 +73,7 @@ def flaxmnist_losses(state, batches):
 
 def main() -> int:
     """Returns the exit code: 1 if a system's losses differ."""
-    train = flaxmnist.load("mnist").train
+    train = load_mnist().train
     failed = False
     print(f"{'system':<20}{'first loss':>12}{'last loss':>12}{'difference':>12}")
     for system in SYSTEMS:

@@ -2,8 +2,8 @@
 
 python -m benchmarks.turns cnn:fast '{}' '{"model.layers": "16C5-MP2-32C3-MP2-128N"}'
 
-Each variation is a JSON object of options. A turn trains on 7,680 images and evaluates
-5,000; the figures are medians of the turns, in images/s.
+Each variation is a JSON object of options. A turn trains on about 7,680 images and
+evaluates 5,000; the figures are medians of the turns, in images/s.
 """
 
 import argparse

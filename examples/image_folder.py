@@ -14,7 +14,7 @@ import argparse
 
 import flaxmnist
 
-# Two blocks of convolution, batch normalization and pooling; the mean over the image.
+# Three convolutions, each with batch normalization; then the mean over the image.
 MODEL = {"name": "convnet", "layers": "32C3-BN-MP2-64C3-BN-MP2-128C3-BN-AP-D"}
 # A new distortion of each image at every step.
 AUGMENT = {"rotate": 10, "scale": 0.1, "translate": 2}

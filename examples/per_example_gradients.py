@@ -10,7 +10,6 @@ gradient is large. `jax.vmap` over `loss_fn` computes the norms of a whole batch
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -28,7 +27,7 @@ def gradient_norms(state, batch):
         batch = jax.tree.map(lambda array: array[None], example)
         gradient = jax.grad(flaxmnist.loss_fn, has_aux=True)
         grads, _ = gradient(state.params, state, batch, train=False)
-        return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(grads)))
+        return optax.global_norm(grads)
 
     return jax.vmap(norm)(batch)
 

@@ -72,7 +72,9 @@ def decaying_adamw(learning_rate, weight_decay: float = 0.05, clip: float = 1.0)
 
 def matrices(params):
     """Returns which parameters are neither biases nor scales of a normalization."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key not in ("bias", "scale"), params
+    )
 
 
 def get_config(arg=None):

@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, strict JAX, checked shapes; tiny data and shared runs."""
 
 import atexit
+import importlib
 import os
 import shutil
 import signal
@@ -28,7 +29,6 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKED = (
-    "convnet",
     "gathering",
     "layers",
     "models",
@@ -44,7 +44,8 @@ CHECKED = (
 with install_import_hook(
     [f"flaxmnist.core.{module}" for module in CHECKED], "beartype.beartype"
 ):
-    import flaxmnist.core.steps  # noqa: F401
+    for module in CHECKED:
+        importlib.import_module(f"flaxmnist.core.{module}")
 
 import optax
 import pytest

@@ -57,16 +57,8 @@ def shortened(name: str) -> nbformat.NotebookNode:
     return notebook
 
 
-# Those that take the longest to compile have a run of their own.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("from_tensorflow", marks=pytest.mark.slow),
-        pytest.param("functional_steps", marks=pytest.mark.slow),
-        pytest.param("quickstart", marks=pytest.mark.slow),
-        pytest.param("devices", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
 def test_a_notebook_runs_from_top_to_bottom(name, few_images, tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(few_images))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -120,7 +120,8 @@ def test_a_vision_transformer_with_its_optimizer(tiny, few):
     path = ROOT / "examples/vit.py"
     run = flaxmnist.train(path, data=few, **tiny | changes)
     decays = runpy.run_path(str(path))["matrices"](run.state.params)
-    assert decays["Dense_0"] == {"kernel": True, "bias": False}
+    query = decays["Block_0"]["MultiHeadDotProductAttention_0"]["query"]
+    assert decays["Dense_0"] == query == {"kernel": True, "bias": False}
     assert run.summary.test.accuracy > 0.5
     assert len(run.predict(few.test.images[:2])) == 2
 

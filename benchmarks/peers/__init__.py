@@ -1,6 +1,7 @@
 """The same networks, each as a user of the library would write it.
 
-Every module has a class `Peer(network, batch_size, images, labels, test, variant)`:
+Every module has a class `Peer(network, batch_size, images, labels, test, variant)`;
+some take a dtype, too:
 `train(steps)` goes on where it was and returns when it is done, `evaluate()` returns
 the accuracy on the test images, `predict(image)` the class of one. Images are uint8
 `[count, 28, 28]`, held in memory, and shuffled anew every epoch.

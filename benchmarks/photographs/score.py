@@ -123,8 +123,8 @@ def _found(truth: Sequence[Box], boxes: Iterable[Box]) -> int:
 
 def overlap(first: Box, second: Box) -> float:
     """Returns the intersection of two boxes as a share of their union."""
-    height = min(first[2], second[2]) - max(first[0], second[0])
-    width = min(first[3], second[3]) - max(first[1], second[1])
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
     if height <= 0 or width <= 0:
         return 0.0
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))

@@ -94,5 +94,5 @@ def _statistics(x: Array) -> tuple[Array, Array]:
     return mean, jnp.maximum(0, (x * x).mean((0, 1, 2)) - mean * mean)
 
 
-def _by_channel(values: Array | np.ndarray) -> Array:
+def _by_channel(values: Array | np.ndarray) -> Array | np.ndarray:
     return jnp.reshape(values, (1, 1, 1, -1))
