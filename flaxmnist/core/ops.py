@@ -102,12 +102,41 @@ def conv(
         return _maxima(out, pool)
     strides = tuple(window_strides)
     pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    sizes = zip(lhs.shape[1:3], rhs.shape[:2], pads, strict=True)
+    if any(min(pad) < 0 or side + sum(pad) < length for side, length, pad in sizes):
+        # Images are cropped, or too small for a single output.
+        out = lax.conv_general_dilated(lhs, rhs, window_strides, pads, **kwargs)
+        return _maxima(out, pool)
     options = tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in kwargs.items()
     )
+    lhs, rhs = _vary_alike(lhs, rhs)
     fast: Array = _fast_conv(lhs, rhs, strides, pads, pool, options)
     return fast
+
+
+def _vary_alike(*arrays: Array) -> list[Array]:
+    """Returns arrays that vary over the same axes inside `jax.shard_map`.
+
+    `jax.custom_vjp` requires it. The gradient of this cast is a sum over the devices.
+    """
+    types = [jax.typeof(array) for array in arrays]
+    # JAX before 0.10 has `vma` and `pvary`.
+    axes = [each.mat.varying if hasattr(each, "mat") else each.vma for each in types]
+    wanted = frozenset().union(*axes)
+
+    def cast(array: Array, missing: tuple[str, ...]) -> Any:
+        if not missing:
+            return array
+        if hasattr(lax, "pcast"):
+            return lax.pcast(array, missing, to="varying")
+        return lax.pvary(array, missing)  # type: ignore[attr-defined]
+
+    return [
+        cast(array, tuple(wanted - own))
+        for array, own in zip(arrays, axes, strict=True)
+    ]
 
 
 def _maxima(out: Array, pool: bool) -> Array:

@@ -88,6 +88,23 @@ def test_conv_is_a_drop_in_for_linens():
         assert_close(ours[2], theirs[2], 3e-2 if half else 1e-4)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": ((-1, -1), (0, -2))},
+        {"padding": "VALID", "kernel_size": (9, 5)},
+    ],
+)
+def test_cropped_and_small_images_are_convolved_as_by_linen(options):
+    images, results = normal((2, 8, 8, 1)), []
+    for kind in (nn.Conv, linen.Conv):
+        layer = kind(**{"features": 4, "kernel_size": (3, 3)} | options)
+        params = layer.init(jax.random.key(0), images)
+        grads = jax.grad(lambda p, x, f=layer: weighted(f.apply(p, x)), (0, 1))
+        results.append((layer.apply(params, images), grads(params, images)))
+    jax.tree.map(np.testing.assert_allclose, *results)
+
+
 def test_pools_are_drop_ins_for_linens():
     def results(module):
         for name, shape, arguments in POOLS:
