@@ -13,6 +13,7 @@ from .core.models import CNN as CNN
 from .core.models import MLP as MLP
 from .core.models import ConvNet as ConvNet
 from .core.models import SoftmaxRegression as SoftmaxRegression
+from .core.objective import augmented as augmented
 from .core.objective import loss_fn as loss_fn
 from .core.state import TrainState as TrainState
 from .core.state import create_state as create_state

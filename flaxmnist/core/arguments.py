@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 import flax.linen as nn
-from jax.sharding import Sharding
+from jax.sharding import AxisType, Sharding
 
 from flaxmnist import options
 from flaxmnist.core import mnist
@@ -67,6 +67,13 @@ def check_parts(model: Any, tx: Any, sharding: Any, loss: Any) -> None:
         raise UserError(
             f"loss={shown(loss)}: expected a function of logits and labels such as "
             "losses.CrossEntropy()"
+        )
+    mesh = getattr(sharding, "mesh", None)
+    if mesh is not None and AxisType.Explicit in (mesh.axis_types or ()):
+        raise UserError(
+            f"sharding={shown(sharding)}: its mesh has axes of type Explicit, as "
+            "jax.make_mesh makes them; expected Auto, as flaxmnist.sharding.make_mesh "
+            "or jax.make_mesh(…, axis_types=(AxisType.Auto,) * n) make them"
         )
     # States of equal parts share one compiled program.
     for name, part in (("model", model), ("loss", loss)):

@@ -134,7 +134,7 @@ class Augment:
         count = round(self.outliers * len(images))
         draw = functools.partial(glyphs.draw, height=height, width=width)
         others = jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys[:count])
-        drawn = jax.vmap(draw)(others)[..., None]
+        drawn = jax.vmap(draw)(others)[..., None].astype(images.dtype)
         drawn = jnp.broadcast_to(drawn, (count, *images.shape[1:]))
         images = jnp.concatenate([drawn, images[count:]])
         return vary(keys, images), jnp.arange(len(images)) >= count
@@ -143,6 +143,7 @@ class Augment:
         """Changes strokes, form and light of one image `[height, width, channels]`."""
         # An option that is not used changes no draw of the others.
         ink, light, grain = (jax.random.fold_in(key, part) for part in range(3))
+        dtype = image.dtype
         if self.thickness:
             image = _thicker(image, self.thickness * jax.random.uniform(ink, minval=-1))
         image = self._distort(key, image)
@@ -152,7 +153,7 @@ class Augment:
         if self.noise:
             image += self.noise * noise * jax.random.normal(grain, image.shape)
             image = jnp.clip(image, 0, 1)
-        return image
+        return image.astype(dtype)
 
     def _distort(self, key: Any, image: Array) -> Array:
         """Distorts one image `[height, width, channels]`."""

@@ -181,7 +181,7 @@ def balanced_weights(labels: Any, num_classes: int) -> tuple[float, ...]:
     """Returns weights inversely proportional to the counts of the classes.
 
     Their mean over the examples is one, as with ``class_weight="balanced"`` of
-    scikit-learn.
+    scikit-learn. A class without examples gets the weight one.
 
     Args:
       labels: integers `[count]`, from 0 to `num_classes` - 1.
@@ -196,8 +196,8 @@ def balanced_weights(labels: Any, num_classes: int) -> tuple[float, ...]:
             f"label {wrong[0]}; expected labels from 0 to {num_classes - 1}"
         )
     counts = np.bincount(np.asarray(labels), minlength=num_classes)
-    weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
-    return tuple(weights.tolist())
+    balanced = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return tuple(np.where(counts, balanced, 1.0).tolist())
 
 
 def _targets(logits: Array, labels: Array) -> Float[Array, "batch classes"]:

@@ -1,7 +1,7 @@
 """Metrics as sums over examples, which do not depend on the batch size."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +76,16 @@ def label(name: str) -> str:
     return name.rpartition(":")[2].rpartition(".")[2]
 
 
+def check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Raises UserError unless these are functions with names that are not taken."""
+    for name, metric in metrics.items():
+        if name in _FIGURES or not callable(metric):
+            raise UserError(
+                f"metrics={{{name!r}: {shown(metric)}}}: expected a function of logits "
+                f"and labels, and a name other than {', '.join(_FIGURES[:3])}"
+            )
+
+
 def build(names: Sequence[str]) -> tuple[tuple[str, Metric], ...]:
     """Returns the metrics of a configuration, by their names in logs."""
     return tuple((label(name), POINT.callable(name)) for name in names)
@@ -86,13 +96,13 @@ class Metrics:
     """Sums over examples. Metrics of several batches merge by addition.
 
     Attributes:
-      loss_sum: float32 `[]`, sum of the losses in nats: in training those that are
+      loss_sum: float `[]`, sum of the losses in nats: in training those that are
         minimized, in evaluation the cross-entropies.
       confusion: int32 `[classes, classes]`, examples by label (row) and prediction
         (column).
       invalid: int32 `[]`, number of examples excluded because their label is neither a
         class nor a distribution, or their weight is negative or not finite.
-      extra: float32 `[]`, sums of further metrics by name.
+      extra: float `[]`, sums of further metrics by name.
       derived: names of further metrics that follow from `confusion` (static).
     """
 
@@ -127,11 +137,11 @@ class Metrics:
           metrics: further metrics by name, such as those of a state.
         """
         return cls(
-            loss_sum=jnp.zeros((), jnp.float32),
+            loss_sum=jnp.zeros(()),
             confusion=jnp.zeros((num_classes, num_classes), jnp.int32),
             invalid=jnp.zeros((), jnp.int32),
             extra={
-                name: jnp.zeros((), jnp.float32)
+                name: jnp.zeros(())
                 for name, metric in metrics
                 if metric is not macro_f1
             },

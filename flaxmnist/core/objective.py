@@ -26,6 +26,7 @@ from flaxmnist.core.parts import num_parts
 from flaxmnist.core.sharding import gather
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.types import Batch, Collections, Params
+from flaxmnist.errors import UserError
 
 Gradient = tuple[Params, tuple[Metrics, Collections]]
 
@@ -56,6 +57,7 @@ def loss_fn(
 ) -> tuple[Float[Array, ""], tuple[Metrics, Collections]]:
     """Returns the mean loss, the metrics and the model's new collections.
 
+    The images are not distorted; :func:`augmented` returns a batch that is.
     Training uses `state.loss` and the weights of the batch. Evaluation uses the plain
     cross-entropy of every example, so that runs with other losses compare.
 
@@ -75,7 +77,7 @@ def loss_fn(
 
     Raises:
       UserError: a name, shape or dtype of the batch is invalid, or the model does not
-        return logits.
+        return logits, or changes the structure of its collections.
     """
     batch = as_batch(batch, state.image_shape, state.num_classes)
     labels, mask = batch["label"], batch["mask"]
@@ -91,6 +93,12 @@ def loss_fn(
             rngs={dropout.STREAM: key, "dropout": jax.random.fold_in(key, where[0])},
             mutable=list(state.model_state) if train else [],
         )
+    if train and (grown := _changed(state.model_state, model_state)):
+        raise UserError(
+            f"the collection {grown!r} of {type(state.model).__name__} has other "
+            "arrays after a step; expected the same, as self.sow keeps with "
+            "reduce_fn=lambda _, new: new and init_fn=lambda: None"
+        )
     logits = as_logits(logits, len(mask), state.num_classes)
     valid = valid_examples(batch, state.num_classes)
     loss = state.loss if train else CROSS_ENTROPY
@@ -103,7 +111,9 @@ def loss_fn(
     losses = per_example(loss, logits, labels)
     if labels.ndim > 1:
         labels = jnp.argmax(labels, axis=-1)
-    metrics = Metrics.of(losses, logits, labels, mask, valid, state.metrics)
+    # Further metrics need no derivative.
+    outputs = lax.stop_gradient(logits)
+    metrics = Metrics.of(losses, outputs, labels, mask, valid, state.metrics)
     if "weight" in batch and train:
         weights = jnp.where(mask & valid, batch["weight"], 0)
         total = (weights * jnp.where(mask & valid, losses, 0)).sum()
@@ -113,6 +123,15 @@ def loss_fn(
         return mean, (metrics, model_state)
     count = jnp.maximum((mask & valid).sum(), 1)
     return metrics.loss_sum / count, (metrics, model_state)
+
+
+def _changed(before: Collections, after: Collections) -> str:
+    """Returns the name of a collection with another structure; "" if there is none."""
+    first, second = (
+        {name: str(jax.tree.structure(one)) for name, one in collections.items()}
+        for collections in (before, after)
+    )
+    return next((name for name in first if first[name] != second[name]), "")
 
 
 def _positive(total: Array) -> Array:

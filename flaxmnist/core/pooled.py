@@ -36,8 +36,8 @@ class Conv(nn.Module):
     ) -> Float[Array, "batch out_height out_width features"]:
         """Returns the maxima of each block of 2×2 outputs."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", self.bias_init, (self.features,))
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         layout = ("NHWC", "HWIO", "NHWC")
         maxima = ops.conv(
@@ -65,11 +65,11 @@ class BatchNorm(nn.Module):
         """Returns the maxima, normalized by the statistics of all pixels."""
         count = x.shape[-1]
         averages = (
-            self.variable("batch_stats", "mean", jnp.zeros, count),
-            self.variable("batch_stats", "var", jnp.ones, count),
+            self.variable("batch_stats", "mean", jnp.zeros, count, jnp.float32),
+            self.variable("batch_stats", "var", jnp.ones, count, jnp.float32),
         )
-        scale = self.param("scale", nn.initializers.ones, (count,))
-        bias = self.param("bias", nn.initializers.zeros, (count,))
+        scale = self.param("scale", nn.initializers.ones, (count,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (count,), jnp.float32)
         # Before the statistics: XLA then sums the gradients of `x` in one pass.
         sign = _by_channel(jnp.where(scale < 0, -1.0, 1.0).astype(x.dtype))
         largest = sign * max_pool(sign * x, (2, 2), (2, 2))
@@ -94,5 +94,5 @@ def _statistics(x: Array) -> tuple[Array, Array]:
     return mean, jnp.maximum(0, (x * x).mean((0, 1, 2)) - mean * mean)
 
 
-def _by_channel(values: Array | np.ndarray) -> Array | np.ndarray:
-    return jnp.reshape(values, (1, 1, 1, -1))
+def _by_channel(values: Array | np.ndarray) -> Array:
+    return jnp.asarray(values).reshape(1, 1, 1, -1)

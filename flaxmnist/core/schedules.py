@@ -195,12 +195,13 @@ def build_schedule(
         )
     check_options({"schedule": schedule, "decay_rate": decay_rate, **own})
     if schedule == "one_cycle":
-        rise = warmup_steps / total_steps if warmup_steps else 0.3
+        steps = max(total_steps, 4)
+        rise = warmup_steps or int(0.3 * steps)
         return optax.cosine_onecycle_schedule(
-            # optax requires a rise of at least one step.
-            max(total_steps, 4),
+            # optax rounds down, and the quotient may be just below the whole number.
+            steps,
             learning_rate,
-            pct_start=max(rise, 1 / total_steps),
+            pct_start=(rise + 0.5) / steps,
         )
     if schedule == "cosine":
         after = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)

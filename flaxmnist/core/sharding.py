@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
@@ -253,6 +254,14 @@ def abstract(make: Callable[[], _T], sharding: Sharding | Layout | None) -> _T:
 
 def put(values: np.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
     """Places an array, the same in every process, on the devices of `sharding`."""
+    if isinstance(values, jax.Array) and jnp.issubdtype(
+        values.dtype, jax.dtypes.prng_key
+    ):
+        data = put(jax.random.key_data(values), sharding)
+        key: jax.Array = jax.random.wrap_key_data(
+            data, impl=jax.random.key_impl(values)
+        )
+        return key
     array = np.asarray(values)
     # This transfer is intended: allow it under `jax.transfer_guard`, too.
     with jax.transfer_guard("allow"):
@@ -262,7 +271,11 @@ def put(values: np.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
 
 
 def put_tree(tree: Any, sharding: NamedSharding) -> Any:
-    """Places every array of a tree, as :func:`put`."""
+    """Places every array of a tree, the same in every process, on several devices.
+
+    Raises:
+      ValueError: `sharding` splits a dimension that the devices do not divide.
+    """
     return jax.tree.map(lambda leaf: put(leaf, sharding), tree)
 
 
@@ -287,8 +300,9 @@ def _name(path: Any) -> str:
 def placement(tree: Any) -> Iterator[str]:
     """Yields a line for each array of a tree: name, dtype, shape, sharding, devices."""
     for name, leaf in named_leaves(tree):
-        spec = ", ".join(map(str, leaf.sharding.spec))
-        if leaf.sharding.is_fully_replicated:
+        where = leaf.sharding
+        spec = ", ".join(map(str, getattr(where, "spec", ())))
+        if where.is_fully_replicated:
             spec = "replicated"
-        ids = ", ".join(str(device.id) for device in leaf.sharding.mesh.devices.flat)
+        ids = ", ".join(map(str, sorted(device.id for device in where.device_set)))
         yield f"{name}: {dtype_and_shape(leaf)}, {spec}, on {ids}"

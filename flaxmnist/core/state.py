@@ -22,7 +22,7 @@ from flaxmnist.core.batch import ImageShape, as_logits
 from flaxmnist.core.by_value import by_value
 from flaxmnist.core.layers import scale
 from flaxmnist.core.losses import CROSS_ENTROPY, Loss
-from flaxmnist.core.metrics import Metric
+from flaxmnist.core.metrics import Metric, check_metrics
 from flaxmnist.core.sharding import Layout, abstract, as_layout
 from flaxmnist.core.types import Collections, Params
 from flaxmnist.errors import UserError
@@ -241,6 +241,7 @@ def initializer(
     The arguments are those of :func:`create_state`; equal ones share a function.
     """
     check_parts(model, tx, sharding, loss)
+    check_metrics(dict(metrics))
     checked = options.check("", given, ARGUMENTS)
     if isinstance(sharding, Layout):
         image_shape = checked.get("image_shape", mnist.IMAGE_SHAPE)

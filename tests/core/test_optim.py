@@ -26,10 +26,13 @@ LENGTHS = {"total_steps": 100, "steps_per_epoch": 10}
         ("exponential", {"decay_rate": 0.5}, {0: 1, 10: 0.5, 30: 0.125}),
         ("one_cycle", {}, {0: 1 / 25, 30: 1, 100: 0}),
         ("one_cycle", {"warmup_steps": 50}, {0: 1 / 25, 50: 1, 100: 0}),
+        # 100 times 0.29 is less than 29 in float64.
+        ("one_cycle", {"warmup_steps": 29}, {29: 1, 100: 0}),
+        ("one_cycle", {"warmup_steps": 1, "total_steps": 49}, {0: 1 / 25, 1: 1, 49: 0}),
     ],
 )
 def test_schedules_against_their_definitions(schedule, options, values):
-    rate = schedules.build_schedule(schedule, 2.0, **LENGTHS, **options)
+    rate = schedules.build_schedule(schedule, 2.0, **LENGTHS | options)
     for step, value in values.items():
         assert float(rate(step)) == pytest.approx(2 * value, abs=1e-5), step
 

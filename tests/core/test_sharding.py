@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import batch_of, tiny_config
+from helpers import assert_identical, batch_of, tiny_config
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from flaxmnist.core import models, sharding, steps
 from flaxmnist.core.metrics import Metrics
@@ -260,6 +260,45 @@ def test_fsdp_sends_parameters_and_not_examples():
     assert "1024,64" in gathered
     assert not [shape for shape in gathered if "120" in shape.split(",")]
     assert "all-to-all(" not in program
+
+
+def test_convolutions_are_differentiated_inside_shard_map(synthetic):
+    mesh = sharding.make_mesh(8)
+    model = models.CNN(features=(8, 8), hidden=(4,), dropout_rate=0.0)
+    state = create_state(model, optax.sgd(0.1))
+    batch = batch_of(synthetic.train, 16)
+
+    def loss(params, batch):
+        return lax.pmean(steps.loss_fn(params, state, batch)[0], "data")
+
+    specs = (PartitionSpec(), PartitionSpec("data"))
+    gradient = jax.shard_map(
+        jax.grad(loss), mesh=mesh, in_specs=specs, out_specs=PartitionSpec()
+    )
+    expected = jax.grad(lambda params: steps.loss_fn(params, state, batch)[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        jax.jit(gradient)(state.params, batch),
+        jax.jit(expected)(state.params),
+    )
+
+
+def test_a_mesh_of_explicit_axes_is_refused():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    for given in (sharding.replicated(mesh), sharding.Layout(mesh)):
+        with pytest.raises(UserError, match=r"axes of type Explicit, .* expected Auto"):
+            create_state(models.SoftmaxRegression(), optax.sgd(0.1), sharding=given)
+
+
+def test_a_state_of_one_device_is_described_and_placed_on_several():
+    state = create_state(models.SoftmaxRegression(), optax.sgd(0.1))
+    lines = [*sharding.placement(state)]
+    assert "params/Dense_0/bias: float32 [10], replicated, on 0" in lines
+    placed = sharding.put_tree(state, sharding.replicated(sharding.make_mesh(8)))
+    assert len(placed.key.sharding.device_set) == 8
+    assert_identical(
+        jax.random.key_data(placed.key), jax.device_get(jax.random.key_data(state.key))
+    )
 
 
 # As people write it by hand: every device takes its own part of a batch.

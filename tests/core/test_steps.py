@@ -16,7 +16,7 @@ import pytest
 from helpers import ROOT, batch_of, enable_x64, exchanges_examples
 from jax.flatten_util import ravel_pytree
 
-from flaxmnist.core import gathering, models, objective, optim, sharding, steps
+from flaxmnist.core import augment, gathering, models, objective, optim, sharding, steps
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.nn import max_pool
 from flaxmnist.core.state import abstract_state, create_state
@@ -374,6 +374,59 @@ def test_micro_batches_make_the_update_of_the_whole_batch(synthetic):
             (params, metrics),
             (whole, seen),
         )
+
+
+def test_steps_keep_their_types_where_64_bits_are_enabled(synthetic, mesh):
+    everywhere = sharding.replicated(mesh)
+    images = augment.Augment(noise=0.1, thickness=0.3, outliers=0.2)
+    model = models.CNN(features=(2,), hidden=(), batch_norm=True)
+    with enable_x64(True):
+        state = create_state(model, optax.sgd(0.1), sharding=everywhere, augment=images)
+        types = {
+            leaf.dtype for leaf in jax.tree.leaves((state.params, state.model_state))
+        }
+        assert types == {jnp.dtype("float32")}
+        metrics = sharding.put_tree(Metrics.empty(), everywhere)
+        feed = DeviceFeed(synthetic.train, 10, mesh, seed=0)
+        for batches, count in feed.chunks(0, 2):
+            state, metrics = steps.train_steps(state, metrics, batches, count)
+    assert metrics.compute()["count"] == 20
+
+
+class Sows(nn.Module):
+    keep_last: bool = False
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = models.scale(images).reshape(-1, 784)
+        how = {"reduce_fn": lambda _, new: new, "init_fn": lambda: None}
+        self.sow("means", "images", x.mean(), **(how if self.keep_last else {}))
+        return nn.Dense(10)(x)
+
+
+def test_collections_keep_their_structure(synthetic):
+    batch = batch_of(synthetic.train, 20)
+    state, _ = steps.train_step(create_state(Sows(True), optax.sgd(0.1)), batch)
+    found = state.model_state["means"]["images"]
+    np.testing.assert_allclose(found, batch["image"].mean() / 255, rtol=1e-5)
+    with pytest.raises(UserError, match="collection 'means' of Sows has other arrays"):
+        steps.train_step(create_state(Sows(), optax.sgd(0.1)), batch)
+
+
+def test_further_metrics_need_no_derivative(synthetic):
+    def first(logits, labels):
+        shape = jax.ShapeDtypeStruct(labels.shape, jnp.float32)
+        return jax.pure_callback(lambda x: np.asarray(x)[:, 0], shape, logits)
+
+    batch = batch_of(synthetic.train, 20)
+    model, tx = models.SoftmaxRegression(), optax.sgd(0.1)
+    state = create_state(model, tx, metrics={"first": first})
+    expected = float(steps.predict_step(state, batch["image"])["logits"][:, 0].mean())
+    _, metrics = steps.train_step(state, batch)
+    assert metrics.compute()["first"] == pytest.approx(expected, abs=1e-6)
+    for wrong in ({"loss": first}, {"first": "top5"}):
+        with pytest.raises(UserError, match=r"metrics=.*: expected a function of"):
+            create_state(model, tx, metrics=wrong)
 
 
 class Dropouts(nn.Module):
