@@ -283,7 +283,7 @@ def open_run(
       step: of the checkpoint; the best on validation if None.
       overrides: changes to the configuration, such as ``{"data.dir": "/new/place"}``.
       data: the data that the run was trained on, if a program gave them.
-      config: of the run; its ``config.json`` if None.
+      config: of the run, whose ``config.json`` may then be missing; that file if None.
       use_mesh: whether to use the devices of `config.mesh`; otherwise one device.
       trust_code: whether to run all code that the run directory names. Otherwise, only
         code that this user named when the run was trained on this machine, or in
@@ -297,15 +297,16 @@ def open_run(
     if step is not None:
         step = options.check("", {"step": step}, {"step": options.whole(0)})["step"]
     if config is not None:
-        workdirs.permit(configs.resolve(config))
+        config = configs.resolve(config)
+        workdirs.permit(config)
     if trust_code:
         workdirs.permit_all(workdir)
     population.check_exists(workdir)
-    if (saved := workdirs.saved_config(workdir, alone=not use_mesh)) is None:
+    saved = workdirs.saved_config(workdir, alone=not use_mesh)
+    if (trained := config or saved) is None or not workdir.exists():
         raise UserError(
             f"{workdir} contains no run: config.json is missing; name a run directory"
         )
-    trained = saved if config is None else configs.resolve(config)
     if isinstance(overrides, Iterator):  # Each member of a population needs them.
         overrides = tuple(overrides)
     if (members := population.saved_members(workdir)) is not None:
@@ -319,13 +320,15 @@ def open_run(
         )
         return open_members(workdir, trained, members, open_member)
     given = configs.override(trained, overrides)
-    workdirs.check_same(saved, given, allow_change=True)
+    if saved is not None:
+        workdirs.check_same(saved, given, allow_change=True)
     layout = make_layout(given) if use_mesh else None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         chosen = checkpoints.best_step if step is None else step
         chosen = processes.broadcast(chosen) if use_mesh else chosen
         state, manifest = restore(given, checkpoints, chosen, layout)
         last_step = checkpoints.steps[-1]
+    recorded = saved or configs.from_dict(manifest.config)
     return SavedRun(
         workdir=workdir,
         config=given,
@@ -335,5 +338,5 @@ def open_run(
         manifest=manifest,
         mesh=layout.mesh if layout else sharding.make_mesh(1),
         is_best=step is None,
-        _places=DataPlaces.of(saved, given, manifest, data),
+        _places=DataPlaces.of(recorded, given, manifest, data),
     )

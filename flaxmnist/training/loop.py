@@ -152,8 +152,11 @@ def _train_and_finish(
             place = f"at step {first_step}, beyond the configured {total} steps"
         console.line(f"{workdir} {what} {place}")
     if summary is not None:
-        # Code that its user trusts now needs no flag from then on.
-        outputs.rundir.sign(experiment.config)
+        if (workdir / "config.json").exists():
+            # Code that its user trusts now needs no flag from then on.
+            outputs.rundir.sign(experiment.config)
+        else:  # Its user removed a damaged one.
+            outputs.rundir.write_config(experiment.config)
         finish_again(experiment, progress, summary, outputs)
         return summary
     for change in experiment.changes:

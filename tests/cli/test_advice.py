@@ -266,7 +266,9 @@ RUN_CASES = [
         [RUN],
         r"(/[^:]*) cannot be read .* Remove it and give (--config), or",
         remove_file,
+        [RUN, "--mode=eval", "{1}=cnn", *SYNTHETIC],
         [RUN, "{1}=cnn", *SYNTHETIC],
+        [RUN, "--mode=eval"],
     ),
     (
         link_report,

@@ -123,3 +123,19 @@ def test_what_is_not_there_is_named(home, tmp_path):
         open_run(home / "run").evaluate("tset")
     with pytest.raises(UserError, match="format='onx' is unknown; did you mean 'onnx'"):
         open_run(home / "run").export("onx")
+
+
+def test_a_removed_config_json_is_replaced_by_the_given_configuration(
+    finished_run, tmp_path
+):
+    workdir = shutil.copytree(finished_run[0], tmp_path / "run")
+    content = (workdir / "config.json").read_bytes()
+    (workdir / "config.json").unlink()
+    with pytest.raises(UserError, match=r"contains no run: config.json is missing"):
+        open_run(workdir)
+    run = open_run(workdir, config=tiny_config())
+    assert run.evaluate() == finished_run[1].test
+    with pytest.raises(UserError, match=r"different configuration.*\nseed: 0 in the"):
+        open_run(workdir, config=tiny_config(seed=1))
+    loop.train_and_evaluate(tiny_config(), workdir)
+    assert (workdir / "config.json").read_bytes() == content
