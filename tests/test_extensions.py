@@ -630,6 +630,23 @@ def test_options_in_a_list_of_members_are_signed(project, run, tmp_path):
     assert widths == {5, 7, 8}
 
 
+def test_a_population_of_another_user_resumes_if_its_code_is_named(
+    project, run, tmp_path, monkeypatch
+):
+    config, workdir = configs.resolve(configs.load(f"{project}/my.py")), tmp_path / "p"
+    members = vary(config, sweep={"model.width": [6]})
+    with workdirs.locked(workdir) as rundir:
+        rundir.prepare(())
+        rundir.write_config(configs.override(config, members[0].options))
+        rundir.write(population.FILE, population.to_json(members))
+    trust._permitted.clear()
+    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="names code that you did not name"):
+        train_members(config, workdir)
+    trained = train_members(config, workdir, members)
+    assert list(trained.members) == [members[0].name]
+
+
 def test_a_key_is_made_once_and_is_private(tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(tmp_path / "cache"))
     assert not signing.is_signed("text", "")

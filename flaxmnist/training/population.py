@@ -131,15 +131,13 @@ def _start(
 ) -> tuple[dict[Member, configs.Config], Dataset]:
     """Writes the list of members; returns their configurations, and the data."""
     workdir = rundir.workdir
+    for named in (config, *(population.configuration(config, one) for one in members)):
+        workdirs.permit(named)
     saved = workdirs.saved_config(workdir)
-    workdirs.permit(config)
-    is_given, members = bool(members), population.merged(workdir, config, members)
+    members = population.merged(workdir, config, members)
     runs = {one: population.configuration(config, one) for one in members}
-    for run in runs.values():
-        if is_given:
-            workdirs.permit(run)
-        else:  # The list in the directory may be of another person.
-            trust.check(configs.as_dict(run), workdir)
+    for run in runs.values():  # The list in the directory may be of another person.
+        trust.check(configs.as_dict(run), workdir)
     first = runs[members[0]]
     if saved is not None and (changed := configs.changed_options(saved, first)):
         listed = (
