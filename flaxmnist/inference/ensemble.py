@@ -74,7 +74,7 @@ def open_members(
     )
     return dataclasses.replace(
         first,
-        workdir=workdir,
+        workdir=workdir.absolute(),
         config=first.config,
         step=max(run.step for run in runs),
         last_step=max(run.last_step for run in runs),

@@ -50,7 +50,7 @@ class SavedRun:
     order: the overrides of `open_run`, ``FLAXMNIST_DATA_DIR``, the recorded directory.
 
     Attributes:
-      workdir: the run directory.
+      workdir: the absolute path of the run directory.
       config: the configuration of the run.
       step: the step of the checkpoint.
       last_step: the last step that is saved.
@@ -330,7 +330,7 @@ def open_run(
         last_step = checkpoints.steps[-1]
     recorded = saved or configs.from_dict(manifest.config)
     return SavedRun(
-        workdir=workdir,
+        workdir=workdir.absolute(),  # The current directory may change.
         config=given,
         step=chosen,
         last_step=last_step,

@@ -67,6 +67,15 @@ def test_an_ensemble_is_exported(workdir, format, synthetic):
         assert numpy_predictor.logits(model, synthetic.test.images).shape == (500, 10)
 
 
+def test_an_ensemble_is_calibrated_from_any_directory(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(workdir.parent)
+    run = open_run(workdir.name)
+    monkeypatch.chdir(tmp_path)
+    assert run.calibration == open_run(workdir).calibration
+    assert run.calibration.energy_limit is not None
+    assert run.workdir == workdir
+
+
 def test_a_warning_of_several_members_is_printed_once(workdir, monkeypatch, capsys):
     monkeypatch.setattr(trust, "changed_code", lambda *args: ["the source changed"])
     for _ in range(2):

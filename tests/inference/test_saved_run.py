@@ -57,6 +57,17 @@ def test_a_run_may_be_evaluated_from_any_directory(home, tmp_path, monkeypatch):
     )
 
 
+def test_an_opened_run_outlasts_a_change_of_the_current_directory(
+    home, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(home)
+    saved = open_run("run")
+    monkeypatch.chdir(tmp_path)
+    assert saved.workdir == home / "run"
+    assert saved.summary is not None
+    assert saved.calibration == open_run(home / "run").calibration
+
+
 def test_a_moved_run_predicts_and_exports_without_data(moved, capsys):
     saved = open_run(moved / "run")
     assert jax.tree.leaves(saved.state.opt_state) == []
