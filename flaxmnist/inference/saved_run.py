@@ -291,7 +291,8 @@ def open_run(
 
     Raises:
       UserError: the run or the checkpoint is missing, damaged or not of `config`, or
-        names code that may not run.
+        names code that may not run; or this is one of several processes, and `use_mesh`
+        is false.
     """
     workdir = path_of(workdir, "workdir")
     if step is not None:
@@ -322,6 +323,12 @@ def open_run(
     given = configs.override(trained, overrides)
     if saved is not None:
         workdirs.check_same(saved, given, allow_change=True)
+    # Reading a checkpoint would wait for the other processes.
+    if not use_mesh and jax.process_count() > 1:
+        raise UserError(
+            f"{workdir} cannot be opened by one of several processes alone; open it in "
+            "another program or, after the training, in each of them with use_mesh=True"
+        )
     layout = make_layout(given) if use_mesh else None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         chosen = checkpoints.best_step if step is None else step

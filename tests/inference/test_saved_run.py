@@ -12,6 +12,7 @@ from flaxmnist import config as configs
 from flaxmnist.errors import UserError
 from flaxmnist.inference.places import DataPlaces
 from flaxmnist.inference.saved_run import open_run
+from flaxmnist.runtime import processes
 from flaxmnist.training import loop
 
 PICTURE = np.zeros((28, 28), np.uint8)
@@ -66,6 +67,13 @@ def test_an_opened_run_outlasts_a_change_of_the_current_directory(
     assert saved.workdir == home / "run"
     assert saved.summary is not None
     assert saved.calibration == open_run(home / "run").calibration
+
+
+def test_one_of_several_processes_alone_opens_no_run(home, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "all_processes_max", pytest.fail)
+    with pytest.raises(UserError, match="opened by one of several processes alone"):
+        open_run(home / "run")
 
 
 def test_a_moved_run_predicts_and_exports_without_data(moved, capsys):
