@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from shlex import quote
 from typing import Any
 
 import jax
@@ -94,5 +95,7 @@ def _another_advised(checkpoints: Checkpoints) -> Iterator[None]:
         yield
     except DamagedError as error:
         if others := [step for step in checkpoints.steps if step != error.step]:
-            raise error.advised(f"choose another with --step {others[-1]}") from None
+            # The run may be one of several, which --step is not for.
+            run = quote(str(checkpoints.directory.parent))
+            raise error.advised(f"open {run} alone, with --step {others[-1]}") from None
         raise

@@ -249,9 +249,9 @@ RUN_CASES = [
     (
         damage_array,
         [RUN, "--mode=eval", "--step=40"],
-        r"; choose another with (--step) (\d+)$",
-        [RUN, "--mode=eval", "{0}={1}"],
-        [RUN, "--mode=predict", "{0}={1}"],
+        r"; open '(.*)' alone, with (--step) (\d+)$",
+        ["--workdir={0}", "--mode=eval", "{1}={2}"],
+        ["--workdir={0}", "--mode=predict", "{1}={2}"],
     ),
     (
         damage_record,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -81,6 +82,18 @@ def test_a_warning_of_several_members_is_printed_once(workdir, monkeypatch, caps
     for _ in range(2):
         open_run(workdir)
         assert capsys.readouterr().err.count("the source changed") == 1
+
+
+def test_the_advice_on_a_damaged_member_can_be_followed(workdir, tmp_path, capsys):
+    copy = shutil.copytree(workdir, tmp_path / "my p")
+    best = open_run(copy / "seed-1").step
+    for path in (copy / f"seed-1/checkpoints/{best}/arrays").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert eval.main([f"--workdir={copy}"]) == 2
+    error = capsys.readouterr().err
+    (found,) = re.finditer(r"; open '(.*)' alone, with (--step) (\d+)$", error, re.M)
+    assert eval.main([f"--workdir={found[1]}", found[2], found[3]]) == 0
+    assert found[1] == str(copy / "seed-1")
 
 
 def test_the_report_of_a_population_shows_its_ensemble(workdir):
