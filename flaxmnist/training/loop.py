@@ -22,7 +22,7 @@ from flaxmnist.rundir.population import check_no_members
 from flaxmnist.rundir.results import Summary
 from flaxmnist.runtime import processes
 from flaxmnist.runtime.console import Clock, Console
-from flaxmnist.runtime.interrupts import record_interrupts
+from flaxmnist.runtime.interrupts import Interrupt, record_interrupts
 from flaxmnist.training import programs
 from flaxmnist.training.changing import likely_origin
 from flaxmnist.training.compiling import compile_reports, compile_training
@@ -85,7 +85,8 @@ def train_and_evaluate(
     Raises:
       UserError: an argument, the data or the directory cannot be used, another
         process is training in it, or the loss is not finite.
-      StoppedError: Ctrl-C or SIGTERM stopped the run, after a checkpoint was saved.
+      StoppedError: Ctrl-C or SIGTERM stopped the run, after a checkpoint was saved,
+        unless the loss is not finite.
       HookError: a hook raised an OSError.
     """
     console, clock = console or Console(), Clock(started)
@@ -167,14 +168,19 @@ def _train_and_finish(
         for line in placement(experiment, progress.state, first_step):
             console.line(line)
     outputs.clock.started_up()
-    while True:
-        try:
-            progress = _train(experiment, progress, outputs, hooks)
-            break
-        except NotFiniteError as error:
-            experiment, progress = roll_back(
-                experiment, progress, outputs.checkpoints, console, error
-            )
+    with record_interrupts() as interrupt:
+        while True:
+            try:
+                progress = _train(experiment, progress, outputs, hooks, interrupt)
+                break
+            except NotFiniteError as error:
+                outputs.checkpoints.wait()
+                # Neither a rollback nor the next member of a population may follow.
+                if number := processes.all_processes_max(interrupt.number):
+                    raise _stopped_not_finite(outputs, number, error) from None
+                experiment, progress = roll_back(
+                    experiment, progress, outputs.checkpoints, console, error
+                )
     return finish(experiment, progress, first_step, outputs)
 
 
@@ -200,6 +206,7 @@ def _train(
     progress: Progress,
     outputs: Outputs,
     user_hooks: Sequence[UserHook],
+    interrupt: Interrupt,
 ) -> Progress:
     """Trains until the experiment is finished.
 
@@ -210,7 +217,6 @@ def _train(
     clock, first_step, pace = outputs.clock, progress.step, 1
     with (
         _open_log(experiment, progress, outputs) as writer,
-        record_interrupts() as interrupt,
         outputs.console.training(first_step, experiment.total_steps) as bar,
     ):
         # In the order in which results must reach the disk.
@@ -283,6 +289,16 @@ def _stopped(
         f"stopped at step {progress.step} of {experiment.total_steps}, which is saved; "
         f"--workdir {workdir} {then}",
     )
+
+
+def _stopped_not_finite(
+    outputs: Outputs, number: int, error: NotFiniteError
+) -> StoppedError:
+    then, steps = "starts again at step 0", outputs.checkpoints.steps
+    if steps:
+        then = f"resumes from step {steps[-1]}, which is saved"
+    workdir = shlex.quote(str(outputs.checkpoints.directory.parent))
+    return StoppedError(number, f"stopped, and {error}; --workdir {workdir} {then}")
 
 
 def _is_finite(experiment: Experiment, progress: Progress) -> bool:

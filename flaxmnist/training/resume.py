@@ -256,7 +256,6 @@ def roll_back(
     Raises:
       DivergedError: `config.on_nan` is "stop", or no rollback is left.
     """
-    checkpoints.wait()
     config = experiment.config
     option, rate = "optimizer.learning_rate", config.optimizer.learning_rate
     most = config.max_rollbacks

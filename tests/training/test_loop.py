@@ -649,6 +649,24 @@ def test_an_evaluation_whose_loss_is_not_finite_stops_with_its_split(tmp_path):
     assert {line["split"] for line in lines(tmp_path)} == {"train"}
 
 
+def test_a_signal_stops_a_run_whose_loss_is_not_finite(tmp_path, monkeypatch):
+    config = tiny_config(
+        model={"name": InfiniteInEvaluation}, checkpoint_every=5, on_nan="rollback"
+    )
+    with monkeypatch.context() as patch:
+        stop_at((20, "train"), patch, signal.SIGTERM)
+        said = f"validation is not finite at step 20; --workdir {tmp_path}/a resumes "
+        with pytest.raises(StoppedError, match=f"{said}from step 15, which") as stopped:
+            loop.train_and_evaluate(config, tmp_path / "a")
+    assert stopped.value.number == signal.SIGTERM
+    # Between the first dispatch and its check.
+    monkeypatch.setattr(
+        loop, "_is_finite", lambda *_: os.kill(os.getpid(), signal.SIGINT)
+    )
+    with pytest.raises(StoppedError, match=r"between .*/b starts again at step 0"):
+        loop.train_and_evaluate(config, tmp_path / "b")
+
+
 def test_a_loss_that_is_not_finite_rolls_back_and_resumes_to_the_bit(
     tmp_path, monkeypatch, capsys
 ):
