@@ -20,7 +20,7 @@ from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import population, trust
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.manifest import Manifest
-from flaxmnist.runtime import machine
+from flaxmnist.runtime import machine, processes
 from flaxmnist.runtime.console import Console
 from flaxmnist.training import programs
 from flaxmnist.training.changing import continued, continued_state, former_optimizer
@@ -124,7 +124,7 @@ def _warm_start(source: Path, state: TrainState) -> TrainState:
         source_state = with_parameters(
             dataclasses.replace(state, ema=average, ema_decay=decay),
             checkpoints,
-            checkpoints.best_step,
+            processes.broadcast(checkpoints.best_step),
         )
     params = source_state.eval_params
     # Some optimizers keep the parameters that they start from.

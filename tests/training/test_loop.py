@@ -485,6 +485,13 @@ def test_a_run_begins_with_the_parameters_of_another(tmp_path):
     assert loop.train_and_evaluate(longer, tmp_path / "warm").step == 60
 
 
+def test_process_0_chooses_the_checkpoint_to_begin_with(finished_run, monkeypatch):
+    monkeypatch.setattr(processes, "broadcast", lambda step: 20)
+    begun = resume.begin(Experiment.build(tiny_config(init_from=str(finished_run[0]))))
+    tree, _ = saved(tiny_config(), finished_run[0], 20)
+    assert_identical(jax.device_get(begun.state.params), tree["state"].params)
+
+
 def test_an_optimizer_begins_with_the_parameters_of_another_run_too(finished_run):
     config = tiny_config(
         init_from=str(finished_run[0]),
