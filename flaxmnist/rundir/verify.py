@@ -6,7 +6,18 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from errno import EACCES, EMFILE, ENFILE, ENOMEM, EPERM
+from errno import (
+    EACCES,
+    EHOSTDOWN,
+    EHOSTUNREACH,
+    EMFILE,
+    ENFILE,
+    ENOMEM,
+    ENOTCONN,
+    EPERM,
+    ESTALE,
+    ETIMEDOUT,
+)
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +104,12 @@ def os_errors(path: Path) -> Iterator[None]:
 
 def raise_unless_damage(error: Exception) -> None:
     """Raises an error of reading a checkpoint, unless its content is the cause."""
-    limits = (EACCES, EPERM, EMFILE, ENFILE, ENOMEM)
-    if isinstance(error, OSError) and error.errno in limits:
-        raise UserError(explain(error)) from error
-    if isinstance(error, UserError | MemoryError):
+    limits = {EACCES, EPERM, EMFILE, ENFILE, ENOMEM}
+    network = {ESTALE, ETIMEDOUT, ENOTCONN, EHOSTDOWN, EHOSTUNREACH}
+    if isinstance(error, OSError):
+        if error.errno in limits | network:
+            raise UserError(explain(error)) from error
+    elif explain(error) is not None:  # Such as a lack of memory on the device.
         raise error
 
 

@@ -521,6 +521,26 @@ def harms(path, draw):
         yield f"flipped at {place}", bytes(flipped)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), r"be read or written \(Stale"),
+        (OSError(errno.EHOSTDOWN, "Host is down"), r"be read or written \(Host is"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"), "^RESOURCE_EXHAUSTED"),
+        (RuntimeError("can't start new thread"), "^can't start"),
+    ],
+)
+def test_a_failure_of_the_machine_is_no_damage(error, said, finished_run, tmp_path):
+    def fail(manifest):
+        raise error
+
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        with pytest.raises((UserError, RuntimeError), match=said):
+            checkpoints.restore_newest(fail)
+        assert checkpoints.steps == [20, 40]
+
+
 @pytest.mark.parametrize("change", [manifest.with_checksum, first_format])
 @pytest.mark.parametrize("name", ["55", "3"])
 def test_a_checkpoint_under_another_name_is_set_aside(
