@@ -198,6 +198,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
     Raises:
       UserError: the directory cannot be created or written, when the block begins or
         later, or another run is in it.
+      OSError: the block cannot read or write a file outside the directory.
     """
     try:
         lock = Lock(workdir)
@@ -219,6 +220,8 @@ def locked(workdir: Path) -> Iterator[Lock]:
     except BrokenPipeError:  # Of the standard output.
         raise
     except OSError as error:
+        if _is_elsewhere(error.filename, workdir):
+            raise
         reason = f"{error.strerror or error}"
         where = f": {error.filename}" if error.filename else ""
         kept = "it contains no checkpoint"
@@ -232,6 +235,14 @@ def locked(workdir: Path) -> Iterator[Lock]:
         ) from error
     finally:
         lock.release()
+
+
+def _is_elsewhere(name: str | bytes | int | None, workdir: Path) -> bool:
+    """Returns whether an error names a file outside `workdir`, as of a user's model."""
+    if not isinstance(name, str | bytes):
+        return False
+    path = Path(os.path.abspath(os.fsdecode(name)))
+    return not path.is_relative_to(os.path.abspath(workdir))
 
 
 def _claim(workdir: Path, lock: BinaryIO) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -407,6 +408,28 @@ def test_an_unreadable_disk_does_not_hide_the_error(tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match=r"any more \(No space.*nothing in it was del"):
         write()
+
+
+class Pretrained(nn.Module):
+    file: str
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return np.load(self.file)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [("weights.npy", FileNotFoundError), ("run/weights.npy", UserError)],
+)
+def test_a_missing_file_of_a_model_is_no_error_of_the_directory(
+    file, kind, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(model={"name": Pretrained, "file": file})
+    with pytest.raises(kind, match=f"No such file .*{file}"):
+        loop.train_and_evaluate(config, "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 # The class that writes, its method, and the call at which the directory is replaced.
