@@ -2,6 +2,7 @@
 
 import io
 import os
+import zipfile
 from typing import Any, TypeVar
 
 import jax
@@ -29,15 +30,21 @@ def save_state(path: str | os.PathLike[str], state: Any) -> None:
       state: a `TrainState`, or another tree of JAX arrays.
 
     Raises:
-      UserError: `state` contains something else than JAX arrays, or the file cannot be
-        written.
+      UserError: `state` contains something else than JAX arrays, or the file has no
+        name or cannot be written.
     """
     target = path_of(path, "path")
+    if not target.name:
+        raise UserError(f"path={shown(str(target))}: expected the name of a file")
     leaves = _leaves("state", state)
     arrays = {name: processes.gather(_data(leaf)) for name, leaf in leaves.items()}
     if processes.is_first():
         content = io.BytesIO()
-        np.savez(content, **arrays)  # type: ignore[arg-type]
+        # `np.savez` would take an array of the name "file" as its own argument.
+        with zipfile.ZipFile(content, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
         try:
             durable.write_file(target, content.getvalue())
         except OSError as error:
@@ -64,7 +71,7 @@ def load_state(path: str | os.PathLike[str], like: _State) -> _State:
             arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise UserError(f"{source} cannot be read ({error.strerror})") from None
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # NumPy and zipfile raise many kinds.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -93,7 +100,7 @@ def _leaves(argument: str, tree: Any) -> dict[str, Any]:
     """Returns the leaves of an argument by name, or raises UserError."""
     leaves = dict(named_leaves(tree))
     for name, leaf in leaves.items():
-        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        if not isinstance(leaf, jax.Array):
             where = f"{argument}: {name}" if name else argument
             raise UserError(
                 f"{where}={shown(leaf)}: expected a TrainState, or a tree of JAX "

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from helpers import assert_identical, batch_of
@@ -41,6 +42,7 @@ def test_a_loaded_state_continues_like_the_saved_one(trained, synthetic, tmp_pat
 
 def test_arrays_of_any_dtype_are_kept(tmp_path):
     tree = {"a": jnp.arange(3, dtype=jnp.bfloat16), "b": jnp.zeros((), bool)}
+    tree["file"] = tree["allow_pickle"] = jnp.ones((2, 0))
     flaxmnist.save_state(tmp_path / "tree", tree)
     loaded = flaxmnist.load_state(tmp_path / "tree", tree)
     assert_identical(loaded, tree)
@@ -48,13 +50,34 @@ def test_arrays_of_any_dtype_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tree", "name"), [({"a": 1}, "state: a=1"), ("text", "state='text'")]
+    ("tree", "name"),
+    [
+        ({"a": 1}, "state: a=1"),
+        ("text", "state='text'"),
+        (jax.eval_shape(lambda: jnp.ones(3)), "state=ShapeDtypeStruct.*"),
+    ],
 )
 def test_a_state_without_arrays_is_refused(tree, name, tmp_path):
     with pytest.raises(UserError, match=f"^{name}: expected a TrainState, or a tree"):
         flaxmnist.save_state(tmp_path / "state", tree)
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match=name.replace("state", "like")):
+        flaxmnist.load_state(tmp_path / "state", tree)
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_path_without_a_name_is_refused(path):
+    with pytest.raises(UserError, match=f"^path='{path}': expected the name of a file"):
+        flaxmnist.save_state(path, {"a": jnp.ones(3)})
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+    def no_memory(*args, **options):
+        raise MemoryError
+
+    flaxmnist.save_state(tmp_path / "state", tree := {"a": jnp.ones(3)})
+    monkeypatch.setattr(np.lib.format, "read_array", no_memory)
+    with pytest.raises(MemoryError):
         flaxmnist.load_state(tmp_path / "state", tree)
 
 
