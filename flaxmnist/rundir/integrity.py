@@ -21,6 +21,7 @@ FILES = (
     "summary.json",
     "report.html",
     "comparison.html",
+    "label_errors.csv",
     "predictions-train.jsonl",
     "predictions-validation.jsonl",
     "predictions-test.jsonl",

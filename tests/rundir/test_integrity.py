@@ -92,6 +92,7 @@ def test_only_our_own_partial_files_are_deleted(run):
     (run / "plots").mkdir()
     ours = [run / "config.json.partial-12", run / "plots" / "curves.png.partial-3"]
     theirs = [run / "notes.partial-1", run / "plots" / "curves.png.partial-old"]
+    ours.append(run / "label_errors.csv.partial-4")
     for path in (*ours, *theirs):
         path.touch()
     (run / "summary.json.partial-1").mkdir()
