@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -668,6 +669,17 @@ def test_a_key_is_made_once_and_is_private(tmp_path, monkeypatch):
         assert signing.key_problem() == str(e.value)
     key.unlink()
     assert signing.sign("text") != signature
+
+
+def test_a_key_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(UserError, match="No space left on device"):
+        signing.sign("text")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_a_key_is_trained_and_says_so(run, tmp_path, monkeypatch, capsys):

@@ -65,16 +65,19 @@ def _path() -> Path:
 
 
 def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_directory(path.parent)
     with files.locked(path.parent):
         if path.exists():  # Another process was faster.
             return
         handle, partial = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(_KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        durable.replace(Path(partial), path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(_KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            durable.replace(Path(partial), path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes:
