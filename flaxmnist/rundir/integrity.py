@@ -30,7 +30,7 @@ FOLDERS = ("checkpoints", "damaged-checkpoints", "export", "plots", "tensorboard
 # Bytes of metrics.jsonl; files of a checkpoint.
 MAX_METRICS, MAX_FILES = 1 << 30, 100_000
 _PARTIAL = re.compile(
-    rf"({'|'.join(map(re.escape, FILES))}|[a-z]+\.png)\.partial-[0-9]+", re.ASCII
+    rf"({'|'.join(map(re.escape, FILES))}|[a-z]+\.png)\.partial-([0-9]+)", re.ASCII
 )
 
 
@@ -88,8 +88,24 @@ def remove_partial(workdir: Path) -> None:
     """Deletes the files that a killed process was writing."""
     for folder in (workdir, workdir / "plots"):
         for path in folder.glob("*.partial-*"):
-            if _PARTIAL.fullmatch(path.name) and not path.is_dir():
+            ours = _PARTIAL.fullmatch(path.name)
+            if ours and not path.is_dir() and not _is_running(int(ours[2])):
                 path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Returns whether another process of this host has this id."""
+    # In a container, a killed process often had the id of this one. On Windows,
+    # signal 0 would be a Ctrl-C.
+    if process == os.getpid() or os.name == "nt":
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # It is of another user.
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def saved_steps(checkpoints: Path) -> list[int]:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 
 import pytest
 from helpers import SEED, tiny_config
@@ -90,9 +91,16 @@ def test_a_lock_with_another_name_is_not_overwritten(run, tmp_path):
 
 def test_only_our_own_partial_files_are_deleted(run):
     (run / "plots").mkdir()
-    ours = [run / "config.json.partial-12", run / "plots" / "curves.png.partial-3"]
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    ours = [
+        run / f"config.json.partial-{os.getpid()}",
+        run / "plots" / f"curves.png.partial-{killed.pid}",
+    ]
     theirs = [run / "notes.partial-1", run / "plots" / "curves.png.partial-old"]
-    ours.append(run / "label_errors.csv.partial-4")
+    ours.append(run / f"label_errors.csv.partial-{'9' * 20}")
+    # As of a command that reads the run while it trains.
+    theirs.append(run / f"report.html.partial-{os.getppid()}")
     for path in (*ours, *theirs):
         path.touch()
     (run / "summary.json.partial-1").mkdir()
