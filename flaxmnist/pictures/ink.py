@@ -128,7 +128,10 @@ def _refined(picture: Lightness, finding: Finding, scale: float) -> Ink:
     mask = cv2.dilate(mask, np.ones((room, room), np.uint8))
     inside = mark[mask > 0]
     strong = inside[inside > finding.level / 2]
-    level = float(np.percentile(strong, 60)) if strong.size else finding.level
+    if strong.size:
+        level = float(np.percentile(strong, 60))
+    else:  # Smoothing left a dotted mark with less than half of its contrast.
+        level = float(inside.max(initial=1e-3))
     floor = min(max(0.1 * level, finding.noise), 0.5 * level)
     strength = np.clip((mark - floor) / (level - floor), 0, 1)
     return Ink(

@@ -214,6 +214,13 @@ def test_a_straight_stroke_at_an_angle_is_a_one():
     assert digits_in(find_ink(sheet)) == 1
 
 
+def test_sparse_dots_that_smoothing_fades_are_ink():
+    sheet = np.full((900, 900), 255, np.uint8)
+    sheet[4:305:3, 4:104:3] = 0
+    assert find_ink(sheet).strength.max() == 1
+    assert prepare(sheet).image.max() == 255
+
+
 @pytest.mark.parametrize(("side", "dtype"), [(40, np.uint16), (600, np.int32)])
 def test_any_number_of_marks_is_counted(side, dtype):
     mask = np.zeros((side, side), np.uint8)
