@@ -135,7 +135,9 @@ def main():
     folder = Path(__file__).parent
     names = (folder / "labels.txt").read_text(encoding="utf-8").split("\n")
     try:
-        images = np.load(sys.argv[1], allow_pickle=False)
+        # Unlike np.load, it takes only a .npy file.
+        with open(sys.argv[1], "rb") as file:
+            images = np.lib.format.read_array(file, allow_pickle=False)
         scores = logits(load(folder / "weights.npz"), images)
     except (OSError, ValueError) as error:
         sys.exit(f"{sys.argv[1]}: {error}")

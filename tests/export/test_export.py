@@ -179,6 +179,20 @@ def test_numpy_alone_predicts_the_same(workdir, images, tmp_path):
     assert done.stderr.startswith("nowhere.npy: ")
 
 
+def test_a_file_without_an_array_ends_the_numpy_script_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(numpy_predictor, "__file__", str(tmp_path / "predict.py"))
+    (tmp_path / "labels.txt").write_text("0\n1")
+    archive = tmp_path / "archive.npz"
+    np.savez(archive, images=np.zeros((2, 28, 28), np.uint8))
+    content = archive.read_bytes()
+    for name, part in (("full", content), ("cut", content[:60]), ("empty", b"")):
+        path = tmp_path / name
+        path.write_bytes(part)
+        monkeypatch.setattr(sys, "argv", ["predict.py", str(path)])
+        with pytest.raises(SystemExit, match=rf"\A{re.escape(str(path))}: .+\Z"):
+            numpy_predictor.main()
+
+
 @pytest.mark.parametrize(
     "model",
     [
