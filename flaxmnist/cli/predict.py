@@ -148,7 +148,8 @@ def _named(prediction: Prediction, label: str | None) -> dict[str, Any]:
 
 def _save(folder: Path, index: int, file: str, image: Image.Image) -> None:
     """Writes an image that was made of a picture, under a unique name."""
-    name = f"{index:04d}-{Path(file).stem if file != '-' else 'stdin'}.png"
+    # A whole stem may be too long for a name with the index.
+    name = f"{index:04d}-{Path(file).stem[:60] if file != '-' else 'stdin'}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         image.save(folder / name)

@@ -292,6 +292,11 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
     assert predict.main([f"--workdir={workdir}", "1.png"]) == 0
     assert capsys.readouterr().out.startswith("1.png  ")
 
+    long = "7" * 250
+    os.rename("1.png", f"{long}.png")
+    assert predict.main([flags[0], flags[-1], f"{long}.png"]) == 0
+    assert (tmp_path / "ready" / f"0000-{long[:60]}.png").exists()
+
     (tmp_path / "empty" / "IMG_1.HEIC").touch()
     assert predict.main([f"--workdir={workdir}", "empty"]) == 1
     assert "empty/IMG_1.HEIC cannot be read" in capsys.readouterr().err
