@@ -263,11 +263,15 @@ def without_opacity(image: Image.Image) -> Image.Image:
 def _gray_of_array(array: np.ndarray) -> Lightness:
     values = _pixels_of_array(array)
     channels = values.shape[2]
+    is_wide = array.dtype.kind == "u" and array.dtype.itemsize > 1
+    if is_wide and channels in (2, 4):
+        # Opacity uses as few of the bits as the colours do.
+        values /= values.max() or 1
     light = values[..., :3] @ _LUMA if channels >= 3 else values[..., 0]
     if channels in (2, 4):
         cover = values[..., -1]
         light = light * cover + _is_dark(light, cover) * (1 - cover)
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+    if is_wide:
         light = light / (light.max() or 1)
     pixels = np.round(light * 255).astype(np.uint8)
     return Lightness(pixels, 1.0, (pixels.shape[1], pixels.shape[0]))

@@ -111,3 +111,14 @@ def test_a_closed_or_text_stream_is_named(read):
     for stream, name in ((closed, "the file"), (text, "notes.txt")):
         with pytest.raises(UserError, match=name):
             read(stream)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("top", [1_023, 65_535])
+def test_opacity_uses_as_few_bits_as_the_colours(channels, top):
+    # Light paper with dark ink, without paper around it.
+    sheet = np.zeros((60, 60, channels), np.uint16)
+    sheet[5:55, 5:55] = top
+    sheet[20:40, 27:33, :-1] = 0
+    pixels = as_gray(sheet).pixels
+    assert pixels.tolist() == np.where(sheet[..., 0], 255, 0).tolist()
