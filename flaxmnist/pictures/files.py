@@ -244,6 +244,8 @@ def _gray_pixels(image: Image.Image) -> Gray:
         return np.round(values * (255 / (values.max() or 1))).astype(np.uint8)
     if image.has_transparency_data:
         image = without_opacity(image)
+    if image.mode == "LAB":  # Pillow converts it to RGB only.
+        image = image.convert("RGB")
     return np.asarray(image.convert("L"))
 
 

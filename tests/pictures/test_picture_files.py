@@ -37,6 +37,14 @@ def test_a_picture_is_turned_upright_with_its_size(kind):
     assert light.pixels[-1, 15] < 50
 
 
+def test_a_tiff_in_lab_is_read():
+    middle = Image.new("L", (40, 30), 128)
+    image = Image.merge("LAB", [gradient(), middle, middle])
+    pixels = as_gray(saved(image, "TIFF")).pixels
+    assert pixels[:, 0].min() > 200
+    assert pixels[:, -1].max() < 50
+
+
 @pytest.mark.parametrize("read", [as_gray, lambda file: fit(file, (8, 8, 1))])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_picture_with_a_value_that_is_not_finite_is_refused(read, value):
