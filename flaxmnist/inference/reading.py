@@ -146,9 +146,8 @@ def read_picture(
 ) -> Reading:
     """Returns the numbers that a state reads; see :func:`read_digits`."""
     ink = find_ink(picture)
-    glyphs = [] if ink is None else segment(ink.strength)
-    if ink is None or not glyphs:
-        return Reading((), (NOTHING_FOUND,), ink)
+    if ink is None:
+        return Reading((), (NOTHING_FOUND,), None)
     digits = tuple(
         Digit(
             box=_in_picture(part.glyph.box, ink),
@@ -158,9 +157,9 @@ def read_picture(
             is_wide=part.width > _WIDE,
             prediction=prediction,
         )
-        for part, prediction in divide(glyphs, state, calibration)
+        for part, prediction in divide(segment(ink.strength), state, calibration)
     )
-    return Reading(digits, ink.warnings, ink)
+    return Reading(digits, ink.warnings if digits else (NOTHING_FOUND,), ink)
 
 
 def check_reads(state: TrainState, class_names: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import flaxmnist
 from flaxmnist import UserError
 from flaxmnist.cli import predict
 from flaxmnist.core import mnist
-from flaxmnist.inference import division
+from flaxmnist.inference import division, reading
 from flaxmnist.inference.predict import Prediction
 from flaxmnist.pictures.digits import segment
 
@@ -79,6 +79,13 @@ def test_glyphs_are_divided_where_the_parts_are_recognized(monkeypatch):
     for part, left in zip(parts, (10, 55, 100), strict=True):
         assert abs(part.glyph.box[0] - left) < 10
         assert part.is_cut
+
+
+def test_a_picture_of_scraps_alone_gives_the_reason(picture, monkeypatch):
+    monkeypatch.setattr(reading, "divide", lambda *_: iter(()))
+    found = reading.read_picture(picture, None)
+    assert (found.digits, found.warnings) == ((), ("no digit found",))
+    assert found.annotated().size
 
 
 def test_the_command_line_reads_numbers(finished_run, picture, tmp_path, capsys):
