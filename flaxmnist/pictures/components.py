@@ -56,10 +56,10 @@ class Finding:
       mask: the pixels of the marks.
       ground: light of the ground below.
       box: top, left, bottom, right in pixels.
-      height: of the highest mark, in pixels.
+      height: of the mark that most likely is a digit, in pixels.
       is_dark: whether the marks are darker than the ground.
-      level: contrast of the marks.
-      noise: contrast of the paper around them.
+      level: contrast of the same mark.
+      noise: contrast of the paper around the marks.
       warnings: reasons to doubt the finding.
     """
 

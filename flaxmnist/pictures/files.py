@@ -56,8 +56,9 @@ def as_gray(picture: Picture, side: int | None = None) -> Lightness:
     """Returns the lightness of a picture, turned upright.
 
     Transparent pixels become white if the drawing is dark, and black if it is light.
-    Pixels of more than 8 bits are scaled by their maximum, because many cameras and
-    scanners use 10 or 12 of 16 bits. The arguments and errors are those of `prepare`.
+    Pixels of more than 8 bits in gray files and in arrays are scaled by their maximum,
+    because many cameras and scanners use 10 or 12 of 16 bits; of other files, Pillow
+    reads the upper 8 bits. The arguments and errors are those of `prepare`.
 
     Args:
       picture: see :func:`flaxmnist.pictures.prepare.prepare`.

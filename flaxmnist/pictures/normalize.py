@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
-from flaxmnist.pictures.files import Gray
+from flaxmnist.pictures.lines import Strength
 
 # Pixels in MNIST: side of the digit, side of the image, width of a stroke.
 BOX, SIZE, STROKE = 20, 28, 2.4
@@ -23,7 +23,7 @@ STEPS = ("crop", "thicken", "center")
 
 
 def normalize(
-    strength: Gray, steps: Collection[str] = STEPS
+    strength: Strength, steps: Collection[str] = STEPS
 ) -> UInt8[np.ndarray, "28 28"]:
     """Returns the ink of one digit as an image like those of MNIST.
 
@@ -44,19 +44,19 @@ def normalize(
     return np.round(image * 255).astype(np.uint8)
 
 
-def resize(gray: Gray, scale: float) -> Gray:
+def resize(strength: Strength, scale: float) -> Strength:
     """Returns an image scaled in both directions."""
-    height, width = (max(1, round(side * scale)) for side in gray.shape)
-    image = Image.fromarray(np.ascontiguousarray(gray, np.float32))
+    height, width = (max(1, round(side * scale)) for side in strength.shape)
+    image = Image.fromarray(np.ascontiguousarray(strength, np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _crop(ink: Gray) -> Gray:
+def _crop(ink: Strength) -> Strength:
     rows, columns = (np.flatnonzero((ink > 0.05).any(axis=axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _thicken(ink: Gray, scale: float) -> Gray:
+def _thicken(ink: Strength, scale: float) -> Strength:
     """Widens strokes that would be thinner than MNIST's after scaling."""
     stroke = ink > 0.5
     length = skeletonize(stroke).sum()
@@ -69,7 +69,7 @@ def _thicken(ink: Gray, scale: float) -> Gray:
     return np.clip(radius + 0.5 - distance, np.pad(ink, room), 1)
 
 
-def _place(small: Gray, by_mass: bool) -> Gray:
+def _place(small: Strength, by_mass: bool) -> Strength:
     """Places an image in 28 × 28 by its centre of mass, or by its geometric centre."""
     centers, middle = [side / 2 for side in small.shape], SIZE / 2
     if by_mass and small.any():

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from flaxmnist.pictures.files import Gray, Picture
+from flaxmnist.pictures.files import Picture
 from flaxmnist.pictures.ink import Ink, find_ink
+from flaxmnist.pictures.lines import Strength
 from flaxmnist.pictures.normalize import SIZE, normalize
 from flaxmnist.pictures.rules import connected
 
@@ -72,7 +73,7 @@ def prepare_ink(ink: Ink | None, steps: Collection[str] = STEPS) -> Prepared:
     return Prepared(normalize(strength, steps), tuple(warnings))
 
 
-def _clean(ink: Gray) -> tuple[Gray, int]:
+def _clean(ink: Strength) -> tuple[Strength, int]:
     """Removes specks; also returns the number of digits."""
     labels, stats = connected((ink > 0.3).astype(np.uint8))
     if len(stats) == 1:
