@@ -172,7 +172,8 @@ function clean(ink) {
   const { height, width } = ink;
   const { parts } = components(over(ink, 0.3));
   const sizes = parts.map((part) => part.pixels.reduce((sum, at) => sum + ink.data[at], 0));
-  const kept = parts.filter((_, index) => sizes[index] >= 0.03 * Math.max(...sizes)), result = image(height, width);
+  const least = 0.03 * Math.max(...sizes);
+  const kept = parts.filter((_, index) => sizes[index] >= least), result = image(height, width);
   for (const part of kept) for (const at of part.pixels) {
     const column = at % width, row = (at - column) / width;
     for (let i = -2; i <= 2; i += 1) for (let j = Math.abs(i) - 2; j <= 2 - Math.abs(i); j += 1)

@@ -295,6 +295,29 @@ def test_a_picture_of_another_shape_is_scaled(browser, tmp_path):
     np.testing.assert_allclose(found, 100 * np.asarray(shares), atol=0.51)
 
 
+@pytest.mark.slow
+def test_a_large_image_is_explained_where_arguments_are_limited(browser, tmp_path):
+    import optax
+
+    shape = (256, 256, 1)
+    model = models.SoftmaxRegression(num_classes=4)
+    state = create_state(model, optax.identity(), 0, image_shape=shape)
+    web.write(state, tmp_path, card_of(state))
+    open_page(browser, tmp_path)
+    # As in Safari.
+    browser.execute_script("""
+    const { max } = Math;
+    Math.max = (...all) => {
+      if (all.length > 65536) throw new RangeError("too many arguments");
+      return max(...all);
+    };
+    """)
+    Image.new("L", shape[:2], 200).save(tmp_path / "own.png")
+    browser.find_element("id", "file").send_keys(str(tmp_path / "own.png"))
+    wait_for(browser, "return find('spoken').textContent")
+    assert errors(browser) == []
+
+
 def test_a_model_that_the_page_does_not_compute_is_refused(make_state, tmp_path):
     from flax import linen as nn
 
