@@ -23,7 +23,7 @@ from flaxmnist.core.losses import CROSS_ENTROPY, per_example
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.nn import traced_layers, warn_of_slow_conv
 from flaxmnist.core.parts import num_parts
-from flaxmnist.core.sharding import gather
+from flaxmnist.core.sharding import gather, named_leaves
 from flaxmnist.core.state import TrainState
 from flaxmnist.core.types import Batch, Collections, Params
 from flaxmnist.errors import UserError
@@ -77,7 +77,7 @@ def loss_fn(
 
     Raises:
       UserError: a name, shape or dtype of the batch is invalid, or the model does not
-        return logits, or changes the structure of its collections.
+        return logits.
     """
     batch = as_batch(batch, state.image_shape, state.num_classes)
     labels, mask = batch["label"], batch["mask"]
@@ -92,12 +92,6 @@ def loss_fn(
             # Other draws of a model differ in each micro-batch.
             rngs={dropout.STREAM: key, "dropout": jax.random.fold_in(key, where[0])},
             mutable=list(state.model_state) if train else [],
-        )
-    if train and (grown := _changed(state.model_state, model_state)):
-        raise UserError(
-            f"the collection {grown!r} of {type(state.model).__name__} has other "
-            "arrays after a step; expected the same, as self.sow keeps with "
-            "reduce_fn=lambda _, new: new and init_fn=lambda: None"
         )
     logits = as_logits(logits, len(mask), state.num_classes)
     valid = valid_examples(batch, state.num_classes)
@@ -125,13 +119,15 @@ def loss_fn(
     return metrics.loss_sum / count, (metrics, model_state)
 
 
-def _changed(before: Collections, after: Collections) -> str:
-    """Returns the name of a collection with another structure; "" if there is none."""
-    first, second = (
-        {name: str(jax.tree.structure(one)) for name, one in collections.items()}
-        for collections in (before, after)
-    )
-    return next((name for name in first if first[name] != second[name]), "")
+def _check_collections(state: TrainState, after: Collections) -> None:
+    """Raises UserError if a step would change the structure of a collection."""
+    for name, before in state.model_state.items():
+        if dict(named_leaves(before)).keys() != dict(named_leaves(after[name])).keys():
+            raise UserError(
+                f"the collection {name!r} of {type(state.model).__name__} has other "
+                "arrays after a step; expected the same, as self.sow keeps with "
+                "reduce_fn=lambda _, new: new and init_fn=lambda: None"
+            )
 
 
 def _positive(total: Array) -> Array:
@@ -226,12 +222,14 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
     mean over all valid examples of the batch, by their weights if any.
 
     Raises:
-      UserError: as :func:`loss_fn`, or the number does not divide the batch.
+      UserError: as :func:`loss_fn`, or the number does not divide the batch, or the
+        model changes the structure of its collections.
     """
     batch = augmented(state, batch)
     differentiate = jax.grad(loss_fn, has_aux=True)
     if (parts := num_micro_batches(state, batch)) == 1:
         whole: Gradient = differentiate(state.params, state, batch)
+        _check_collections(state, whole[1][1])
         return whole
     warn_of_slow_conv(state.model, state.image_shape)
 
@@ -242,6 +240,7 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
         grads, (metrics, model_state) = differentiate(
             state.params, micro, batch, places=places
         )
+        _check_collections(state, model_state)
         weight = _total_weight(state, batch, metrics)
         sums = jax.tree.map(lambda a, b: a + b * weight, sums, grads)
         return (sums, model_state), (metrics, weight)
