@@ -3,7 +3,7 @@
     flaxmnist train --config examples/vit.py --workdir runs/vit
     flaxmnist train --config examples/vit.py --config.model.depth=6
 
-Test accuracy on MNIST, seed 0, after 6 epochs: 98.13 %.
+Test accuracy on MNIST, seed 0, after 6 epochs: 98.15 %.
 
 The arguments of `ViT` and `decaying_adamw` are options of the configuration.
 """
