@@ -52,7 +52,7 @@ def test_the_accelerator_benchmark_runs_on_cpu(tmp_path, capsys):
 @pytest.mark.slow
 def test_members_train_as_alone(tmp_path, monkeypatch, synthetic, capsys):
     """A member of a program of several learns what a run of its seed learns."""
-    monkeypatch.setattr("flaxmnist.data.load", lambda name: synthetic)
+    monkeypatch.setattr(cross_validation, "load_mnist", lambda: synthetic)
     monkeypatch.setattr(cross_validation, "FOLDS", 5)
     options = {"num_epochs": 1, "optimizer.learning_rate": 1e-4}
     reported = {"name": "reported", "options": {}, "seeds": [0, 3]}

@@ -68,13 +68,6 @@ def check_parts(model: Any, tx: Any, sharding: Any, loss: Any) -> None:
             f"loss={shown(loss)}: expected a function of logits and labels such as "
             "losses.CrossEntropy()"
         )
-    mesh = getattr(sharding, "mesh", None)
-    if mesh is not None and AxisType.Explicit in (mesh.axis_types or ()):
-        raise UserError(
-            f"sharding={shown(sharding)}: its mesh has axes of type Explicit, as "
-            "jax.make_mesh makes them; expected Auto, as flaxmnist.sharding.make_mesh "
-            "or jax.make_mesh(…, axis_types=(AxisType.Auto,) * n) make them"
-        )
     # States of equal parts share one compiled program.
     for name, part in (("model", model), ("loss", loss)):
         try:
@@ -88,4 +81,11 @@ def check_parts(model: Any, tx: Any, sharding: Any, loss: Any) -> None:
         raise UserError(
             f"sharding={shown(sharding)}: expected a jax.sharding.Sharding or a "
             "flaxmnist.sharding.Layout; for a mesh, sharding.replicated(mesh)"
+        )
+    mesh = getattr(sharding, "mesh", None)
+    if mesh is not None and AxisType.Explicit in (mesh.axis_types or ()):
+        raise UserError(
+            f"sharding={shown(sharding)}: its mesh has axes of type Explicit, as "
+            "jax.make_mesh makes them; expected Auto, as flaxmnist.sharding.make_mesh "
+            "or jax.make_mesh(…, axis_types=(AxisType.Auto,) * n) make them"
         )

@@ -82,7 +82,7 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
         if name in _FIGURES or not callable(metric):
             raise UserError(
                 f"metrics={{{name!r}: {shown(metric)}}}: expected a function of logits "
-                f"and labels, and a name other than {', '.join(_FIGURES[:3])}"
+                f"and labels, and a name other than {', '.join(_FIGURES)}"
             )
 
 

@@ -304,5 +304,7 @@ def placement(tree: Any) -> Iterator[str]:
         spec = ", ".join(map(str, getattr(where, "spec", ())))
         if where.is_fully_replicated:
             spec = "replicated"
-        ids = ", ".join(map(str, sorted(device.id for device in where.device_set)))
+        on_mesh = isinstance(where, NamedSharding)
+        devices = where.mesh.devices.flat if on_mesh else where.device_set
+        ids = ", ".join(str(device.id) for device in devices)
         yield f"{name}: {dtype_and_shape(leaf)}, {spec}, on {ids}"

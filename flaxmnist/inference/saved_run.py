@@ -304,13 +304,15 @@ def open_run(
         workdirs.permit_all(workdir)
     population.check_exists(workdir)
     saved = workdirs.saved_config(workdir, alone=not use_mesh)
-    if (trained := config or saved) is None or not workdir.exists():
+    members = population.saved_members(workdir)
+    is_run = saved or members or workdirs.saved_steps(workdir)
+    if (trained := config or saved) is None or not is_run:
         raise UserError(
             f"{workdir} contains no run: config.json is missing; name a run directory"
         )
     if isinstance(overrides, Iterator):  # Each member of a population needs them.
         overrides = tuple(overrides)
-    if (members := population.saved_members(workdir)) is not None:
+    if members is not None:
         options.check("", {"step": step}, {"step": NO_STEP})
         open_member = functools.partial(
             open_run,

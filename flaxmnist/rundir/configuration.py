@@ -60,8 +60,8 @@ def saved_config(workdir: Path, *, alone: bool = False) -> configs.Config | None
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} cannot be read ({error}). Remove it and give --config, or use "
-        "another --workdir"
+        f"{path} cannot be read ({error}). Remove it and give --config to flaxmnist "
+        "train, which writes it again, or use another --workdir"
     )
 
 

@@ -98,7 +98,13 @@ def load_state(path: str | os.PathLike[str], like: _State) -> _State:
 
 def _leaves(argument: str, tree: Any) -> dict[str, Any]:
     """Returns the leaves of an argument by name, or raises UserError."""
-    leaves = dict(named_leaves(tree))
+    named = [*named_leaves(tree)]
+    leaves = dict(named)
+    if len(leaves) < len(named):
+        raise UserError(
+            f"{argument}: two arrays have the same name, such as those of the key "
+            "'a/b', and of the key 'b' in 'a'; rename a key"
+        )
     for name, leaf in leaves.items():
         if not isinstance(leaf, jax.Array):
             where = f"{argument}: {name}" if name else argument

@@ -50,7 +50,8 @@ def train_members(
       UserError: as `train_and_evaluate`; or the directory contains an ordinary run or
         another population, or a swept option changes the shapes of arrays.
       DivergedError: the loss of a member is not finite; the others are trained.
-      StoppedError: Ctrl-C or SIGTERM stopped it, after the present member was saved.
+      StoppedError: Ctrl-C or SIGTERM stopped it, after the present member was saved,
+        unless its loss is not finite.
     """
     console = Console()
     if jax.process_count() > 1:

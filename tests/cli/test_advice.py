@@ -264,7 +264,7 @@ RUN_CASES = [
     (
         damage_config,
         [RUN],
-        r"(/[^:]*) cannot be read .* Remove it and give (--config), or",
+        r"(/[^:]*) cannot be read .* Remove it and give (--config) to",
         remove_file,
         [RUN, "--mode=eval", "{1}=cnn", *SYNTHETIC],
         [RUN, "{1}=cnn", *SYNTHETIC],

@@ -505,6 +505,8 @@ def test_without_a_network_only_auto_falls_back(serve, files):
     assert time.monotonic() - begin < 10
     with pytest.raises(UserError, match="cannot be reached"):
         data.load("mnist", "tfds")
+    with pytest.raises(UserError, match="cannot be reached"):
+        data.load("mnist", "auto", validation_share=0.2)
     with pytest.raises(UserError, match=r"no train-images"):
         data.load("mnist", "auto", str(files.parent))
 

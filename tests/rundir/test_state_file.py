@@ -107,6 +107,9 @@ def test_a_damaged_or_different_file_is_refused(trained, tmp_path):
     ):
         with pytest.raises(UserError, match=f"does not match this state: .*{said}"):
             flaxmnist.load_state(path, other)
+    twice = {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}
+    with pytest.raises(UserError, match="two arrays have the same name"):
+        flaxmnist.save_state(tmp_path / "twice", twice)
     halves = {"a": jnp.ones(4, jnp.bfloat16)}
     flaxmnist.save_state(tmp_path / "halves", halves)
     for dtype in (jnp.float16, jnp.float32):
