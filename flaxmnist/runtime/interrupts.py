@@ -7,11 +7,14 @@ import contextlib
 import functools
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from flaxmnist.errors import StoppedError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The handlers before the outermost of nested blocks.
+_outermost: dict[signal.Signals, Any] = {}
 
 
 class Interrupt:
@@ -36,12 +39,17 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
         if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
     }
 
-    def restore() -> None:
-        for number, handler in before.items():
+    is_outermost = not _outermost
+    if is_outermost:
+        _outermost.update(before)
+
+    def restore(handlers: Mapping[signal.Signals, Any]) -> None:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def receive(number: int, frame: object) -> None:
-        restore()
+        # The next signal ends the process, also in an inner block.
+        restore(_outermost)
         handle(number)
 
     for number in before:
@@ -49,7 +57,9 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        restore()
+        restore(before)
+        if is_outermost:
+            _outermost.clear()
 
 
 @contextlib.contextmanager
