@@ -127,12 +127,11 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="a folder for the pictures")
     args = parser.parse_args()
     state = open_run(args.workdir).state
-    hands, styles, digits, pictures = zip(*drawn(), strict=True)
+    samples = [*drawn()]
+    hands, styles, digits, pictures = zip(*samples, strict=True)
     if args.save:
         args.save.mkdir(parents=True, exist_ok=True)
-        for hand, style, digit, picture in zip(
-            hands, styles, digits, pictures, strict=True
-        ):
+        for hand, style, digit, picture in samples:
             suffix = "jpg" if picture.format == "JPEG" else "png"
             path = args.save / f"{digit} {style}, {hand}.{suffix}"
             picture.save(path, exif=picture.getexif())

@@ -19,6 +19,8 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import PyTreeDef
 
+from flaxmnist.core.sharding import is_key
+
 # Functions of these packages depend on nothing but their arguments and their closures.
 _PURE = frozenset({"optax", "jax", "flaxmnist"})
 _PACKAGES = _PURE | {"builtins", "numpy", "ml_dtypes", "jaxlib", "flax"}
@@ -84,7 +86,7 @@ def value_of(part: object) -> Hashable:
     if isinstance(part, slice):
         return kind, value_of((part.start, part.stop, part.step))
     if isinstance(part, jax.Array) and _is_known(part):
-        if jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
+        if is_key(part):
             return kind, str(part.dtype), value_of(jax.random.key_data(part))
         return kind, part.weak_type, value_of(jax.device_get(part))
     if isinstance(part, types.MethodType):

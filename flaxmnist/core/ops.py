@@ -97,23 +97,21 @@ def conv(
         *(kwargs.get("rhs_dilation") or ()),
     )
     groups = lhs.shape[-1] // rhs.shape[-2]
-    if not has_fast_gradient(rhs.shape[:-2], groups, dilations):
-        out = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
-        return _maxima(out, pool)
-    strides = tuple(window_strides)
-    pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], strides, padding)
-    sizes = zip(lhs.shape[1:3], rhs.shape[:2], pads, strict=True)
-    if any(min(pad) < 0 or side + sum(pad) < length for side, length, pad in sizes):
-        # Images are cropped, or too small for a single output.
-        out = lax.conv_general_dilated(lhs, rhs, window_strides, pads, **kwargs)
-        return _maxima(out, pool)
-    options = tuple(
-        (name, tuple(value) if isinstance(value, list) else value)
-        for name, value in kwargs.items()
-    )
-    lhs, rhs = _vary_alike(lhs, rhs)
-    fast: Array = _fast_conv(lhs, rhs, strides, pads, pool, options)
-    return fast
+    if has_fast_gradient(rhs.shape[:-2], groups, dilations):
+        strides = tuple(window_strides)
+        pads = explicit_padding(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+        sizes = zip(lhs.shape[1:3], rhs.shape[:2], pads, strict=True)
+        # XLA crops images, and returns no pixel of those that are too small.
+        if all(min(pad) >= 0 and side + sum(pad) >= size for side, size, pad in sizes):
+            options = tuple(
+                (name, tuple(value) if isinstance(value, list) else value)
+                for name, value in kwargs.items()
+            )
+            lhs, rhs = _vary_alike(lhs, rhs)
+            fast: Array = _fast_conv(lhs, rhs, strides, pads, pool, options)
+            return fast
+    out = lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
+    return _maxima(out, pool)
 
 
 def _vary_alike(*arrays: Array) -> list[Array]:
@@ -122,7 +120,7 @@ def _vary_alike(*arrays: Array) -> list[Array]:
     `jax.custom_vjp` requires it. The gradient of this cast is a sum over the devices.
     """
     types = [jax.typeof(array) for array in arrays]
-    # JAX before 0.10 has `vma` and `pvary`.
+    # JAX 0.7 has `vma` and `pvary` instead.
     axes = [each.mat.varying if hasattr(each, "mat") else each.vma for each in types]
     wanted = frozenset().union(*axes)
 

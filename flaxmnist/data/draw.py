@@ -25,6 +25,14 @@ class Draw:
     validation_share: float | None = None
     seed: int = 0
 
+    def check_unused(self) -> None:
+        """Raises UserError if a share is given, because a validation split exists."""
+        if self.validation_share is not None:
+            raise UserError(
+                f"data.validation_share={self.validation_share:g}: this data set has a "
+                "validation split of its own. Leave out the option"
+            )
+
     def rows(self, labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns masks of the training examples for each split that is drawn.
 
@@ -38,11 +46,8 @@ class Draw:
         Raises:
           UserError: `validation_share` is given, but a validation split exists.
         """
-        if "validation" in labels and self.validation_share is not None:
-            raise UserError(
-                f"data.validation_share={self.validation_share:g}: this data set has a "
-                "validation split of its own. Leave out the option"
-            )
+        if "validation" in labels:
+            self.check_unused()
         share = VALIDATION_SHARE
         if self.validation_share is not None:
             share = Fraction(self.validation_share).limit_denominator(10**6)

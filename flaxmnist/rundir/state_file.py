@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
-from flaxmnist.core.sharding import named_leaves
+from flaxmnist.core.sharding import is_key, named_leaves
 from flaxmnist.errors import UserError, dtype_and_shape, shown
 from flaxmnist.paths import path_of
 from flaxmnist.runtime import durable, files, processes
@@ -115,17 +115,13 @@ def _leaves(argument: str, tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def _is_key(leaf: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
 def _data(leaf: Any) -> Any:
     """Returns an array, or the numbers of a PRNG key."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def _placed(array: np.ndarray, leaf: Any) -> jax.Array:
-    if _is_key(leaf):
+    if is_key(leaf):
         value = jax.random.wrap_key_data(
             jnp.asarray(array), impl=jax.random.key_impl(leaf)
         )

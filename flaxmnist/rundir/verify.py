@@ -26,7 +26,7 @@ import numpy as np
 from etils import epy
 
 from flaxmnist import options
-from flaxmnist.core.sharding import named_leaves
+from flaxmnist.core.sharding import is_key, named_leaves
 from flaxmnist.errors import UserError, dtype_and_shape
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.manifest import canonical_json, read_record
@@ -66,7 +66,7 @@ _METADATA: Schema = {
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     """Yields the name of each array of a tree, and the array or its shape and dtype."""
     for name, leaf in named_leaves(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if is_key(leaf):
             leaf = (
                 jax.random.key_data(leaf)
                 if isinstance(leaf, jax.Array)
