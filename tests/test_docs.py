@@ -29,8 +29,8 @@ ELSEWHERE = ("README.md", "docs/how-to/trackers.md")
 SHORTER = {
     '"cnn", data="fashion_mnist", num_epochs=1': '"softmax:smoke", num_steps=2',
     '"mlp:smoke", "runs/arrays"': '"softmax:smoke", "runs/arrays"',
-    '"mlp", "runs/p", seeds=range(8)': '"softmax:smoke", "runs/p", seeds=range(2)',
-    '"mlp", "runs/q", seeds=(3, 5)': '"softmax:smoke", "runs/q", seeds=(3,)',
+    '"cnn", "runs/p", seeds=range(8)': '"softmax:smoke", "runs/p", seeds=range(2)',
+    '"mlp", "runs/q", seeds=(3, 5, 9)': '"softmax:smoke", "runs/q", seeds=(3,)',
     "[1e-3, 2e-3, 4e-3]": "[1e-3]",
     '"cnn:fast", "runs/labels"': '"softmax:smoke", "runs/labels", folds=2',
 }

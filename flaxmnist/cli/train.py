@@ -23,7 +23,7 @@ Trains and evaluates an image classifier, or resumes a run.
   %(prog)s --workdir runs/a                  (again: resumes, or says it is finished)
   %(prog)s --config cnn --workdir runs/p --seeds 0:8    (a population of eight runs)
 
---config.NAME=VALUE changes any option, as in --config.model.hidden=(256,128).
+--config.NAME=VALUE changes any option, as in --config.model.hidden=256,128.
 All options are listed at the end.
 """
 

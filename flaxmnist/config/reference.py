@@ -12,8 +12,9 @@ _PAGE = """\
 # Options
 
 `--config.NAME=VALUE` on the command line and `make_config` in a configuration file set
-these options. A run that resumes may change those marked "yes"; all others must keep
-their values.
+these options. A run that resumes may change those marked "yes"; with `--allow_change`,
+also `batch_size`, `grad_accumulation` and the groups optimizer, loss and augment. All
+others must keep their values.
 
 Options that name a part, such as `model.name`, `optimizer.name` and `data.source`, also
 accept your own class or function, as `"package.module:name"` or `"file.py:name"`. Its
@@ -46,7 +47,7 @@ def entries() -> Iterator[Entry]:
     """Yields every option, group by group."""
     for name, by_callable in declarations(listed=True).items():
         group, dot, _ = name.partition(".")
-        *_, one = by_callable.values()
+        one = by_callable.get("") or [*by_callable.values()][-1]
         yield Entry(
             group if dot else "run",
             name,
