@@ -73,7 +73,7 @@ def answer(run: SavedRun, picture: io.BytesIO) -> dict[str, Any]:
             return _number(reading)
         prepared = prepare_ink(reading.ink)
     else:
-        prepared = prepare_for(picture, run.state.image_shape)
+        prepared = prepare_for(picture, run.state.image_shape, names)
     (prediction,) = predict_prepared([prepared], run.state, names, run.calibration)
     values = {"bars": _bars(prediction), "warnings": prediction.warnings}
     if prediction.label is None:

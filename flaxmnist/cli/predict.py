@@ -28,9 +28,12 @@ from flaxmnist.inference.reading import check_reads, read_picture
 from flaxmnist.inference.saved_run import SavedRun, open_run
 from flaxmnist.paths import path_of
 from flaxmnist.pictures.files import FORMATS, HEIC_SUFFIXES, MAX_FILE_BYTES
+from flaxmnist.pictures.prepare import SEVERAL_FOUND
 from flaxmnist.runtime.console import Console
 
 T = TypeVar("T")
+
+_OF_SPLIT = ("config", "devices", "coordinator", "num_processes", "process_id")
 
 _DESCRIPTION = """\
 Predicts the classes of pictures, or of a split of the data.
@@ -120,9 +123,11 @@ def _line(file: str, prediction: Prediction, count: int) -> str:
         (label, probability), *others = prediction.top(count)
         text = f"{file}  {label}  {probability:.1%}"
         text += "".join(f"  {other} {share:.1%}" for other, share in others)
-    return printable(text) + "".join(
-        f"  ({warning})" for warning in prediction.warnings
-    )
+    for warning in prediction.warnings:
+        reads = prediction.class_names == mnist.CLASS_NAMES
+        advice = "; use --read" if reads and warning.endswith(SEVERAL_FOUND) else ""
+        text += f"  ({warning}{advice})"
+    return printable(text)
 
 
 def _record(file: str, prediction: Prediction, count: int) -> dict[str, Any]:
@@ -199,7 +204,9 @@ def _predict_pictures(args: argparse.Namespace, saved: SavedRun) -> list[str]:
     state, class_names = saved.state, saved.manifest.dataset.class_names
     console = Console()
     failed: list[str] = []
-    prepare = functools.partial(prepare_for, image_shape=state.image_shape)
+    prepare = functools.partial(
+        prepare_for, image_shape=state.image_shape, class_names=class_names
+    )
     ready = enumerate(_opened(_expand(args.files), prepare, failed))
     while chunk := list(itertools.islice(ready, CHUNK)):
         pictures = [picture for _, (_, picture) in chunk]
@@ -211,7 +218,8 @@ def _predict_pictures(args: argparse.Namespace, saved: SavedRun) -> list[str]:
                 image = Image.fromarray(picture.image)
                 _save(args.save_preprocessed, index, file, image)
             if args.json:
-                console.line(json.dumps(_record(file, prediction, args.top)))
+                record = _record(file, prediction, args.top)
+                console.line(json.dumps(record), wrap=False)
             else:
                 console.line(_line(file, prediction, args.top))
     return failed
@@ -230,7 +238,7 @@ def _read_pictures(args: argparse.Namespace, saved: SavedRun) -> list[str]:
         if args.save_preprocessed is not None and reading.ink is not None:
             _save(args.save_preprocessed, index, file, reading.annotated())
         if args.json:
-            console.line(json.dumps(numbers.record(file, reading)))
+            console.line(json.dumps(numbers.record(file, reading)), wrap=False)
         else:
             for line in numbers.lines(file, reading):
                 console.line(line)
@@ -250,9 +258,11 @@ def run(argv: Sequence[str]) -> int:
             f"found {found} of PICTURE and --split; expected one of them, such as "
             "--split=test"
         )
-    if args.files and (args.config or overrides):
-        flag = "config" if args.config else f"config.{overrides[0][0]}"
-        raise UserError(f"--{flag} has no effect on pictures")
+    if args.files:
+        given = [flag for flag in _OF_SPLIT if getattr(args, flag) is not None]
+        given += [f"config.{name}" for name, _ in overrides]
+        if given:
+            raise UserError(f"--{given[0]} has no effect on pictures")
     if args.split is not None:
         for flag in ("read", "json", "top", "save_preprocessed"):
             if getattr(args, flag):

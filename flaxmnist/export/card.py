@@ -147,7 +147,11 @@ class Card:
         chosen = "the best on validation" if self.is_best else "chosen by its number"
         maker = "`flaxmnist predict` makes such images from any picture"
         if self.format == "web":
-            maker = "The page makes such images from drawings and even pictures"
+            maker = "The page makes such images from pictures"
+            if data.image_shape == mnist.IMAGE_SHAPE:
+                maker = (
+                    "The page makes such images from drawings and evenly lit pictures"
+                )
         listed = "\n".join(f"- `{name}`: {FILES[name]}" for name in sorted(files))
         return f"""\
 {self._front_matter()}# {self.model}, trained on {trained_on}
@@ -236,10 +240,14 @@ Checked against the checkpoint on {self.checked}: the largest difference of a lo
     def _images(self) -> str:
         height, width, channels = self.dataset.image_shape
         if self.dataset.image_shape == mnist.IMAGE_SHAPE:
-            return f"""\
-Images of {height}×{width} pixels, one channel, white on black: the drawing scaled into
+            drawn = """the drawing scaled into
 20×20 keeping its proportions, anti-aliased, and placed with its centre of mass in the
 middle, as in MNIST."""
+            if self.dataset.class_names == mnist.CLASS_NAMES:
+                return f"Images of 28×28 pixels, one channel, white on black: {drawn}"
+            return f"""\
+Images of 28×28 pixels, one channel. A picture of another size becomes white on black:
+{drawn}"""
         return f"""\
 Images of {height}×{width} pixels (height × width), {_CHANNELS[channels - 1]}. A picture
 of another size is scaled to cover the image, keeping its proportions, and cropped to

@@ -30,5 +30,5 @@ def write(state: TrainState, folder: Path, card: Card) -> Logits:
         jax.config.update(_FILE_NAMES, before)
     path = folder / "model.stablehlo"
     path.write_bytes(exported.serialize())
-    again = jax.export.deserialize(bytearray(path.read_bytes()))
-    return lambda images: np.asarray(jax.jit(again.call)(images)["logits"])
+    again = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
+    return lambda images: np.asarray(again(images)["logits"])

@@ -29,6 +29,8 @@ function mapped({ data, height, width }, value) {
   return result;
 }
 
+// Not Math.max(...values): some browsers limit the number of arguments.
+const largest = (values) => values.reduce((one, other) => Math.max(one, other), -Infinity);
 const over = (ink, threshold) => mapped(ink, (each) => (each > threshold ? 1 : 0));
 
 // Whether a square around each pixel contains a pixel of the mask.
@@ -172,7 +174,7 @@ function clean(ink) {
   const { height, width } = ink;
   const { parts } = components(over(ink, 0.3));
   const sizes = parts.map((part) => part.pixels.reduce((sum, at) => sum + ink.data[at], 0));
-  const least = 0.03 * Math.max(...sizes);
+  const least = 0.03 * largest(sizes);
   const kept = parts.filter((_, index) => sizes[index] >= least), result = image(height, width);
   for (const part of kept) for (const at of part.pixels) {
     const column = at % width, row = (at - column) / width;
@@ -180,7 +182,7 @@ function clean(ink) {
       if (row + i >= 0 && row + i < height && column + j >= 0 && column + j < width)
         result.data[at + i * width + j] = ink.data[at + i * width + j];
   }
-  const tallest = Math.max(...kept.map((part) => part.tall));
+  const tallest = largest(kept.map((part) => part.tall));
   let digits = 0, right = -1;
   for (const part of kept.filter((each) => each.tall > 0.6 * tallest).sort((one, other) => one.left - other.left)) {
     digits += part.left >= right;

@@ -1,6 +1,7 @@
 """Writes an export into a directory of its own, after a check."""
 
 import contextlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from flaxmnist.runtime import durable, files
 
 _FORMER = "former"
 _CARD, _LABELS = "README.md", "labels.txt"
+_PIXELS = 200 * 28 * 28
 FORMATS = {
     "stablehlo": stablehlo.write,
     "onnx": onnx.write,
@@ -47,7 +49,10 @@ def write_export(
         not kept.
     """
     images = images.reshape(-1, *state.image_shape)
-    wanted = np.asarray(predict_step(state, images)["logits"])
+    # No more pixels at once than in an evaluation.
+    count = max(1, _PIXELS // math.prod(state.image_shape[:2]))
+    parts = [images[at : at + count] for at in range(0, len(images), count)]
+    wanted = np.concatenate([predict_step(state, part)["logits"] for part in parts])
     # A line per class, in the order of the logits.
     labels = "\n".join(map(printable, card.dataset.class_names)) + "\n"
     try:
@@ -55,7 +60,8 @@ def write_export(
         with files.partial_folder(folder.parent, _put_back) as partial:
             made = partial / card.format
             made.mkdir()
-            found = FORMATS[card.format](state, made, card)(images)
+            predict = FORMATS[card.format](state, made, card)
+            found = np.concatenate([predict(part) for part in parts])
             difference = check_parity(found, wanted)
             (made / _LABELS).write_text(labels, encoding="utf-8")
             text = card.render(difference, [path.name for path in made.iterdir()])

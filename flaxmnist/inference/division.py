@@ -7,7 +7,6 @@ Recognition", section VII).
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -87,8 +86,8 @@ def divide(
     found = predict_prepared(images, state, mnist.CLASS_NAMES, calibration)
     predictions = dict(zip(digits, found, strict=True))
     margins = {part: _margin(one) for part, one in predictions.items()}
-    # Networks differ in the scale of their logits.
-    typical = np.percentile(list(margins.values()), 80) if margins else 1.0
+    # Networks differ in the scale of their logits. Those of zeros have no margins.
+    typical = (np.percentile(list(margins.values()), 80) if margins else 0) or 1.0
     scores = {part: _MARGIN * min(m / typical, 1.3) for part, m in margins.items()}
     for parts in options:
         for part in _best_path(parts, scores):
@@ -124,6 +123,7 @@ def _best_path(parts: Sequence[Part], scores: Mapping[Part, float]) -> list[Part
         if part.first in best:
             score, path = best[part.first]
             score += part.penalty + scores.get(part, 0.0)
-            if score > best.get(part.last, (-math.inf, []))[0]:
+            # Some path must be the best, even if no score is a number.
+            if part.last not in best or score > best[part.last][0]:
                 best[part.last] = score, [*path, part]
     return best[max(part.last for part in parts)][1]

@@ -26,8 +26,19 @@ if TYPE_CHECKING:
 
 def _generated(image_shape: tuple[int, ...]) -> np.ndarray:
     """Returns noise, with fewer bright pixels than dark ones, as images."""
-    noise = np.random.default_rng(0).random((CHECKED, *image_shape))
+    noise = np.random.default_rng(0).random((CHECKED, *image_shape), np.float32)
     return (255 * noise**4).astype(np.uint8)
+
+
+def _cpu() -> jax.Device | None:
+    """Returns the CPU, which computes in float32; None if JAX may not use it.
+
+    Accelerators round the factors of products, to TensorFloat-32 or bfloat16.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def export_run(
@@ -74,8 +85,8 @@ def export_run(
         checked=f"{len(images):,} {checked_on} images",
         calibration=run.calibration,
     )
-    # Off the mesh, which a program would otherwise demand, and in float32.
-    state = jax.device_put(jax.device_get(run.state), jax.devices()[0])
+    # Off the mesh, which a program would otherwise demand.
+    state = jax.device_get(run.state)
     model = models.build(
         image_shape=state.image_shape,
         num_classes=state.num_classes,
@@ -84,7 +95,8 @@ def export_run(
     if run.members:
         model = Ensemble(model, len(run.members))
     state = dataclasses.replace(state, model=model, layout=None)
-    difference = write_export(state, folder, images, card)
+    with jax.default_device(_cpu()):
+        difference = write_export(state, folder, images, card)
     console = Console()
     console.line(
         f"{format}: largest difference to the checkpoint {difference:.1e}, over "

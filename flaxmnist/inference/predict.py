@@ -19,7 +19,7 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.errors import UserError
 from flaxmnist.inference.fit import fit
-from flaxmnist.pictures.files import Picture
+from flaxmnist.pictures.files import Picture, as_pixels, rereadable
 from flaxmnist.pictures.prepare import Prepared, prepare
 from flaxmnist.training import programs
 from flaxmnist.training.evaluate import OUTPUTS
@@ -28,7 +28,7 @@ from flaxmnist.training.evaluate import OUTPUTS
 CHUNK = 64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
     """The prediction of a picture.
 
@@ -163,27 +163,38 @@ def predict_pictures(
 ) -> list[Prediction]:
     """Returns the predictions of a state; see :func:`predict_images`."""
     shape = state.image_shape
-    prepared = [prepare_for(each, shape) for each in _several(pictures, shape)]
+    prepared = [
+        prepare_for(each, shape, class_names) for each in _several(pictures, shape)
+    ]
     return predict_prepared(prepared, state, class_names, calibration)
 
 
-def prepare_for(picture: Picture, image_shape: ImageShape) -> Prepared:
+def prepare_for(
+    picture: Picture, image_shape: ImageShape, class_names: tuple[str, ...]
+) -> Prepared:
     """Returns a picture as an image for a model.
 
     A model of MNIST's image shape receives a drawing in the form of MNIST's images; see
     :func:`flaxmnist.pictures.prepare.prepare`. Any other model receives the whole
-    picture, scaled and cropped; see :func:`flaxmnist.inference.fit.fit`.
+    picture, scaled and cropped; see :func:`flaxmnist.inference.fit.fit`. So does a
+    model of other classes than digits if the picture has MNIST's size: it may be an
+    image of the data, such as Fashion-MNIST, whose images are no drawings.
 
     Args:
       picture: as `prepare` takes it.
       image_shape: of the model: height, width and channels.
+      class_names: of the model.
 
     Raises:
       UserError: `picture` is not a picture.
     """
-    if image_shape == mnist.IMAGE_SHAPE:
-        return prepare(picture)
-    return fit(picture, image_shape)
+    if image_shape != mnist.IMAGE_SHAPE:
+        return fit(picture, image_shape)
+    if class_names != mnist.CLASS_NAMES:
+        picture = rereadable(picture)
+        if as_pixels(picture).shape[:2] == image_shape[:2]:
+            return fit(picture, image_shape)
+    return prepare(picture)
 
 
 def _several(pictures: Any, image_shape: ImageShape) -> Iterable[Picture]:

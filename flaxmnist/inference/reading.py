@@ -23,7 +23,7 @@ from flaxmnist.pictures.prepare import NOTHING_FOUND
 _WIDE = 1.25
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Digit:
     """A digit of a number.
 
@@ -52,7 +52,7 @@ class Digit:
         return wide + divided + self.prediction.warnings
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Reading:
     """The digits in a picture.
 

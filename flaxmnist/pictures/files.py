@@ -125,7 +125,8 @@ def _read(
     of_file = functools.partial(_open_file, read=of_image, draft=draft)
     if isinstance(picture, Image.Image):
         return _named("the image", of_image, picture)
-    if hasattr(picture, "__array__"):
+    # NumPy's texts and bytes are arrays, too.
+    if hasattr(picture, "__array__") and not isinstance(picture, str | bytes):
         return of_array(np.asarray(picture))
     if isinstance(picture, bytes | bytearray | memoryview):
         return _named("the encoded picture", of_file, io.BytesIO(picture))

@@ -20,9 +20,10 @@ from flaxmnist.pictures.rules import connected
 # The steps of `prepare`, in this order.
 STEPS = ("light", "invert", "clean", "crop", "thicken", "center")
 NOTHING_FOUND = "no digit found"
+SEVERAL_FOUND = "digits, taken for one"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
     """A picture that is ready for the model.
 
@@ -67,9 +68,7 @@ def prepare_ink(ink: Ink | None, steps: Collection[str] = STEPS) -> Prepared:
     if "clean" in steps:
         strength, digits = _clean(strength)
         if digits > 1:
-            warnings.append(
-                f"{digits} digits, taken for one; use --read or read_digits"
-            )
+            warnings.append(f"{digits} {SEVERAL_FOUND}")
     return Prepared(normalize(strength, steps), tuple(warnings))
 
 

@@ -107,10 +107,15 @@ class Console:
         self._live = self._prints and (terminal or widgets)
         self._bars: Progress | None = None
 
-    def line(self, text: str = "") -> None:
-        """Prints a line, above the progress bars if there are any."""
+    def line(self, text: str = "", wrap: bool = True) -> None:
+        """Prints a line, above the progress bars if there are any.
+
+        Args:
+          text: is wrapped at the width of a terminal,
+          wrap: unless this is False, for text that programs read.
+        """
         text = printable(text, keep="\n")
-        if self._rich.is_terminal:
+        if wrap and self._rich.is_terminal:
             text = _wrapped(text, self._rich.width)
         with output_errors():
             if self._live and self._rich.is_terminal:

@@ -322,6 +322,24 @@ def test_the_card_of_a_moved_run_says_what_is_not_known(workdir, capsys):
     assert "over 1,000 generated images" in capsys.readouterr().out
 
 
+def test_images_are_compared_in_parts_on_the_cpu(workdir, monkeypatch):
+    sizes = []
+
+    def write_nothing(state, folder, card):
+        def predict(images):
+            sizes.append(len(images))
+            # Other devices round the factors of products.
+            assert jax.config.jax_default_device.platform == "cpu"
+            return np.asarray(predict_step(state, images)["logits"])
+
+        return predict
+
+    monkeypatch.setitem(write.FORMATS, "numpy", write_nothing)
+    monkeypatch.setattr(write, "_PIXELS", 300 * 28 * 28)
+    open_run(workdir).export("numpy")
+    assert sizes == [300, 200]
+
+
 def test_what_differs_is_not_kept(workdir, monkeypatch, capsys):
     assert export.main([f"--workdir={workdir}", "--format=numpy"]) == 0
     folder = workdir / "export" / "numpy"

@@ -140,7 +140,7 @@ def test_an_empty_picture_is_warned_of(picture, warning):
 
 def test_several_digits_are_warned_of_and_a_broken_one_is_not(ink):
     (warning,) = prepare(np.hstack([ink, ink])).warnings
-    assert warning == "2 digits, taken for one; use --read or read_digits"
+    assert warning == "2 digits, taken for one"
     broken = ink.copy()
     broken[130:136] = 0
     assert prepare(broken).warnings == ()
@@ -232,6 +232,8 @@ def test_predict_images_takes_a_single_picture_and_an_array_of_several(
         for pictures, count in (
             (path, 1),
             (str(path), 1),
+            (np.str_(path), 1),
+            ([np.bytes_(path.read_bytes())], 1),
             (path.read_bytes(), 1),
             (file, 1),
             (Image.open(path), 1),
@@ -247,6 +249,7 @@ def test_predict_images_takes_a_single_picture_and_an_array_of_several(
                 np.testing.assert_array_equal(
                     prediction.prepared.image, expected.prepared.image
                 )
+                assert prediction not in {expected}
     for wrong, said in (
         (np.zeros((5, 784)), r"use array.reshape\(-1, 28, 28\);"),
         (None, "None is a NoneType"),
@@ -255,6 +258,30 @@ def test_predict_images_takes_a_single_picture_and_an_array_of_several(
             flaxmnist.predict_images(wrong, state)
     with pytest.raises(UserError, match=r"^run is a dict; expected a TrainState"):
         flaxmnist.predict_images(several, state.params)
+
+
+def test_images_of_the_data_are_predicted_as_they_are_unless_they_are_digits(
+    finished_run, synthetic
+):
+    """Clothes of Fashion-MNIST fill their images; digits come from anywhere."""
+    state = flaxmnist.open_run(finished_run[0]).state
+    images, small = synthetic.test.images[:3], np.zeros((28, 28), np.uint8)
+    images = np.maximum(images, 40)
+    for given in (
+        images,
+        [saved(Image.fromarray(each), format="PNG") for each in images],
+    ):
+        found = flaxmnist.predict_images(given, state, "abcdefghij")
+        np.testing.assert_array_equal(
+            [prediction.prepared.image for prediction in found], images
+        )
+    for picture, names in (
+        (images[0], ()),
+        (draw(5, "first hand", "plain"), "abcdefghij"),
+    ):
+        (found,) = flaxmnist.predict_images([picture], state, names)
+        assert found.prepared.image.shape == small.shape
+        assert found.prepared.image.min() == 0
 
 
 def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeypatch):
@@ -291,6 +318,10 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
 
     assert predict.main([f"--workdir={workdir}", "1.png"]) == 0
     assert capsys.readouterr().out.startswith("1.png  ")
+    one, two = (np.asarray(Image.open(f"{digit}.png")) for digit in (1, 2))
+    Image.fromarray(np.hstack([one, two])).save("12.png")
+    assert predict.main([f"--workdir={workdir}", "12.png"]) == 0
+    assert "(2 digits, taken for one; use --read)" in capsys.readouterr().out
 
     long = "7" * 250
     os.rename("1.png", f"{long}.png")
@@ -312,6 +343,12 @@ def test_the_command_line_predicts_files(finished_run, tmp_path, capsys, monkeyp
         (["--workdir=x", "--split=test", "--json"], "--json has no effect on --split"),
         (["--workdir=x", "--split=test", "--top=2"], "--top has no effect on --split"),
         (["--workdir=x", "--read", "--top=3", "a.png"], "no effect on --read"),
+        (["--workdir=x", "--devices=0", "a.png"], "--devices has no effect on pict"),
+        (["--workdir=x", "--process_id=1", "a.png"], "--process_id has no effect on"),
+        (
+            ["--workdir=x", "--config.data.dir=x", "a.png"],
+            "--config.data.dir has no effect on pictures",
+        ),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told(flags, message, capsys):

@@ -1,7 +1,9 @@
 """Numbers of several digits are read from pictures."""
 
+import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -49,6 +51,11 @@ def test_a_run_reads_numbers_with_a_box_per_digit(finished_run, picture):
     assert (empty.text, empty.warnings) == ("", ("no digit found",))
     with pytest.raises(ValueError, match="nothing was found"):
         empty.annotated()
+    # Equal logits, and such that are not numbers.
+    for factor in (0, np.nan):
+        params = jax.tree.map(functools.partial(np.multiply, factor), run.state.params)
+        same = run.state.replace(params=params, ema=None)
+        assert flaxmnist.read_digits(picture, same).text
     with pytest.raises(UserError, match=r"28 × 28 × 1 as a, b, c, …; numbers are read"):
         flaxmnist.read_digits(picture, run.state, "abcdefghij")
 

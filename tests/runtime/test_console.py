@@ -37,6 +37,8 @@ def test_lines_break_between_words(terminal):
     assert len(first) <= 80
     assert first.endswith(("one", "two", "three"))
     assert rest[-4:] == [path, "  is kept", "", "  row   1"]
+    console.line(json := "{" + "1, " * 100 + "}", wrap=False)
+    assert shown.getvalue().splitlines()[-1] == json
 
 
 def progress(console):
