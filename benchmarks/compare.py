@@ -1,10 +1,11 @@
 """flaxmnist beside its peers on the CPU: one command, one table, one picture.
 
-pip install -e '.[benchmarks]' && python -m benchmarks.compare --output docs/benchmark
+pip install -e '.[benchmarks]' && python -m benchmarks.compare --output benchmark
 
 Every figure comes from a process of its own, and the libraries take turns, round after
 round, so that a machine that drifts drifts for all. Peers that are not installed are
 left out. Writes OUTPUT.json and OUTPUT.png; what `--only` leaves out stays as it was.
+A file of other hardware or versions is not overwritten.
 """
 
 import argparse
@@ -283,9 +284,13 @@ def main():
     path = args.output.with_suffix(".json")
     measured = {"hardware and versions": machine() | {"threads": args.threads}}
     print(measured["hardware and versions"])
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if before.get("hardware and versions") == measured["hardware and versions"]:
-        measured = before  # Parts may be measured one by one.
+    if path.exists():  # Parts may be measured one by one.
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["hardware and versions"] != measured["hardware and versions"]:
+            parser.error(
+                f"{path} is of other hardware or versions; use another --output"
+            )
+        measured = before
     dates = measured.setdefault("dates", {})
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data.npz")
