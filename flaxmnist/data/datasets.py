@@ -18,6 +18,7 @@ from flaxmnist.data.request import Request, build
 from flaxmnist.data.splits import Dataset, divide
 from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.extensions import ExtensionPoint
+from flaxmnist.signatures import parameters
 
 NAMES = (*download.FAMILY, *(f"emnist/{split}" for split in emnist.SPLITS), "qmnist")
 _TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -268,7 +269,10 @@ def load(
     spec: str = checked.pop("source")
     for key in given.keys() - (known := POINT.options(spec)).keys():
         raise UserError(f"unknown option 'data.{key}'{did_you_mean(key, known)}")
+    draw = Draw(checked["validation_share"], checked["split_seed"])
     if spec not in SOURCES:
+        if "validation_share" not in parameters(POINT.callable(spec)):
+            draw.check_unused()
         dataset = POINT.build(spec, given, **checked)
         if not isinstance(dataset, Dataset):
             raise UserError(
@@ -276,5 +280,4 @@ def load(
                 "Dataset, such as Dataset.from_arrays(…)"
             )
         return dataclasses.replace(dataset, source=spec)
-    draw = Draw(checked["validation_share"], checked["split_seed"])
     return SOURCES[spec](Request(checked["name"], checked["dir"], draw))

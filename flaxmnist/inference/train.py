@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from flaxmnist import config as configs
 from flaxmnist.data import SOURCES, Dataset
 from flaxmnist.data.datasets import NAMES
+from flaxmnist.data.draw import Draw
 from flaxmnist.errors import UserError, did_you_mean, shown
 from flaxmnist.inference.label_errors import search
 from flaxmnist.inference.saved_run import SavedRun, open_run
@@ -52,7 +53,8 @@ def train(
       the run at its best checkpoint on validation.
 
     Raises:
-      UserError: as `train_and_evaluate`, or an option is unknown or ambiguous.
+      UserError: as `train_and_evaluate`; or an option is unknown or ambiguous, or
+        `data.validation_share` is given together with arrays or a `Dataset`.
       StoppedError: as `train_and_evaluate`.
       HookError: as `train_and_evaluate`.
     """
@@ -158,6 +160,8 @@ def _prepare(
     config = configs.resolve(config)
     dataset, place = _data(data)
     config = configs.override(config, place | _full_names(config, options))
+    if dataset is not None:
+        Draw(config.data.validation_share).check_unused()
     return config, dataset, spec or config.model.name.rpartition(":")[2]
 
 

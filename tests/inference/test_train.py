@@ -98,6 +98,10 @@ MISTAKES = [
     ({"data": 3}, r"data=3: expected a Dataset"),
     ({"data": "nowhere"}, r"data.dir='.*nowhere' does not exist"),
     ({"data": "fashion_mnst"}, r"does not exist; did you mean 'fashion_mnist'"),
+    (
+        {"data": (make(4), make(4)), "validation_share": 0.2},
+        r"validation_share=0\.2: this data set has a validation split of its own",
+    ),
     ({"hooks": 3}, "hooks=3: expected a list of functions"),
 ]
 
