@@ -2,7 +2,8 @@
 
 python -m flaxmnist.main --config configs/cifar10.py --config.data.dir=DIR
 
-DIR contains train/<class>/*.png (or JPEG) and test/<class>/*.png. Seed 0 reaches
+DIR contains train/<class>/*.png (or JPEG) and test/<class>/*.png, or the files that the
+authors publish. Without data.dir, TensorFlow Datasets prepares the data. Seed 0 reaches
 85.24 % on test; see docs/results.md.
 """
 
@@ -41,5 +42,6 @@ def get_config(arg=None):
         },
         "loss": {"label_smoothing": 0.1},
         "augment": {"flip": True, "crop": 2},
+        "data": {"name": "cifar10"},
     }
     return make_config(**(recipe | variant(arg, VARIANTS)))

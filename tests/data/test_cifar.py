@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from flaxmnist import config as configs
 from flaxmnist import data
 from flaxmnist.errors import UserError
 
@@ -39,6 +40,17 @@ def test_binary_files_and_pickles_hold_the_same_images(tmp_path):
     planes = PIXELS["test_batch"].reshape(-1, 3, 32, 32)
     np.testing.assert_array_equal(binary.test.images, np.moveaxis(planes, 1, -1))
     np.testing.assert_array_equal(binary.test.labels, LABELS)
+
+
+def test_the_configuration_names_its_data(tmp_path, mnist_dir, monkeypatch):
+    options = configs.as_dict(configs.resolve(configs.load("cifar10")).data)
+    del options["placement"]
+    write_binary(tmp_path / "files")
+    dataset = data.load(**options | {"dir": tmp_path / "files"})
+    assert (dataset.name, dataset.source) == ("cifar10", "cifar")
+    monkeypatch.setenv("FLAXMNIST_DATA_DIR", str(mnist_dir))
+    with pytest.raises(UserError, match="belongs to mnist, not to cifar10"):
+        data.load(**options)
 
 
 def test_the_pickles_of_other_pythons_are_read(tmp_path):
