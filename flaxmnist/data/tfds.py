@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,48 @@ def prepared(name: str, directory: str | None) -> Path | None:
       name: name of the data set in TFDS.
       directory: data directory of TFDS; TFDS_DATA_DIR or its default if None.
     """
+    found = _found(name, directory).get("array_record")
+    return max(found)[1] if found else None
+
+
+def _base(directory: str | None) -> Path:
+    """Returns a data directory of TFDS."""
     base = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    folders = []
-    for info in Path(os.path.expanduser(base), name).glob("*/dataset_info.json"):
+    return Path(os.path.expanduser(base))
+
+
+def _found(
+    name: str, directory: str | None
+) -> dict[str, list[tuple[tuple[int, ...], Path]]]:
+    """Returns the prepared versions and their folders, by the format of the files."""
+    found: dict[str, list[tuple[tuple[int, ...], Path]]] = {}
+    for info in (_base(directory) / name).glob("*/dataset_info.json"):
         try:
             description = parse_json(read_bytes(info, _MAX_JSON))
             version = tuple(int(part) for part in info.parent.name.split("."))
-            if description["fileFormat"] == "array_record":
-                folders.append((version, info.parent))
+            found.setdefault(description["fileFormat"], []).append(
+                (version, info.parent)
+            )
         except _INVALID:
             continue
-    return max(folders)[1] if folders else None
+    return found
 
 
 def prepare(name: str, directory: str | None) -> Path:
     """Downloads and prepares a data set with TFDS, which requires TensorFlow.
 
     Raises:
-      UserError: the data set is unknown or is not for image classification,
-        TensorFlow is not installed, or the network cannot be reached.
+      UserError: the data set is unknown, is not for image classification, or is
+        prepared in another format; TensorFlow is not installed, or the network cannot
+        be reached; or TFDS fails.
     """
+    if found := _found(name, directory):
+        file_format, versions = found.popitem()
+        raise UserError(
+            f"data.name={shown(name)} is prepared as {shown(file_format)} in "
+            f"{shown(str(max(versions)[1]))}; expected array_record. To prepare it "
+            "again, set data.source=tfds and data.dir to another directory"
+        )
     try:
         import tensorflow_datasets as tfds
 
@@ -65,8 +88,10 @@ def prepare(name: str, directory: str | None) -> Path:
         )
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"data.name={shown(name)} is not prepared, and preparing it requires "
-            "TensorFlow: pip install 'flaxmnist[tfds]'"
+            f"data.name={shown(name)} is not prepared in "
+            f"{shown(str(_base(directory)))}, and preparing it requires TensorFlow: "
+            "pip install 'flaxmnist[tfds]', or set data.dir to its files in another "
+            "form"
         )
     # Without a network TFDS would retry for minutes.
     if not reachable(registered("mnist")[0].url):
@@ -74,9 +99,19 @@ def prepare(name: str, directory: str | None) -> Path:
             f"data.name={shown(name)} is not prepared, and the network cannot be "
             "reached. Connect to a network"
         )
-    builder = tfds.builder(name, data_dir=directory, file_format="array_record")
-    _check_features(builder.info.features, name)
-    builder.download_and_prepare()
+    try:
+        builder = tfds.builder(name, data_dir=directory, file_format="array_record")
+        _check_features(builder.info.features, name)
+        builder.download_and_prepare()
+    except UserError:
+        raise
+    # Each data set is code of its own, which raises any kind of error.
+    except Exception as error:
+        reason = textwrap.shorten(str(error), 400) or type(error).__name__
+        raise UserError(
+            f"data.name={shown(name)} cannot be prepared by TensorFlow Datasets "
+            f"({reason})"
+        ) from error
     return Path(builder.data_dir)
 
 

@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 import tracemalloc
+import types
 import zlib
+from unittest import mock
 
 import jax
 import numpy as np
@@ -542,6 +544,35 @@ def test_sets_outside_the_family_say_what_they_need(monkeypatch):
         data.load("emnist", "tfds")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("BuilderConfig foo not found.\n['a']"), r"not found. \['a'\]\)"),
+        (AssertionError("Manual directory x is empty"), "Manual directory x is empty"),
+        (ConnectionError(), r"\(ConnectionError\)"),
+        (UserError("data.name='x' has images of"), "^data.name='x' has images of"),
+    ],
+)
+@pytest.mark.parametrize("method", ["builder", "download_and_prepare"])
+def test_a_set_that_cannot_be_prepared_is_an_error_of_the_user(
+    monkeypatch, method, error, said
+):
+    image = types.SimpleNamespace(shape=(8, 8, 1))
+    features = {"image": image, "label": types.SimpleNamespace(num_classes=2)}
+    stub = mock.MagicMock()
+    stub.list_builders.return_value = ["runes"]
+    stub.builder.return_value.info.features = features
+    stub.builder.return_value.download_and_prepare.side_effect = error
+    if method == "builder":
+        stub.builder.side_effect = error
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", stub)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(tfds, "registered", lambda name: [stub])
+    monkeypatch.setattr(tfds, "reachable", lambda url: True)
+    with pytest.raises(UserError, match=said):
+        data.load("runes/foo", "tfds")
+
+
 def test_prepared_sets_are_found_by_format_and_version(tmp_path):
     for version, file_format in (
         ("3.0.1", "array_record"),
@@ -554,6 +585,13 @@ def test_prepared_sets_are_found_by_format_and_version(tmp_path):
         (folder / "dataset_info.json").write_text(json.dumps(info))
     assert tfds.prepared("mnist", str(tmp_path)) == tmp_path / "mnist" / "10.0.0"
     assert tfds.prepared("kmnist", str(tmp_path)) is None
+    (tmp_path / "mnist").rename(tmp_path / "runes")
+    shutil.rmtree(tmp_path / "runes" / "3.0.1")
+    shutil.rmtree(tmp_path / "runes" / "10.0.0")
+    said = "as 'tfrecord' in .*runes/11.0.0'; expected array_record. To prepare it"
+    for source in ("tfds", "auto"):
+        with pytest.raises(UserError, match=said):
+            data.load("runes", source, tmp_path)
 
 
 def test_a_prepared_set_is_read_without_tensorflow_and_cached(tmp_path, monkeypatch):
