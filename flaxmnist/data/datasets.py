@@ -53,7 +53,8 @@ def load_idx(request: Request) -> Dataset:
     torchvision, such as ``MNIST/raw`` (``raw`` if the directory is ``MNIST``).
     """
     name = request.name
-    if name not in NAMES and (hint := did_you_mean(name, NAMES)).startswith(";"):
+    is_known = emnist.full_name(name) in NAMES
+    if not is_known and (hint := did_you_mean(name, NAMES)).startswith(";"):
         raise UserError(f"data.name={shown(name)} is not available as IDX files{hint}")
     option, folder = request.existing("idx")
     if not folder.is_dir():

@@ -68,6 +68,16 @@ def split_of(name: str) -> str | None:
     return split or "byclass"
 
 
+def full_name(name: str) -> str:
+    """Returns the name of a data set; of EMNIST, with the name of the split.
+
+    Raises:
+      UserError: the split is unknown.
+    """
+    split = split_of(name)
+    return f"emnist/{split}" if split else name
+
+
 def upright(raw: Raw, split: str) -> Raw:
     """Returns EMNIST's images upright, with labels from 0 and the names of the classes.
 
@@ -112,7 +122,7 @@ def find(folder: Path, name: str) -> list[Path] | None:
 
     They may be in ``raw``, as in torchvision, or, of EMNIST, in ``gzip``, as published.
     """
-    prefix = name.replace("/", "-") + "-"
+    prefix = full_name(name).replace("/", "-") + "-"
     inside = "QMNIST" if name == "qmnist" else "EMNIST"
     for below in ("", "raw", "gzip", f"{inside}/raw", inside.lower()):
         if idx.exist(folder / below, prefix):

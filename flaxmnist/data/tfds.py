@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flaxmnist.data import emnist
 from flaxmnist.data.download import reachable, registered
 from flaxmnist.data.encoded import Example, decoders
 from flaxmnist.data.raw import Raw
@@ -42,7 +43,8 @@ def _found(
 ) -> dict[str, list[tuple[tuple[int, ...], Path]]]:
     """Returns the prepared versions and their folders, by the format of the files."""
     found: dict[str, list[tuple[tuple[int, ...], Path]]] = {}
-    for info in (_base(directory) / name).glob("*/dataset_info.json"):
+    folder = _base(directory) / emnist.full_name(name)
+    for info in folder.glob("*/dataset_info.json"):
         try:
             description = parse_json(read_bytes(info, _MAX_JSON))
             version = tuple(int(part) for part in info.parent.name.split("."))

@@ -6,10 +6,11 @@ import struct
 
 import numpy as np
 import pytest
-from helpers import NAMES, save_idx
+from helpers import NAMES, save_idx, write_prepared
 
 from flaxmnist import data
 from flaxmnist.data import emnist
+from flaxmnist.data.datasets import locate
 from flaxmnist.errors import UserError
 
 CODES = {"u1": 8, "i1": 9, ">i2": 11, ">i4": 12, ">f4": 13, ">f8": 14}
@@ -76,8 +77,9 @@ def test_emnist_is_upright_and_names_its_classes(tmp_path, split, inside):
         save(stem.with_name(f"{stem.name}-images-idx3-ubyte"), SIDEWAYS)
         packed = stem.with_name(f"{stem.name}-labels-idx1-ubyte.gz")
         save(packed, labels + first, pack=gzip.compress)
-    dataset = data.load(f"emnist/{split}", dir=tmp_path)
-    assert (dataset.name, dataset.source) == (f"emnist/{split}", "idx")
+    name = "emnist" if (split, inside) == ("byclass", "raw") else f"emnist/{split}"
+    dataset = data.load(name, dir=tmp_path)
+    assert (dataset.name, dataset.source) == (name, "idx")
     assert "".join(dataset.class_names) == emnist.SPLITS[split]
     np.testing.assert_array_equal(dataset.test.images, SIDEWAYS.transpose(0, 2, 1))
     np.testing.assert_array_equal(dataset.test.labels, labels)
@@ -178,6 +180,19 @@ def test_the_name_of_a_file_turns_no_images(tmp_path):
     assert dataset.name == "emnist"
     assert dataset.class_names == expected.class_names
     assert dataset.fingerprints == expected.fingerprints
+
+
+def test_emnist_without_a_split_is_byclass(tmp_path):
+    write_prepared(tmp_path / "emnist")
+    (tmp_path / "emnist" / "mnist").rename(tmp_path / "emnist" / "byclass")
+    dataset = data.load("emnist", "tfds", tmp_path)
+    assert (dataset.name, dataset.source) == ("emnist", "tfds")
+    assert (
+        dataset.fingerprints == data.load("emnist/byclass", dir=tmp_path).fingerprints
+    )
+    assert locate("emnist", str(tmp_path)) == locate("emnist/byclass", str(tmp_path))
+    with pytest.raises(UserError, match=r"'emnist/leters' is unknown; did you mean"):
+        data.load("emnist/leters")
 
 
 @pytest.mark.parametrize(
