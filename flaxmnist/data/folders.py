@@ -37,9 +37,9 @@ def is_image_folder(folder: Path) -> bool:
 def read(folder: Path) -> Raw:
     """Returns the images in ``train/<class>/``, ``test/<class>/``, or in ``<class>/``.
 
-    Hidden files, and files without the suffix of an image, are left out. A class is
-    named after its directory; classes are in order of their names, and numbers in
-    order of their values.
+    Hidden files and directories, and files without the suffix of an image, are left
+    out. A class is named after its directory; classes are in order of their names, and
+    numbers in order of their values.
 
     Raises:
       UserError: there are no class directories with training images.
@@ -48,8 +48,8 @@ def read(folder: Path) -> Raw:
     paths = _split_folders(root)
     found = {split: _classes(path) for split, path in paths.items()}
     warnings = [
-        f"{shown(str(path))} has no images in directories named after classes: the "
-        f"{split} split is drawn from the training images instead."
+        f"{shown(str(path))} has no images in directories named after classes and is "
+        "left out."
         for split, path in paths.items()
         if not found[split]
     ]
@@ -72,15 +72,14 @@ def read(folder: Path) -> Raw:
         ]
     names = sorted(set().union(*found.values()), key=natural)
     if {name.lower() for name in names} <= {*sum(ALIASES.values(), ())}:
+        if trained := [name for name in names if name.lower() in ALIASES["train"]]:
+            raise _no_classes(root / trained[0])
         raise UserError(
             f"{shown(str(root))} contains the splits {', '.join(map(shown, names))}; "
             "expected a directory 'train', too"
         )
     if not found["train"]:
-        raise UserError(
-            f"{shown(str(paths['train']))} contains no images in directories named "
-            "after classes; expected one directory per class"
-        )
+        raise _no_classes(paths["train"])
     splits: dict[str, Examples] = {
         split: functools.partial(_examples, classes, names)
         for split, classes in found.items()
@@ -97,6 +96,13 @@ def read(folder: Path) -> Raw:
         splits=decoders(splits),
         class_names=tuple(names),
         warning="\n".join(warnings) or None,
+    )
+
+
+def _no_classes(folder: Path) -> UserError:
+    return UserError(
+        f"{shown(str(folder))} contains no images in directories named after classes; "
+        "expected one directory per class"
     )
 
 
@@ -159,7 +165,8 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 def _images(folder: Path) -> Iterator[str]:
     """Yields the paths of the images in a directory and in those within."""
-    for base, _, names in os.walk(folder):
+    for base, inside, names in os.walk(folder):
+        inside[:] = [name for name in inside if not _is_hidden(name)]
         for name in names:
             if not _is_hidden(name) and name.lower().endswith(_SUFFIXES):
                 yield os.path.join(base, name)

@@ -70,7 +70,7 @@ def build(request: Request, name: str, raw: Raw, place: Path) -> Dataset:
     draw = None if is_published and request.draw == Draw() else request.draw
     splits, names = cache.convert(raw, shown(str(place)), draw)
     warnings = [raw.warning] if raw.warning else []
-    if not has_test and not raw.warning:
+    if not has_test:
         warnings.append(no_test(name))
     if "validation" in splits:
         train, validation, test = (

@@ -82,8 +82,8 @@ def read(paths: Mapping[str, Path]) -> Raw:
             tables[split] = table
         else:
             warnings.append(
-                f"{shown(str(path))} has no labels, as in Kaggle's competitions: the "
-                f"{split} split is drawn from the training images instead."
+                f"{shown(str(path))} has no labels, as in Kaggle's competitions, and "
+                "is left out."
             )
     return Raw(
         source="csv",

@@ -70,6 +70,8 @@ def test_hidden_files_other_files_and_empty_directories_are_left_out(tmp_path):
         ".hidden/1.png",
         "__MACOSX/a/1.png",
         "train/a/.1.png",
+        "train/a/.thumbnails/1.png",
+        "train/a/deep/__MACOSX/1.png",
         "train/a/1.txt",
     ):
         path = tmp_path / name
@@ -167,7 +169,9 @@ def test_a_class_of_the_test_only_is_refused_and_an_unlabelled_test_left_out(tmp
     (tmp_path / "test").mkdir()
     Image.fromarray(image()).save(tmp_path / "test" / "1.png")
     dataset = data.load(dir=tmp_path)
-    assert "/test' has no images in directories named after classes" in dataset.warning
+    left_out, drawn = dataset.warning.splitlines()
+    assert "/test' has no images in directories named after classes" in left_out
+    assert "has no test split; a sixth of each class was drawn" in drawn
     fill(tmp_path / "test", ("z",))
     said = r"no training examples of any class of its test split \('z'\); expected"
     with pytest.raises(UserError, match=said):
@@ -213,6 +217,13 @@ def test_splits_that_cannot_be_used_are_named(tmp_path):
     fill(tmp_path / "train")
     fill(tmp_path / "holdout")
     assert "holdout' is not one of the splits" in data.load(dir=tmp_path).warning
+
+
+def test_training_images_without_classes_are_named(tmp_path):
+    fill(tmp_path, ("train",))
+    said = "/train' contains no images in directories named after classes; expected one"
+    with pytest.raises(UserError, match=said):
+        data.load(dir=tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])

@@ -80,6 +80,7 @@ def test_kaggles_files_with_and_without_labels_of_the_test(tmp_path):
     dataset = data.load(dir=tmp_path)
     assert dataset.counts == {"train": 46, "validation": 4, "test": 10}
     assert "test.csv' has no labels, as in Kaggle's" in dataset.warning
+    assert "has no test split; a sixth of each class was drawn" in dataset.warning
     (tmp_path / "test.csv").write_text(
         KAGGLE + rows(labels=LABELS[:9], images=IMAGES[:9])
     )
