@@ -134,7 +134,7 @@ def _table(path: Path, like: _Table | None = None) -> _Table:
     with _lines(path) as lines:
         _, first = next(lines, (0, ""))
     delimiter = max(",;\t", key=first.count)
-    fields = [field.strip() for field in _split(first, delimiter)]
+    fields = [field.strip() for field in _split(first, delimiter, path)]
     names = [field.lower() for field in fields] if _is_header(fields) else None
     columns = [
         column
@@ -181,8 +181,14 @@ def _by_number(pixels: tuple[int, ...], names: list[str]) -> tuple[int, ...]:
     return tuple(sorted(pixels, key=number.__getitem__))
 
 
-def _split(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), [])
+def _split(line: str, delimiter: str, path: Path) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error as error:  # A field is too long.
+        raise UserError(
+            f"{shown(str(path))} cannot be read as CSV ({error}); expected a "
+            "label and pixels per line, with commas, semicolons or tabs between them"
+        ) from None
 
 
 def _is_square(count: int) -> bool:
@@ -254,7 +260,7 @@ def _chunks(table: _Table) -> Iterator[Chunk]:
             for number, line in part:
                 count = line.count(table.delimiter) + 1
                 if '"' in line:
-                    count = len(_split(line, table.delimiter))
+                    count = len(_split(line, table.delimiter, table.path))
                 if count != table.width:
                     raise UserError(
                         f"line {number} of {shown(str(table.path))} has {count} "
@@ -272,7 +278,7 @@ def _parse(table: _Table, part: list[tuple[int, str]]) -> Chunk:
         pixels = parse(dtype=np.float64, usecols=table.pixels, ndmin=2)
     except ValueError:
         for number, line in part:
-            fields = _split(line, table.delimiter)
+            fields = _split(line, table.delimiter, table.path)
             for column in table.pixels:
                 if not _is_number(fields[column]):
                     raise UserError(

@@ -144,6 +144,8 @@ def test_texts_and_gaps_become_classes(tmp_path):
             "cannot be read as CSV .it is not a text in UTF-8",
         ),
         (KAGGLE, "contains no train examples"),
+        ("It was, " + "once " * 30_000, r"cannot be read as CSV \(field larger than"),
+        (KAGGLE + rows() + f'"{"x" * 150_000}"', r"cannot be read as CSV \(field larg"),
     ],
 )
 def test_other_tables_are_refused(tmp_path, text, said):
