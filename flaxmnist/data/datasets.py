@@ -86,7 +86,8 @@ def load_idx(request: Request) -> Dataset:
             dataset = divide(name, "idx", arrays, paths, mnist.CLASS_NAMES)
             emnist.check_upright(dataset)
             return dataset
-    return build(request, name, emnist.read_idx(paths), folder)
+    dataset = build(request, name, emnist.read_idx(paths), folder)
+    return dataclasses.replace(dataset, files=tuple(paths))
 
 
 def _is_like_mnist(arrays: list[np.ndarray]) -> bool:
@@ -118,7 +119,8 @@ def _load_family(request: Request, paths: list[Path]) -> Dataset:
         raw = dataclasses.replace(
             emnist.read_idx(paths), source="tfds", class_names=mnist.CLASS_NAMES
         )
-        return build(request, request.name, raw, paths[0].parent)
+        dataset = build(request, request.name, raw, paths[0].parent)
+        return dataclasses.replace(dataset, files=tuple(paths))
     arrays = idx.read_all(paths)
     return divide(request.name, "tfds", arrays, paths, mnist.CLASS_NAMES)
 

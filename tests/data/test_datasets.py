@@ -179,6 +179,8 @@ def test_mnist_has_its_licence_however_it_is_stored(mnist_dir, tmp_path):
         (tmp_path / name).write_bytes(gzip.decompress(packed))
     dataset = data.load("mnist", "idx", str(tmp_path))
     assert "CC BY-SA 3.0" in dataset.licence
+    drawn = data.load("mnist", "idx", str(mnist_dir), split_seed=1)
+    assert "CC BY-SA 3.0" in drawn.licence
     with pytest.raises(UserError, match="belongs to mnist, not to kmnist"):
         data.load("kmnist", "idx", str(tmp_path))
 
@@ -527,6 +529,8 @@ def test_the_real_files_through_a_download(serve, mnist_dir, tmp_path):
     assert served == real
     dataset = data.load("mnist", "tfds")
     assert dataset.fingerprint == given.fingerprint
+    drawn = data.load("mnist", "tfds", validation_share=0.1)
+    assert dataset.licence == drawn.licence == given.licence
 
 
 # TensorFlow Datasets.
