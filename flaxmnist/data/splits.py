@@ -155,7 +155,8 @@ class Dataset:
             them, such as floating point in [0, 1]; and labels, integers or one-hot.
           test: the same; if None, a sixth of each class of `train` is drawn for it.
           class_names: a name per class; "0", "1", … if empty or None.
-          validation: as `train`; if None, a twelfth of `train` is held out.
+          validation: as `train`; if None, the first twelfth of `train`, or a twelfth of
+            each class if `train` is sorted by class or `test` is None.
           name: shown in tables and reports.
 
         Raises:
