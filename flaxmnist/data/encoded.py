@@ -138,7 +138,7 @@ def _is_in_colour(image: Image.Image) -> bool:
     if image.mode == "P":  # Its palette may have gray entries only.
         pixels = np.asarray(image.convert("RGB"))
         return bool((pixels != pixels[..., :1]).any())
-    return image.mode[0] not in "1LIF"
+    return image.mode == "LAB" or image.mode[0] not in "1LIF"
 
 
 def _decode(example: Example, in_colour: bool) -> np.ndarray:

@@ -117,6 +117,17 @@ def test_transparent_pixels_are_paper(tmp_path):
     assert (paper[:, 3:] == 255).all()
 
 
+def test_images_in_lab_are_in_colour(tmp_path):
+    for name, lightness in (("a", 0), ("b", 255)):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            planes = [Image.new("L", (4, 4), level) for level in (lightness, 128, 128)]
+            Image.merge("LAB", planes).save(tmp_path / name / f"{index}.tiff")
+    train = data.load(dir=tmp_path).train
+    assert train.image_shape == (4, 4, 3)
+    np.testing.assert_allclose(train.images.mean((1, 2, 3)), train.labels * 255, atol=9)
+
+
 def test_one_image_in_colour_makes_all_colour(tmp_path):
     gray = fill(tmp_path / "train", count=2)
     fill(tmp_path / "test", count=2, make=lambda: image((8, 8, 3)))
