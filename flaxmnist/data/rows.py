@@ -98,13 +98,11 @@ def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
 def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Returns arrays, joined along their first dimension, in memory.
 
-    Arrays that are already adjacent in memory are not copied. The address of a copy is
-    a multiple of `ALIGNMENT`.
+    Arrays that are adjacent in memory of `empty` are not copied. The address of a copy
+    is a multiple of `ALIGNMENT`.
     """
     shape = sum(map(len, arrays)), *arrays[0].shape[1:]
     dtype, memory = arrays[0].dtype, arrays[0].base
-    if len(arrays) == 1 and not is_mapped(arrays[0]):
-        return arrays[0]
     # Only memory of `empty` is shared: an array of the user could change later.
     if _memories.get(id(memory)) is memory is not None and _are_adjacent(arrays):
         offset = arrays[0].ctypes.data - memory.ctypes.data

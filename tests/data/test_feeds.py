@@ -121,6 +121,21 @@ def test_a_cpu_uses_joined_splits_without_a_copy(synthetic, mesh, monkeypatch):
     assert np.shares_memory(np.asarray(batches.images), made[0])
 
 
+def test_a_feed_does_not_follow_changes_of_the_users_array(mesh):
+    memory = np.zeros(64 * 16 + rows.ALIGNMENT, np.uint8)
+    # A CPU device would use an aligned array without a copy.
+    images = memory[-memory.ctypes.data % rows.ALIGNMENT :][: 64 * 16].reshape(64, 4, 4)
+    split = data.Split(images, np.arange(64) % 2)
+    feed, in_order = (
+        DeviceFeed(split, 8, mesh),
+        DeviceFeed.in_order({"test": split}, 8, mesh)["test"],
+    )
+    images[:] = 1
+    for each in (feed, in_order):
+        batches, _ = next(each.chunks(0, 1))
+        assert not np.asarray(batches.at(0)["image"]).any()
+
+
 @pytest.mark.parametrize("version", ["", "memory"])
 def test_a_control_group_limits_memory(tmp_path, monkeypatch, version):
     folder, limit, usage, prefix = memory._VERSIONS[version]
