@@ -46,24 +46,22 @@ def _number(value: Any) -> float:
 number = OptionType("a number", _number)
 
 
-def _pairs(value: Any) -> tuple[tuple[Any, float], ...]:
+def _pairs(value: Any, key: OptionType) -> tuple[tuple[Any, float], ...]:
     """Returns a mapping as pairs, which are hashable and can be stored as JSON."""
     items = value.items() if isinstance(value, Mapping) else value
-    return tuple((_key(key), _number(item)) for key, item in items)
-
-
-def _key(key: Any) -> Any:
-    return int(key) if str(key).isdigit() else key
+    return tuple((key.convert(name), _number(item)) for name, item in items)
 
 
 # The parameters with a type that neither their name nor their default shows.
 _TYPES = {
     "boundaries_and_scales": OptionType(
-        "a factor for each of some steps, such as {1000: 0.1}", _pairs
+        # As a key in a dict, ConfigDict refuses a text with a dot.
+        "factors by step or epoch, such as {1000: 0.1} or (('1.5 epochs', 0.1),)",
+        lambda value: _pairs(value, duration),
     ),
     "cosine_kwargs": OptionType(
         "the options of each cycle, such as ({'decay_steps': 500, 'warmup_steps': 0},)",
-        lambda value: tuple(map(_pairs, value)),
+        lambda value: tuple(_pairs(cycle, types.text) for cycle in value),
     ),
     "interpolate_type": one_of(("linear", "cosine")),
     "transition_begin": whole(0),
@@ -136,7 +134,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Checks that no option of a schedule is missing, or without effect.
 
     Args:
-      options: ``schedule`` and its options by name; None is a default.
+      options: ``schedule``, its options and ``warmup`` by name; None is a default.
 
     Raises:
       UserError: an option has no effect, or is missing.
@@ -154,6 +152,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         required = each.default is each.empty and not parameter.endswith("_steps")
         if required and options.get(option, 0) is None:
             raise UserError(f"optimizer.schedule={name!r} requires optimizer.{option}")
+    # Without a rise, optax keeps its first value, which is 0 by default.
+    if name == "warmup_constant_schedule" and not options.get("warmup"):
+        raise UserError(
+            f"optimizer.schedule={name!r} requires optimizer.warmup, such as 100"
+        )
 
 
 def build_schedule(
@@ -193,7 +196,8 @@ def build_schedule(
             f"optimizer.warmup is {warmup_steps} steps; "
             f"expected fewer than the run's {total_steps}"
         )
-    check_options({"schedule": schedule, "decay_rate": decay_rate, **own})
+    given = {"schedule": schedule, "decay_rate": decay_rate, "warmup": warmup_steps}
+    check_options(own | given)
     if schedule == "one_cycle":
         steps = max(total_steps, 4)
         rise = warmup_steps or int(0.3 * steps)
@@ -213,9 +217,9 @@ def build_schedule(
     else:
         run = {"learning_rate": learning_rate, "total_steps": total_steps}
         run |= {"steps_per_epoch": steps_per_epoch, "warmup_steps": warmup_steps}
-        given = {name.removeprefix(PREFIX): value for name, value in own.items()}
+        named = {name.removeprefix(PREFIX): value for name, value in own.items()}
         after, rises = (_of_optax if schedule in OPTAX else _of_user)(
-            schedule, given, run
+            schedule, named, run
         )
         if rises:
             return after
@@ -252,7 +256,8 @@ def _of_optax(
         if name.endswith("_steps") and value is not None:
             value = to_steps(value, run["steps_per_epoch"])
         elif name == "boundaries_and_scales" and value is not None:
-            value = dict(value)
+            epoch, items = run["steps_per_epoch"], dict(value).items()
+            value = {to_steps(place, epoch): factor for place, factor in items}
         elif name == "cosine_kwargs":
             first = {"init_value": 0.0, "peak_value": rate}
             value = [first | dict(cycle) for cycle in value]

@@ -135,6 +135,7 @@ def test_a_replaced_value_is_checked_and_canonical():
         ({"weight_decay": 0.1}, r"weight_decay has no effect .* to be 'adamw' or"),
         ({"schedule_power": 2}, r"power has no effect .* to be 'polynomial_schedule'"),
         ({"schedule": "polynomial_schedule"}, r"requires optimizer.schedule_power"),
+        ({"schedule": "warmup_constant_schedule"}, r"requires optimizer.warmup, such"),
         ({"name": "rprop", "warmup": 5}, r"'rprop' requires a constant learning rate"),
         ({"decay_rate": 0.9}, r"decay_rate=0.9 has no effect .*='constant'; expected"),
         ({"name": "sgd", "nesterov": True}, r"nesterov requires optimizer.momentum"),

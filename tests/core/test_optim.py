@@ -166,11 +166,11 @@ SCHEDULES = {
     "linear_onecycle_schedule": ({}, lambda: optax.linear_onecycle_schedule(100, 2.0)),
     "linear_schedule": ({}, lambda: optax.linear_schedule(2.0, 0.0, 100)),
     "piecewise_constant_schedule": (
-        {"boundaries_and_scales": ((30, 0.5), (60, 0.1))},
+        {"boundaries_and_scales": ((30, 0.5), ("6 epochs", 0.1))},
         lambda: optax.piecewise_constant_schedule(2.0, {30: 0.5, 60: 0.1}),
     ),
     "piecewise_interpolate_schedule": (
-        {"interpolate_type": "linear", "boundaries_and_scales": ((30, 0.5),)},
+        {"interpolate_type": "linear", "boundaries_and_scales": (("3 epochs", 0.5),)},
         lambda: optax.piecewise_interpolate_schedule("linear", 2.0, {30: 0.5}),
     ),
     "polynomial_schedule": (
@@ -233,8 +233,10 @@ def test_mappings_of_a_schedule_are_hashable_and_survive_json():
     ].type
     for value in ({30: 0.5}, {"30": 0.5}, [[30, 0.5]], ((30, 0.5),)):
         assert type.convert(value) == ((30, 0.5),)
-    with pytest.raises((TypeError, ValueError)):
-        type.convert({30: "half"})
+    assert type.convert({"3 epochs": 0.5}) == (("3 epochs", 0.5),)
+    for wrong in ({30: "half"}, {"third": 0.5}, {1.5: 0.5}, {"0 epochs": 0.5}):
+        with pytest.raises((TypeError, ValueError)):
+            type.convert(wrong)
 
 
 def test_an_equal_optimizer_is_the_same_object_so_nothing_compiles_twice():
@@ -261,6 +263,9 @@ def test_options_without_use_are_refused():
         optim.build("adam", 0.1, **LENGTHS, schedule="cosine", schedule_power=2)
     with pytest.raises(UserError, match=r"'polynomial_schedule' requires .*_power"):
         optim.build("adam", 0.1, **LENGTHS, schedule="polynomial_schedule")
+    for own in ({}, {"schedule_init_value": 0.05}):
+        with pytest.raises(UserError, match=r"requires optimizer.warmup, such as 100$"):
+            schedules.build_schedule("warmup_constant_schedule", 0.1, **LENGTHS, **own)
     with pytest.raises(UserError, match=r"'rprop' requires a constant learning rate"):
         optim.build("rprop", 0.1, **LENGTHS, warmup_steps=5)
     with pytest.raises(UserError, match=r"name='lbfgs': .*memory_size"):
