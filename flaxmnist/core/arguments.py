@@ -1,6 +1,7 @@
 """The arguments of `create_state`, and the errors for invalid ones."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -68,15 +69,6 @@ def check_parts(model: Any, tx: Any, sharding: Any, loss: Any) -> None:
             f"loss={shown(loss)}: expected a function of logits and labels such as "
             "losses.CrossEntropy()"
         )
-    # States of equal parts share one compiled program.
-    for name, part in (("model", model), ("loss", loss)):
-        try:
-            hash(part)
-        except TypeError:
-            raise UserError(
-                f"the attributes of {name}={type(part).__name__} cannot be hashed; use "
-                "tuples instead of lists, and frozen dataclasses"
-            ) from None
     if not isinstance(sharding, Sharding | Layout | None):
         raise UserError(
             f"sharding={shown(sharding)}: expected a jax.sharding.Sharding or a "
@@ -89,3 +81,24 @@ def check_parts(model: Any, tx: Any, sharding: Any, loss: Any) -> None:
             "jax.make_mesh makes them; expected Auto, as flaxmnist.sharding.make_mesh "
             "or jax.make_mesh(…, axis_types=(AxisType.Auto,) * n) make them"
         )
+    if isinstance(sharding, Layout):
+        uses = {"data": sharding.fsdp, "model": sharding.rules}
+        for axis, is_used in uses.items():
+            if is_used and axis not in sharding.mesh.axis_names:
+                raise UserError(
+                    f"sharding={shown(sharding)}: its mesh lacks the axis {axis!r}; "
+                    "expected 'data' and 'model', as flaxmnist.sharding.make_mesh() "
+                    "makes them"
+                )
+
+
+def check_hashable(parts: Mapping[str, Any]) -> None:
+    """Raises UserError unless states of equal parts can share one compiled program."""
+    for name, part in parts.items():
+        try:
+            hash(part)
+        except TypeError:
+            raise UserError(
+                f"the attributes of {name}={type(part).__name__} cannot be hashed; use "
+                "tuples instead of lists, and frozen dataclasses"
+            ) from None

@@ -1,7 +1,7 @@
 """Metrics as sums over examples, which do not depend on the batch size."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -76,14 +76,26 @@ def label(name: str) -> str:
     return name.rpartition(":")[2].rpartition(".")[2]
 
 
-def check_metrics(metrics: Mapping[str, Any]) -> None:
-    """Raises UserError unless these are functions with names that are not taken."""
-    for name, metric in metrics.items():
+def as_pairs(metrics: Any) -> tuple[tuple[str, Metric], ...]:
+    """Returns functions by name as pairs.
+
+    Raises:
+      UserError: they are not functions by name, or a name is taken.
+    """
+    try:
+        named = dict(metrics)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"metrics={shown(metrics)}: expected a dict of functions of logits and "
+            "labels by name"
+        ) from None
+    for name, metric in named.items():
         if name in _FIGURES or not callable(metric):
             raise UserError(
                 f"metrics={{{name!r}: {shown(metric)}}}: expected a function of logits "
                 f"and labels, and a name other than {', '.join(_FIGURES)}"
             )
+    return tuple(named.items())
 
 
 def build(names: Sequence[str]) -> tuple[tuple[str, Metric], ...]:

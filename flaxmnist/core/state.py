@@ -16,13 +16,13 @@ from jax.sharding import Sharding
 from flaxmnist import options
 from flaxmnist.core import augment as augmentations
 from flaxmnist.core import mnist
-from flaxmnist.core.arguments import ARGUMENTS, check_parts
+from flaxmnist.core.arguments import ARGUMENTS, check_hashable, check_parts
 from flaxmnist.core.augment import Augmentation
 from flaxmnist.core.batch import ImageShape, as_logits
 from flaxmnist.core.by_value import by_value
 from flaxmnist.core.layers import scale
 from flaxmnist.core.losses import CROSS_ENTROPY, Loss
-from flaxmnist.core.metrics import Metric, check_metrics
+from flaxmnist.core.metrics import Metric, as_pairs
 from flaxmnist.core.sharding import Layout, abstract, as_layout
 from flaxmnist.core.types import Collections, Params
 from flaxmnist.errors import UserError
@@ -241,17 +241,20 @@ def initializer(
     The arguments are those of :func:`create_state`; equal ones share a function.
     """
     check_parts(model, tx, sharding, loss)
-    check_metrics(dict(metrics))
     checked = options.check("", given, ARGUMENTS)
+    tx, further = by_value(tx), as_pairs(metrics)
+    parts = {"model": model, "tx": tx, "sharding": sharding, "loss": loss}
+    parts["augment"] = checked.get("augment")
+    check_hashable(parts | {f"metrics[{name!r}]": one for name, one in further})
     if isinstance(sharding, Layout):
         image_shape = checked.get("image_shape", mnist.IMAGE_SHAPE)
         sharding = sharding.for_model(model, image_shape)
     return _initializer(
         model,
-        by_value(tx),
+        tx,
         sharding,
         loss=loss,
-        metrics=tuple(dict(metrics).items()),
+        metrics=further,
         **checked,
     )
 

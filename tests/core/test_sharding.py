@@ -290,6 +290,18 @@ def test_a_mesh_of_explicit_axes_is_refused():
             create_state(models.SoftmaxRegression(), optax.sgd(0.1), sharding=given)
 
 
+@pytest.mark.parametrize(
+    ("axis", "missing", "use"),
+    [("model", "data", {"fsdp": True}), ("data", "model", {"rules": (("bias", 0),)})],
+)
+def test_a_mesh_without_a_used_axis_is_refused(axis, missing, use):
+    mesh = jax.make_mesh((8,), (axis,), axis_types=(AxisType.Auto,))
+    model, tx = models.SoftmaxRegression(), optax.sgd(0.1)
+    create_state(model, tx, sharding=sharding.Layout(mesh))
+    with pytest.raises(UserError, match=rf"lacks the axis '{missing}'; .*make_mesh"):
+        create_state(model, tx, sharding=sharding.Layout(mesh, **use))
+
+
 def test_a_state_of_one_device_is_described_and_placed_on_several():
     state = create_state(models.SoftmaxRegression(), optax.sgd(0.1))
     lines = [*sharding.placement(state)]

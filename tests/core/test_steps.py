@@ -1,5 +1,6 @@
 """What somebody relies on who imports the steps into a loop of their own."""
 
+import dataclasses
 import functools
 import inspect
 import platform
@@ -736,6 +737,17 @@ class Lists(models.SoftmaxRegression):
     widths: Sequence[int] = ()
 
 
+@dataclasses.dataclass  # Not frozen, so Python makes it unhashable.
+class Unfrozen:
+    strength: float = 0.1
+
+    def __call__(self, one, other):
+        return other
+
+
+UNHASHABLE = "cannot be hashed; use tuples instead of lists, and frozen dataclasses"
+
+
 class NoParameters(nn.Module):
     def __call__(self, images, *, train=False):
         return jnp.zeros((len(images), 10))
@@ -765,6 +777,18 @@ class NoParameters(nn.Module):
         (
             {"sharding": "cpu"},
             r"sharding='cpu': expected .* sharding.replicated",
+        ),
+        ({"loss": Unfrozen()}, f"attributes of loss=Unfrozen {UNHASHABLE}"),
+        ({"augment": Unfrozen()}, f"attributes of augment=Unfrozen {UNHASHABLE}"),
+        (
+            {"metrics": {"mine": Unfrozen()}},
+            rf"attributes of metrics\['mine'\]=Unfrozen {UNHASHABLE}",
+        ),
+        ({"metrics": ("top5",)}, r"metrics=\('top5',\): expected a dict of functions"),
+        ({"metrics": [max]}, r"metrics=\[.*max>\]: expected a dict of functions"),
+        (
+            {"sharding": sharding.Layout(sharding.make_mesh(), rules=[("bias", 0)])},
+            f"attributes of sharding=Layout {UNHASHABLE}",
         ),
     ],
 )
