@@ -253,7 +253,8 @@ def gradient(state: TrainState, batch: Batch) -> Gradient:
     (sums, model_state), (each, weights) = lax.scan(
         add, (zeros, state.model_state), _micro_batches(batch, parts)
     )
-    metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0), each)
+    # With 64 bits enabled, a sum of integers of 32 bits has 64.
+    metrics = jax.tree.map(lambda leaf: leaf.sum(axis=0, dtype=leaf.dtype), each)
     total = jnp.maximum(metrics.count, 1)
     if "weight" in batch:
         total = _positive(weights.sum())

@@ -377,12 +377,14 @@ def test_micro_batches_make_the_update_of_the_whole_batch(synthetic):
         )
 
 
-def test_steps_keep_their_types_where_64_bits_are_enabled(synthetic, mesh):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_steps_keep_their_types_where_64_bits_are_enabled(parts, synthetic, mesh):
     everywhere = sharding.replicated(mesh)
     images = augment.Augment(noise=0.1, thickness=0.3, outliers=0.2)
     model = models.CNN(features=(2,), hidden=(), batch_norm=True)
     with enable_x64(True):
-        state = create_state(model, optax.sgd(0.1), sharding=everywhere, augment=images)
+        options = {"augment": images, "grad_accumulation": parts}
+        state = create_state(model, optax.sgd(0.1), 0, everywhere, **options)
         types = {
             leaf.dtype for leaf in jax.tree.leaves((state.params, state.model_state))
         }
