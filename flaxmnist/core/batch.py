@@ -74,6 +74,8 @@ def as_batch(
 ) -> dict[str, Array]:
     """Returns a batch with images `[batch, height, width, channels]` and a mask.
 
+    Classes have at least 32 bits.
+
     Args:
       batch: see the module.
       image_shape: height, width and channels.
@@ -108,6 +110,9 @@ def as_batch(
     _expect('batch["label"]', label, classes or distributions, expected)
     masks = mask.shape == (count,) and mask.dtype == bool
     _expect('batch["mask"]', mask, masks, f"bool [{count}]")
+    # The number of classes may exceed 8 or 16 bits.
+    if classes and label.dtype.itemsize < 4:
+        label = label.astype(jnp.int32)
     checked = {"image": image, "label": label, "mask": mask}
     if "weight" in batch:
         weight = _array('batch["weight"]', batch["weight"])

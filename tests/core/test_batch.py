@@ -9,6 +9,7 @@ from helpers import batch_of
 
 from flaxmnist.core import batch as batches
 from flaxmnist.core import models, steps
+from flaxmnist.core.losses import CrossEntropy, Focal
 from flaxmnist.core.metrics import Metrics
 from flaxmnist.core.state import create_state
 from flaxmnist.errors import UserError
@@ -149,6 +150,28 @@ def test_labels_may_be_a_distribution(make_state, synthetic):
     losses = -np.sum(smooth * jax.nn.log_softmax(logits), axis=-1)
     assert metrics["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
     assert metrics["accuracy"] == steps.eval_step(state, batch).compute()["accuracy"]
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), Focal()], ids=["plain", "focal"])
+@pytest.mark.parametrize(
+    ("dtype", "classes"), [(np.uint8, 256), (np.uint8, 300), (np.int8, 200)]
+)
+def test_labels_may_be_narrower_than_the_number_of_classes(dtype, classes, loss):
+    states = (
+        create_state(
+            models.SoftmaxRegression(num_classes=classes), optax.sgd(0.1), loss=loss
+        )
+        for _ in range(2)
+    )
+    narrow, wide = (
+        steps.train_step(
+            state, {"image": zeros(4, 784), "label": np.array([0, 3, 44, 127], kind)}
+        )
+        for state, kind in zip(states, (dtype, np.int32), strict=True)
+    )
+    assert narrow[1].compute() == wide[1].compute()
+    assert narrow[1].compute()["count"] == 4
+    jax.tree.map(np.testing.assert_array_equal, narrow[0].params, wide[0].params)
 
 
 # The first two examples of a batch of four are wrong.
