@@ -84,13 +84,16 @@ def loss_fn(
     # An array of NumPy, as `nn.jit` keeps arrays of JAX that a module closes over.
     where = np.arange(len(mask)) if places is None else places
     key = jax.random.fold_in(state.key, state.step)
+    # Other draws of a model differ in each micro-batch.
+    other = jax.random.fold_in(key, where[0])
+    # From "params", linen draws for every name that is missing.
+    streams = {"dropout": other, "params": jax.random.fold_in(other, 1)}
     with nn.intercept_methods(dropout.by_place(where)):
         logits, model_state = state.model.apply(
             {"params": gather(params, state.layout), **state.model_state},
             model_input(state, batch["image"]),
             train=train,
-            # Other draws of a model differ in each micro-batch.
-            rngs={dropout.STREAM: key, "dropout": jax.random.fold_in(key, where[0])},
+            rngs={dropout.STREAM: key} | streams,
             mutable=list(state.model_state) if train else [],
         )
     logits = as_logits(logits, len(mask), state.num_classes)

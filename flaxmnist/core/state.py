@@ -188,7 +188,8 @@ def create_state(
 
     Args:
       model: maps `[batch, height, width, channels]` images to `[batch, classes]`
-        logits; takes `train: bool`, and a ``"dropout"`` key while training.
+        logits; takes `train: bool`. While training, `make_rng` returns keys for any
+        name, which differ in each step.
       tx: any optax transformation.
       seed: seeds the parameters and every later random draw.
       sharding: one for all arrays, or a layout, which the steps preserve; the default

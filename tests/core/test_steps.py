@@ -144,6 +144,29 @@ def test_dropout_draws_anew_each_step_and_only_in_training(make_state, synthetic
     assert losses[0] != losses[1]
 
 
+class Keys(nn.Module):
+    """Keeps the keys that it draws."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        drawn = self.variable("drawn", "keys", jnp.zeros, (4, 2), jnp.uint32)
+        if train:
+            names = ("noise", "noise", "other", "dropout")
+            keys = jnp.stack([self.make_rng(name) for name in names])
+            drawn.value = jax.random.key_data(keys)
+        return nn.Dense(10)(models.scale(images).reshape(-1, 784))
+
+
+def test_a_model_draws_keys_of_any_name_anew_in_each_step(synthetic):
+    batch, drawn = batch_of(synthetic.train, 4), []
+    for parts in (1, 2):
+        state = create_state(Keys(), optax.sgd(0.1), grad_accumulation=parts)
+        for _ in range(2):
+            state, _ = steps.train_step(state, batch)
+            drawn += jax.device_get(state.model_state["drawn"]["keys"]).tolist()
+    assert len(set(map(tuple, drawn))) == 16
+
+
 def test_padding_changes_no_update(make_state, synthetic):
     batch = batch_of(synthetic.train, 50)
     mask = np.arange(50) < 30
