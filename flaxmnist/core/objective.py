@@ -193,8 +193,18 @@ def augmented(state: TrainState, batch: Batch) -> dict[str, Array]:
 
     Images that show no class get equal probabilities of all classes as their label.
 
+    Args:
+      state: with the augmentation, the key and the step that the draws depend on.
+      batch: see :mod:`flaxmnist.core.batch`.
+
+    Returns:
+      a batch with the keys of `batch` and ``mask``. Augmented images are float32 in
+      [0, 1]. If the augmentation returns which images show their class, the labels are
+      float32 `[batch, classes]`.
+
     Raises:
-      UserError: a name, shape or dtype of the batch is invalid.
+      UserError: a name, shape or dtype of the batch, or of the images that the
+        augmentation returns, is invalid.
     """
     batch = as_batch(batch, state.image_shape, state.num_classes)
     if state.augment is None:

@@ -77,13 +77,26 @@ class Batches(Protocol):
     """A pytree that yields batches inside a compiled program."""
 
     def at(self, step: Int[Array, ""]) -> Batch:
-        """Returns the batch of a step."""
+        """Returns the batch of a step, int32 `[]`."""
 
 
 @_explained
 @functools.partial(jax.jit, donate_argnames="state")
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Makes one update. `state` is donated: use the returned state from then on."""
+    """Makes one update. `state` is donated: use the returned state from then on.
+
+    Args:
+      state: as :func:`flaxmnist.core.state.create_state` returns it.
+      batch: see :mod:`flaxmnist.core.batch`.
+
+    Returns:
+      the state after the update; and the metrics of the batch, with the parameters
+      before the update and the loss that was minimized.
+
+    Raises:
+      UserError: as :func:`flaxmnist.core.objective.gradient`, or `state` is not a
+        TrainState, or it was donated to an earlier step.
+    """
     warn_if_rebuilt(state.tx, dataclasses.replace(state, tx=optax.identity()), batch)
     grads, (metrics, model_state) = gradient(state, batch)
     updates, opt_state = optim.update(
@@ -110,7 +123,16 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
 @_explained
 @jax.jit
 def eval_step(state: TrainState, batch: Batch) -> Metrics:
-    """Returns the metrics of one batch, without dropout."""
+    """Returns the metrics of one batch, without dropout, weights and augmentation.
+
+    Args:
+      state: with the parameters to evaluate, `state.eval_params`.
+      batch: see :mod:`flaxmnist.core.batch`.
+
+    Raises:
+      UserError: as :func:`flaxmnist.core.objective.loss_fn`, or `state` is not a
+        TrainState, or it was donated to an earlier step.
+    """
     _, (metrics, _) = loss_fn(state.eval_params, state, batch, train=False)
     return metrics
 
@@ -120,12 +142,15 @@ def eval_step(state: TrainState, batch: Batch) -> Metrics:
 def predict_step(state: TrainState, images: Any) -> dict[str, Num[Array, "batch ..."]]:
     """Returns ``classes`` `[batch]`; ``probabilities``, ``logits`` `[batch, classes]`.
 
+    Classes are integers; the others are float32 or wider.
+
     Args:
-      state: with the parameters to predict with.
+      state: with the parameters to predict with, `state.eval_params`.
       images: see :func:`flaxmnist.core.batch.as_images`, which checks them.
 
     Raises:
-      UserError: the images have an invalid shape or dtype.
+      UserError: the images have an invalid shape or dtype, or `state` is not a
+        TrainState, or it was donated to an earlier step.
     """
     images = as_images(images, state.image_shape)
     params = gather(state.eval_params, state.layout)
@@ -148,6 +173,18 @@ def train_steps(
 
     The number of steps is an argument of the compiled program. One compilation serves
     every number, and dividing a run into other dispatches changes no bit.
+
+    Args:
+      state: donated; its step is that of the first batch.
+      metrics: donated; of earlier steps, or :meth:`Metrics.empty`.
+      batches: such as those of :meth:`flaxmnist.data.DeviceFeed.chunks`.
+      num_steps: int `[]`, number of updates.
+
+    Returns:
+      the state after the updates, and `metrics` with those of each batch.
+
+    Raises:
+      UserError: as :func:`train_step` and :meth:`Metrics.merge`.
     """
 
     def body(_: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
@@ -173,7 +210,18 @@ def eval_steps(
     first: Int[Array, ""],
     num_steps: Int[Array, ""],
 ) -> Metrics:
-    """Adds the metrics of the batches `first` … `first + num_steps - 1`."""
+    """Adds the metrics of the batches `first` … `first + num_steps - 1`.
+
+    Args:
+      state: with the parameters to evaluate, `state.eval_params`.
+      metrics: donated; of other batches, or :meth:`Metrics.empty`.
+      batches: such as those of :meth:`flaxmnist.data.DeviceFeed.chunks`.
+      first: int `[]`, step of the first batch.
+      num_steps: int `[]`, number of batches.
+
+    Raises:
+      UserError: as :func:`eval_step` and :meth:`Metrics.merge`.
+    """
 
     def body(step: Any, metrics: Metrics) -> Metrics:
         return metrics.merge(eval_step(state, batches.at(step)))
