@@ -27,9 +27,6 @@ from flaxmnist.rundir.description import DatasetInfo
 from flaxmnist.rundir.history import History
 from flaxmnist.training import loop
 
-# Label and prediction of each cell of a confusion matrix of 100 classes.
-PLACES = np.divmod(np.arange(100 * 100), 100)
-
 
 def config_of(seed):
     return tiny_config(report=True, seed=seed, optimizer={"learning_rate": 3e-3})
@@ -310,16 +307,11 @@ def test_of_many_classes_the_worst_are_shown(many):
     assert [row["label"] for row in ten] == many[1][:10]
 
 
-def test_a_page_of_many_classes_says_what_it_leaves_out(reported, many, tmp_path):
-    """The page is rendered of figures of 100 classes, which no run has to learn."""
-    confusion, names = many
-    labels, classes = (np.repeat(places, confusion.ravel()) for places in PLACES)
-    history = History.read(reported / "seed0")
-    dataset = dataclasses.replace(
-        history.summary.dataset, class_names=tuple(names), image_shape=(9, 7, 3)
-    )
-    summary = dataclasses.replace(history.summary, dataset=dataset)
-    logits = np.eye(100, dtype=np.float32)[classes]
+def write_page(summary, confusion, workdir):
+    """Writes the report of a summary, of figures that no run has to learn."""
+    labels, classes = np.divmod(np.arange(confusion.size), len(confusion))
+    labels, classes = (np.repeat(one, confusion.ravel()) for one in (labels, classes))
+    logits = np.eye(len(confusion), dtype=np.float32)[classes]
     outputs = {
         "labels": labels,
         "classes": classes,
@@ -327,18 +319,42 @@ def test_a_page_of_many_classes_says_what_it_leaves_out(reported, many, tmp_path
         "probabilities": logits,
     }
     results = html.Results(
-        history=dataclasses.replace(history, summary=summary),
+        history=History("run", summary, []),
         outputs={"validation": outputs, "test": outputs},
-        test_images=np.zeros((len(labels), 9, 7, 3), np.uint8),
+        test_images=np.zeros((len(labels), *summary.dataset.image_shape), np.uint8),
         params={},
         costs=html.Costs([], None, 0.0, 0.0, 0.0),
     )
-    page = html.write_report(results, tmp_path).read_text()
+    return html.write_report(results, workdir).read_text()
+
+
+def test_a_page_of_many_classes_says_what_it_leaves_out(finished_run, many, tmp_path):
+    confusion, names = many
+    dataset = dataclasses.replace(
+        finished_run[1].dataset, class_names=tuple(names), image_shape=(9, 7, 3)
+    )
+    summary = dataclasses.replace(finished_run[1], dataset=dataset)
+    page = write_page(summary, confusion, tmp_path)
     assert "The 40 classes with the lowest F1, of 100." in page
     assert '<th scope="row">class 7</th><td>class 12</td><td>40 <' in page
     # Northcutt's images are of MNIST.
     assert "Known wrong labels" not in page
     assert "images of 9×7×3 in\n100 classes" in page
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ({}, "Machine: H200."),  # Of an older version.
+        ({"device": "NVIDIA H200"}, "Machine: NVIDIA H200."),
+        ({"device": "a CPU", "threads": 2}, "Machine: a CPU, 2 threads."),
+    ],
+)
+def test_a_report_names_any_machine(machine, said, finished_run, tmp_path):
+    summary = finished_run[1]
+    devices = dataclasses.replace(summary.devices, platform="gpu", kind="H200")
+    summary = dataclasses.replace(summary, machine=machine, devices=devices)
+    assert said in write_page(summary, np.eye(10, dtype=int), tmp_path)
 
 
 def test_a_confusion_matrix_has_names_while_they_fit(many):
