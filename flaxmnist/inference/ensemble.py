@@ -36,7 +36,7 @@ def open_members(
 
     Args:
       workdir: the directory of the population.
-      config: of the first member, as it was trained.
+      config: that the members share.
       members: of the population.
       open_member: opens a run directory with a `config`.
 

@@ -144,7 +144,7 @@ class Lock:
         """Writes the configuration, and where the callables of the user are.
 
         Args:
-          config: of the run, or of the first member of a population.
+          config: of the run, or that the members of a population share.
           *members: configurations of the members.
 
         Raises:

@@ -1,7 +1,7 @@
 """Populations: runs that differ in their seed or in some options only.
 
-A population is a directory. Its ``config.json`` is the configuration of the first
-member, ``population.json`` lists the members, and each member is an ordinary run in a
+A population is a directory. Its ``config.json`` is the configuration that the members
+share, ``population.json`` lists the members, and each member is an ordinary run in a
 subdirectory.
 """
 
@@ -186,14 +186,11 @@ def _names(members: Iterable[Member]) -> list[str]:
     return [one.name for one in members]
 
 
-def merged(
-    workdir: Path, config: configs.Config, members: Sequence[Member]
-) -> tuple[Member, ...]:
+def merged(workdir: Path, members: Sequence[Member]) -> tuple[Member, ...]:
     """Returns the members that a directory has or shall have, former ones first.
 
     Args:
       workdir: the directory of the population, which may not exist yet.
-      config: of the first of `members`.
       members: to train; if empty, those that the directory lists.
 
     Raises:

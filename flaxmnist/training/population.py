@@ -5,6 +5,7 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -135,12 +136,11 @@ def _start(
     for named in (config, *(population.configuration(config, one) for one in members)):
         workdirs.permit(named)
     saved = workdirs.saved_config(workdir)
-    members = population.merged(workdir, config, members)
+    members = population.merged(workdir, members)
     runs = {one: population.configuration(config, one) for one in members}
     for run in runs.values():  # The list in the directory may be of another person.
         trust.check(configs.as_dict(run), workdir)
-    first = runs[members[0]]
-    if saved is not None and (changed := configs.changed_options(saved, first)):
+    if saved is not None and (changed := _changed(saved, config, runs)):
         listed = (
             f"{name}: {before} in the saved population, {after} in this one"
             for name, (before, after) in changed.items()
@@ -152,8 +152,23 @@ def _start(
     dataset = _check(runs, data)
     rundir.prepare(())
     rundir.write(population.FILE, population.to_json(members))
-    rundir.write_config(first, *runs.values())
+    rundir.write_config(config, *runs.values())
     return runs, dataset
+
+
+def _changed(
+    saved: configs.Config, config: configs.Config, runs: dict[Member, configs.Config]
+) -> dict[str, tuple[Any, Any]]:
+    """Returns the fixed options that the members share, if their values differ.
+
+    The values are those of the saved population and of this one.
+    """
+    # In version 0.2.0, config.json was the configuration of the first member.
+    if not configs.changed_options(saved, next(iter(runs.values()))):
+        return {}
+    own = {name for one in runs for name in one.options}
+    changed = configs.changed_options(saved, config)
+    return {name: values for name, values in changed.items() if name not in own}
 
 
 def _train(

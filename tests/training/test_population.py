@@ -19,10 +19,12 @@ from scipy import stats
 from flaxmnist import config as configs
 from flaxmnist.cli import report, train
 from flaxmnist.errors import DivergedError, StoppedError, UserError
+from flaxmnist.inference.saved_run import open_run
 from flaxmnist.inference.train import train_population
 from flaxmnist.report import population as pages
 from flaxmnist.report.results import PopulationSummary
 from flaxmnist.report.statistics import Spread
+from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import population
 from flaxmnist.rundir.population import Member
 from flaxmnist.rundir.varying import vary
@@ -101,6 +103,36 @@ def test_an_interrupted_population_goes_on_bit_for_bit(
         one, other = tmp_path / "p" / name, undisturbed / name
         assert_identical(saved(config, one)[0], saved(config, other)[0])
         assert timeless(lines(one)) == timeless(lines(other))
+
+
+def test_a_resumed_sweep_over_losses_keeps_the_options_that_members_share(
+    tmp_path, monkeypatch
+):
+    """The first member has no label smoothing; the other one has."""
+    workdir = tmp_path / "p"
+    config = tiny_config(num_steps=2, loss={"label_smoothing": 0.1})
+    members = vary(config, sweep={"loss.name": ["focal", "cross_entropy"]})
+    first, second = (population.configuration(config, one) for one in members)
+
+    def stop(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_and_evaluate", stop)
+        with pytest.raises(StoppedError, match=r"--workdir .*p continues"):
+            train_members(config, workdir, members)
+        other = configs.override(config, {"loss.label_smoothing": 0.2})
+        with pytest.raises(UserError, match=r"smoothing: 0.1 in the saved .*, 0.2 in"):
+            train_members(other, workdir, members)
+    # Without flags, as the message advises.
+    train_members(workdirs.saved_config(workdir), workdir)
+    assert workdirs.saved_config(workdir / members[0].name) == first
+    assert workdirs.saved_config(workdir / members[1].name) == second
+    assert second.loss.label_smoothing == 0.1
+    assert len(open_run(workdir).members) == 2
+    # In 0.2.0, config.json was the configuration of the first member.
+    (workdir / "config.json").write_text(configs.to_json(first))
+    train_members(config, workdir, members)
 
 
 FLAGS = [
