@@ -10,6 +10,9 @@ from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir.metrics_log import records
 from flaxmnist.rundir.results import Summary
 
+# Options that a run may change when it resumes, although its result depends on them.
+_DECISIVE = ("eval_every", "patience", "on_nan", "max_rollbacks")
+
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:
     """Returns the lines of ``metrics.jsonl``; none if the file does not exist.
@@ -75,5 +78,6 @@ class History:
                 self.summary.changes,
                 self.summary.sources,
                 configs.fixed_options(config),
+                [getattr(config, name) for name in _DECISIVE],
             ]
         )

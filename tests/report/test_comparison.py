@@ -67,6 +67,26 @@ def test_a_seed_that_was_trained_twice_counts_once(finished_run):
     assert compare(alone)[1].difference.endswith("of the test images: no test")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "count"),
+    [
+        ("eval_every", 10, 2),
+        ("patience", 3, 2),
+        ("on_nan", "rollback", 2),
+        ("max_rollbacks", 9, 2),
+        ("ema", 0.9, 2),
+        ("log_every", 7, 1),
+    ],
+)
+def test_runs_are_one_row_unless_an_option_decides_about_the_result(
+    name, value, count, finished_run
+):
+    summary = finished_run[1]
+    other = dataclasses.replace(summary, config=summary.config | {name: value})
+    runs = [of_seed(summary, 3, 0.5), of_seed(other, 4, 0.6)]
+    assert len(group(runs)) == count
+
+
 def test_runs_on_other_numbers_of_devices_differ(finished_run):
     one = finished_run[1]
     eight = dataclasses.replace(one, devices=dataclasses.replace(one.devices, count=8))
