@@ -34,7 +34,11 @@ The exit code is 1 if there is a problem.
 _ON = "(?i)^(1|true|yes|y|on|t)$"
 # Environment variable, pattern in its value, problem.
 _KNOWN_BAD = (
-    ("XLA_FLAGS", "xla_cpu_use_thunk_runtime", "is gone from XLA, which will abort"),
+    (
+        "XLA_FLAGS",
+        "xla_cpu_use_thunk_runtime",
+        "is no longer supported, and a later version of XLA will abort",
+    ),
     (
         "XLA_FLAGS",
         "xla_force_host_platform_device_count",
@@ -44,6 +48,8 @@ _KNOWN_BAD = (
     ("JAX_DEBUG_NANS", _ON, "reads every result back, and is slow: for debugging"),
     ("JAX_ENABLE_X64", _ON, "computes in float64 what is meant for float32"),
 )
+# Environment variable, pattern in a value that hides all GPUs.
+_HIDING = (("JAX_PLATFORMS", "^cpu$"), ("CUDA_VISIBLE_DEVICES", r"^\s*(-1.*)?$"))
 _MIN_DISK = 1e9
 
 
@@ -87,10 +93,11 @@ def problems_with_devices(wanted: str | None) -> Iterator[str]:
     """
     found = jax.devices()[0].platform
     if wanted is None and shutil.which("nvidia-smi") and found == "cpu":
-        yield (
-            "this machine has an NVIDIA GPU, but JAX does not find it: "
-            "pip install -U 'jax[cuda13]'"
-        )
+        advice = "JAX does not find it: pip install -U 'jax[cuda13]'"
+        for name, pattern in _HIDING:
+            if re.search(pattern, os.environ.get(name, "0")):
+                advice = f"{name}={os.environ[name]!r} hides it: unset it"
+        yield f"this machine has an NVIDIA GPU, but {advice}"
     if (free := shutil.disk_usage(".").free) < _MIN_DISK:
         yield f"{_size(free)} are free on this disk: checkpoints may not fit"
     try:

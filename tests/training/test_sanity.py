@@ -104,9 +104,29 @@ def test_the_doctor_looks_at_machines_without_their_platform(monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "JAX does not find it: pip install"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, "JAX does not find it: pip install"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES='' hides it: unset it"),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, "DEVICES='-1' hides it: unset it"),
+        ({"JAX_PLATFORMS": "cpu"}, "JAX_PLATFORMS='cpu' hides it: unset it"),
+    ],
+)
+def test_the_doctor_names_the_variable_that_hides_a_gpu(environment, said, monkeypatch):
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert said in next(doctor.problems_with_devices(None))
+    assert "GPU" not in next(doctor.problems_with_devices("cpu"), "")
+
+
+@pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("XLA_FLAGS", "--xla_cpu_use_thunk_runtime=false", "is gone from XLA"),
+        ("XLA_FLAGS", "--xla_cpu_use_thunk_runtime=false", "no longer supported"),
         ("JAX_DISABLE_JIT", "1", "a hundred times slower"),
         ("JAX_ENABLE_X64", "True", "float64"),
     ],
