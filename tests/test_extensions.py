@@ -284,6 +284,21 @@ def test_data_come_from_a_function_of_the_user():
         data.load(source=f"{__name__}:squares", side=5, validation_share=0.2)
 
 
+def test_a_callable_keeps_its_options_under_another_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "loss_of_this_test.py:power"
+    code = "def power(logits, labels, *, gamma: float = 2.0):\n    return logits\n"
+    (tmp_path / "loss_of_this_test.py").write_text(code)
+    given = {"name": name, "gamma": 3.0}
+    config = configs.resolve(configs.make_config(num_steps=1, loss=given))
+    made = user_code.load(name).callable
+    for other in (name, f"{tmp_path}/{name}", made):
+        assert configs.override(config, {"loss.name": other}) == config
+    changed = configs.override(config, {"loss.name": made, "loss.gamma": 4.0})
+    assert changed.loss.gamma == 4.0
+    assert configs.override(config, {"loss.name": "focal"}).loss.gamma == 2.0
+
+
 def test_an_error_in_the_code_of_the_user_names_its_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_code_of_test.py").write_text("import os\n1 / 0\n")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from flaxmnist.config.group import Group, points_of
 from flaxmnist.config.schema import GROUPS, Config, declarations, walk
 from flaxmnist.errors import UserError, shown
-from flaxmnist.options import declared
+from flaxmnist.options import check, declared
 from flaxmnist.runtime import files
 
 # Characters of an override that are parsed; no value is longer.
@@ -169,8 +169,12 @@ def override(
             groups[group][name] = value
     _check_names(parsed, groups)
     for group, cls in GROUPS.items():
-        for name, point in points_of(cls).items():
-            if (old := values[group][name]) != groups[group][name]:
+        points = points_of(cls)
+        given = {name: groups[group][name] for name in points}
+        # A callable has several names, such as a relative path.
+        chosen = check(group, given, points)
+        for name, point in points.items():
+            if (old := values[group][name]) != chosen[name]:
                 # The options of the former callable, and defaults that depend on it.
                 for key, own in point.options(old).items():
                     if key not in declared(cls) or values[group][key] == own.default:
