@@ -74,8 +74,9 @@
       return at == null ? null : [line, plot.data[line.series][at]];
     }).filter(Boolean);
     const unit = chart.unit === "%" ? " %" : "";
+    const x = plot.data[0][index];
     return {
-      x: `${AXES[axis]} ${number(plot.data[0][index])}`,
+      x: `${AXES[axis]} ${axis === "step" ? x.toLocaleString("en") : number(x)}`,
       rows: values.map(([line, value]) => [line, `${named(line)} ${number(value)}${unit}`]),
     };
   }

@@ -53,9 +53,19 @@ class Mistakes:
     mislabelled: Sequence[Mistake]
 
     @property
+    def pictured(self) -> list[Mistake]:
+        """All that have an image."""
+        return [*self.shown, *self.mislabelled]
+
+    @property
+    def pairs(self) -> set[tuple[str, str]]:
+        """Label and prediction of each that has an image."""
+        return {(one.label, one.prediction) for one in self.pictured}
+
+    @property
     def is_complete(self) -> bool:
         """Whether all of them are shown."""
-        return self.count == len(self.shown) + len(self.mislabelled)
+        return self.count == len(self.pictured)
 
     @classmethod
     def of(

@@ -3,7 +3,7 @@
 (() => {
   const form = document.getElementById("filter");
   if (!form) return;
-  const all = [...document.querySelectorAll("#mistakes figure")];
+  const all = [...document.querySelectorAll(".thumbs figure")];
   const shown = document.getElementById("shown");
   const filter = () => {
     const [label, prediction] = [form.elements.label.value, form.elements.prediction.value];

@@ -307,7 +307,7 @@ def test_of_many_classes_the_worst_are_shown(many):
     assert [row["label"] for row in ten] == many[1][:10]
 
 
-def write_page(summary, confusion, workdir):
+def write_page(summary, confusion, workdir, records=()):
     """Writes the report of a summary, of figures that no run has to learn."""
     labels, classes = np.divmod(np.arange(confusion.size), len(confusion))
     labels, classes = (np.repeat(one, confusion.ravel()) for one in (labels, classes))
@@ -319,7 +319,7 @@ def write_page(summary, confusion, workdir):
         "probabilities": logits,
     }
     results = html.Results(
-        history=History("run", summary, []),
+        history=History("run", summary, [*records]),
         outputs={"validation": outputs, "test": outputs},
         test_images=np.zeros((len(labels), *summary.dataset.image_shape), np.uint8),
         params={},
@@ -355,6 +355,61 @@ def test_a_report_names_any_machine(machine, said, finished_run, tmp_path):
     devices = dataclasses.replace(summary.devices, platform="gpu", kind="H200")
     summary = dataclasses.replace(summary, machine=machine, devices=devices)
     assert said in write_page(summary, np.eye(10, dtype=int), tmp_path)
+
+
+@pytest.fixture
+def confused(finished_run, tmp_path):
+    """A report with more mistakes than images; most of "a" as "A", and of 12,345 steps.
+
+    The label of an "A" that is taken for a "b" is known to be wrong.
+    """
+    confusion = np.diag([0, 0, 0, 0, *[100] * 6])
+    confusion[0, 1], confusion[1, 2], confusion[3, 4] = 900, 100, 5
+    dataset = dataclasses.replace(
+        finished_run[1].dataset,
+        class_names=tuple("aAbBcCdDeE"),
+        fingerprints={"test": label_errors.MNIST_TEST},
+    )
+    summary = dataclasses.replace(finished_run[1], dataset=dataset)
+    records = [
+        record | {"step": record["step"] + 12_305}
+        for record in History.read(finished_run[0]).records
+    ]
+    write_page(summary, confusion, tmp_path, records)
+    return tmp_path / "report.html"
+
+
+def test_only_mistakes_with_an_image_can_be_shown(confused):
+    page = confused.read_text()
+    pairs = re.findall('data-label="(.)" data-prediction="(.)" aria-label', page)
+    assert pairs == [("a", "A"), ("A", "b")]
+    choices = re.findall("<option>(.)</option>", page)
+    assert choices == ["A", "a", "A", "b"]  # Labels, then predictions.
+    assert page.index('id="filter"') < page.index("Known wrong labels")
+
+
+def test_a_pair_shows_images_of_known_wrong_labels_too(confused, browser):
+    browser.get(confused.as_uri())
+    run = browser.execute_script
+    run("document.querySelector('button[data-label=A]').click();")
+    figures = run(
+        "return [...document.querySelectorAll('figure[data-label]:not([hidden])')]"
+        ".map((one) => one.textContent);"
+    )
+    assert len(figures) == 1
+    assert figures[0].startswith("A as b")
+    assert run("return shown.textContent;") == "1 of 500"
+
+
+def test_a_chart_names_a_step_with_all_its_digits(confused, browser):
+    browser.get(confused.as_uri())
+    run = browser.execute_script
+    run(
+        "document.querySelector('.plot').dispatchEvent("
+        "new KeyboardEvent('keydown', {key: 'ArrowLeft'}));"
+    )
+    said = run("return document.querySelector('#charts [role=status]').textContent;")
+    assert said.startswith("step 12,345; ")
 
 
 def test_a_confusion_matrix_has_names_while_they_fit(many):
