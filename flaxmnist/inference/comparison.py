@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxmnist import config as configs
 from flaxmnist.data import Dataset
 from flaxmnist.errors import UserError
 from flaxmnist.inference.evaluation import evaluation
@@ -42,8 +43,8 @@ def compare_runs(
       `output`.
 
     Raises:
-      UserError: a directory does not exist, no run is finished, or the page cannot be
-        written.
+      UserError: a directory does not exist, no run is finished, no run accepts the
+        overrides, or the page cannot be written.
     """
     # Matplotlib takes long to import.
     from flaxmnist.report.comparison_page import write_comparison
@@ -63,12 +64,26 @@ def compare_runs(
             f"{', '.join(map(str, paths))}: no finished run; expected directories of "
             "finished runs"
         )
-    open_one = functools.partial(open_run, overrides=dict(overrides), data=data)
+    overrides = dict(overrides)
+    _check(overrides, finished)
+    open_one = functools.partial(open_run, overrides=overrides, data=data)
     correct = _correct([*group(finished).values()], open_one, console)
     with written(output):
         path = write_comparison(output, runs, correct)
     console.line(str(path))
     return path
+
+
+def _check(overrides: Overrides, finished: Sequence[History]) -> None:
+    """Raises UserError if no run accepts the overrides: only some runs are opened."""
+    errors = []
+    for run in finished:
+        try:
+            configs.override(configs.from_dict(run.summary.config), overrides)
+        except UserError as error:
+            errors.append(error)
+    if len(errors) == len(finished):
+        raise errors[0]
 
 
 def _read(paths: Iterable[Path]) -> Iterator[History | Unfinished]:

@@ -165,6 +165,24 @@ def test_runs_without_data_are_compared_without_a_test(compared, capsys):
     assert "of the test images: no test" in (compared / "c.html").read_text()
 
 
+@pytest.mark.parametrize(
+    "change", [('"ema": null', '"ema": 0.9'), ('"seed": 0', '"seed": 1')]
+)
+def test_an_override_that_no_run_accepts_is_refused(
+    change, finished_run, tmp_path, capsys
+):
+    """Two recipes are opened, and two runs of one recipe are not."""
+    for name in ("run", "other"):
+        shutil.copytree(finished_run[0], tmp_path / name)
+    path = tmp_path / "other/summary.json"
+    path.write_text(path.read_text().replace(*change))
+    flags = [str(tmp_path / name) for name in ("run", "other")]
+    flags += [f"--output={tmp_path / 'c.html'}", "--config.nonsense=1"]
+    assert report.main(flags) == 2
+    assert "unknown option 'nonsense'" in capsys.readouterr().err
+    assert not (tmp_path / "c.html").exists()
+
+
 @pytest.mark.slow
 def test_members_of_populations_are_compared(
     finished_run, trained_population, tmp_path
