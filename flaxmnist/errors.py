@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import re
 import traceback
 import unicodedata
@@ -85,8 +86,17 @@ def _place_of(error: BaseException) -> str:
     ]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno))
-    own = [frame for frame in frames if Path(frame[0]).parent != Path(__file__).parent]
+    package = Path(__file__).parent
+    frames = [frame for frame in frames if package not in Path(frame[0]).parents]
+    # The code of the user may be installed, too.
+    own = [frame for frame in frames if not _is_library(Path(frame[0]))] or frames
     return f"{own[-1][0]}, line {own[-1][1]}: " if own else ""
+
+
+def _is_library(file: Path) -> bool:
+    """Returns whether a file is installed, or a part of Python."""
+    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+    return is_installed or Path(os.__file__).parent in file.parents
 
 
 class StoppedError(KeyboardInterrupt):

@@ -303,9 +303,17 @@ def test_an_error_in_the_code_of_the_user_names_its_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_code_of_test.py").write_text("import os\n1 / 0\n")
     (tmp_path / "bad.py").write_text("import no_such_module\n")
+    (tmp_path / "deep.py").write_text("import json\n\njson.loads('{')\n")
+    jaxs = "from jax import numpy\nnumpy.ones(2) @ numpy.ones(3)\n"
+    (tmp_path / "wrong_shapes.py").write_text(jaxs)
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "installed.py").write_text("\n1 / 0\n")
     for spec, message in (
         ("own_code_of_test:f", r"own_code_of_test.py, line 2: ZeroDivisionError"),
         ("bad.py:f", r"bad.py, line 1: ModuleNotFoundError: .*no_such_module"),
+        ("deep.py:f", r"deep.py, line 3: JSONDecodeError: Expecting property"),
+        ("wrong_shapes.py:f", r"wrong_shapes.py, line 2: TypeError: "),
+        ("site-packages/installed.py:f", r"installed.py, line 2: ZeroDivisionError"),
     ):
         path = list(sys.path)
         with pytest.raises(UserError, match=message):
