@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT
 
 import flaxmnist
+from flaxmnist.__main__ import COMMANDS
 from flaxmnist.cli import command, train
 from flaxmnist.training import finish, loop, sanity
 
@@ -20,7 +21,9 @@ PAGES = {
 }
 # A block of Python, and the file that the line before it names, if any.
 BLOCK = re.compile(r"(?:`(\w+\.py)`:\n\n)?```python\n(.*?)```", re.S)
-SHELL = re.compile(r"```(?:bash|sh|)\n(.*?)```", re.S)
+# Matches blocks of every language: the end of a block looks like the start of another.
+FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
+SHELLS = ("", "bash", "sh")
 COMMAND = re.compile(r"(?:\$ )?(?:flaxmnist (\w+)|python -m flaxmnist\.main) (.*)")
 # The others train runs, so they are among the slow tests.
 SHORT = "docs/library.md"
@@ -86,11 +89,20 @@ def test_the_code_of_a_page_runs(page, place, monkeypatch):
 
 def commands(page):
     """Yields the commands of a page, each as its name and its arguments."""
-    for block in SHELL.findall(PAGES[page]):
+    for language, block in FENCED.findall(PAGES[page]):
+        if language not in SHELLS:
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             if found := COMMAND.fullmatch(line.strip()):
                 arguments = shlex.split(found[2], comments=True)
                 yield found[1] or "train", arguments
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_command_of_a_page_is_overlooked(page):
+    names = "|".join(COMMANDS)
+    start = rf"^(?:\$ )?(?:flaxmnist (?:{names})|python -m flaxmnist\.main) "
+    assert len([*commands(page)]) == len(re.findall(start, PAGES[page], re.M))
 
 
 class AcceptedError(Exception):
