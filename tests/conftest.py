@@ -53,6 +53,7 @@ from helpers import ROOT, tiny_config
 
 from flaxmnist import data
 from flaxmnist.core import models, ops, sharding, state
+from flaxmnist.data import download
 from flaxmnist.rundir.varying import vary
 from flaxmnist.runtime import files
 from flaxmnist.training import loop
@@ -65,6 +66,14 @@ def use_new_caches(monkeypatch, folder):
     monkeypatch.delenv("FLAXMNIST_DATA_DIR", raising=False)
     monkeypatch.setenv("FLAXMNIST_CACHE_DIR", str(folder / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
+    # Data come from this machine, also where the internet can be reached.
+    monkeypatch.setattr(
+        download,
+        "reachable",
+        lambda url, real=download.reachable: (
+            url.startswith("http://127.0.0.1") and real(url)
+        ),
+    )
     # A command in this process would enable it for all later tests.
     monkeypatch.setattr(files, "cache_enabled", False)
 

@@ -124,7 +124,6 @@ def test_the_measured_start_ends_with_the_first_step(tmp_path, monkeypatch):
     class Ended(BaseException):
         pass
 
-    monkeypatch.setattr("flaxmnist.data.download.reachable", lambda url: False)
     monkeypatch.setattr(startup, "prepare", lambda: None)
     monkeypatch.setattr(startup, "start_garbage_collection", lambda: None)
     monkeypatch.setattr(loop, "compile_reports", loop.compile_reports)

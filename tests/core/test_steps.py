@@ -37,10 +37,9 @@ class NormalizedMLP(nn.Module):
         return nn.Dense(10)(x)
 
 
-def test_the_readmes_ten_lines_run(monkeypatch, capsys):
+def test_the_readmes_ten_lines_run(capsys):
     readme = (ROOT / "README.md").read_text()
     (lines,) = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
-    monkeypatch.setattr("flaxmnist.data.download.reachable", lambda url: False)
     exec(lines.replace("range(200)", "range(2)"), {})
     assert "'accuracy'" in capsys.readouterr().out
 
