@@ -132,8 +132,7 @@ def test_a_digit_drawn_in_quickstart_is_read(browser, tmp_path):
         actions.move_to_element_with_offset(sheet, *corner)
     actions.release().perform()
     spoken = browser.find_element("id", "spoken")
-    wait(browser, 30).until(lambda _: spoken.text)
-    assert spoken.text.startswith("Prediction: 7,")
+    wait(browser, 30).until(lambda _: spoken.text.startswith("Prediction: 7,"))
     assert browser.get_log("browser") == []
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -145,3 +146,16 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_written(
     assert not (tmp_path / "new").exists()
     assert command.main(["--config=mlp:smoke", "--folds=1"]) == 2
     assert "folds=1: expected a whole number" in capsys.readouterr().err
+
+
+def test_the_command_searches_and_trains_each_fold_once(tmp_path, capsys):
+    options = ("num_steps=4", "mesh.data=1", "report=False")
+    flags = [f"--config.{option}" for option in options]
+    flags += ["--config=softmax:smoke", "--folds=2", f"--workdir={tmp_path}"]
+    for finished in (0, 2):
+        assert command.main(flags) == 0
+        out = capsys.readouterr().out
+        (count,) = re.findall(r"^([\d,]+) of 2,000 training labels are susp", out, re.M)
+        _, *rows = (tmp_path / "label_errors.csv").read_text().splitlines()
+        assert f"{len(rows):,}" == count
+        assert out.count(" is finished at step 4 of 4") == finished
