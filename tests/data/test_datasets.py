@@ -484,7 +484,9 @@ def test_a_server_that_never_ends_is_given_up(
     serve, files, monkeypatch, behaviour, said
 ):
     monkeypatch.setattr(download, "RATE_SECONDS", 0.1)
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
+    # The other servers must answer in time, however busy this machine is.
+    if behaviour == "headers drip":
+        monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
     serve(files, behaviour)
     with pytest.raises(UserError, match=said):
         data.load("mnist", "tfds")

@@ -45,7 +45,7 @@ def test_equal_processes_meet_and_leave_the_port_to_jax(monkeypatch):
     monkeypatch.setattr(rendezvous, "_send", send_after_closing)
     facts = {"--num_processes": 3, "--mode": None, "shape": (1, 2)}
     processes = ((3, index, facts) for index in range(3))
-    assert meet(*processes, port=port, timeout=5) == [None] * 3
+    assert meet(*processes, port=port) == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -68,19 +68,20 @@ def test_a_difference_is_refused_in_every_process(processes, reason, monkeypatch
 
 
 def test_a_missing_process_is_named_in_every_process():
-    refusals = meet((4, 0, {}), (4, 2, {}), timeout=1)
+    # Process 2 must join within this time, however busy this machine is.
+    refusals = meet((4, 0, {}), (4, 2, {}), timeout=5)
     assert all("waiting for process 1, 3 of 4" in refusal for refusal in refusals)
 
 
 def test_a_process_that_starts_after_a_refusal_receives_the_reason(monkeypatch):
-    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", 1)
+    monkeypatch.setattr(rendezvous, "_LINGER_SECONDS", 5)
     port = free_port()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(meet, (3, 0, {"n": 3}), port=port)
         with _patient_connection(port) as other:
             rendezvous._receive(other)
             rendezvous._send(other, {"process": 1, "facts": {"n": 4}})
-            refusals = meet((3, 2, {"n": 3}), port=port, timeout=5) + first.result()
+            refusals = meet((3, 2, {"n": 3}), port=port) + first.result()
     assert all("n is 3 in process 0 and 4 in" in text for text in refusals), refusals
 
 
@@ -94,7 +95,7 @@ def test_a_process_that_ends_before_the_others_join_can_start_again():
         with _patient_connection(port) as second:
             rendezvous._receive(second)
             rendezvous._send(second, {"process": 2, "facts": {}})
-            assert meet((3, 1, {}), port=port, timeout=5) == [None]
+            assert meet((3, 1, {}), port=port) == [None]
             assert rendezvous._receive(second) == {"refusal": None}
         assert first.result() == [None]
 
@@ -117,7 +118,8 @@ def _patient_connection(port):
     ],
 )
 def test_another_program_at_the_address(answer, reason, monkeypatch):
-    monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 0.3)
+    if not answer:
+        monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def listen():
@@ -153,7 +155,7 @@ def test_the_end_of_process_0_is_not_reported_as_another_program():
 
 
 def test_an_unrelated_connection_to_process_0_is_ignored(monkeypatch):
-    monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(rendezvous, "_ANSWER_SECONDS", 2)
     port = free_port()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(meet, (2, 0, {}), port=port)
