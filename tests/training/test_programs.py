@@ -308,6 +308,8 @@ def test_options_of_jax_decide_whether_programs_are_kept(
 ):
     monkeypatch.chdir(kept)
     state, images = state_of(), synthetic.test.images[:8]
+    # JAX itself would look for a program in the bucket.
+    predict_step(state, images)
     former = jax.config.values[option]
     jax.config.update(option, value)
     try:
