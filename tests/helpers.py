@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def new_environment(folder: Path, python: str | Path = sys.executable) -> Path:
     except subprocess.CalledProcessError:
         pytest.skip("needs a package index, such as pypi.org")
     return interpreter
+
+
+def free_port():
+    """Returns a port of this machine that no program listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def tiny_config(**changes):

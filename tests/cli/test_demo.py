@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, free_port
 from PIL import Image
 
 from flaxmnist import config as configs
@@ -51,9 +51,7 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(workdir, written):
     """The address of the page, served by a process as a user would start it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "flaxmnist.demo", f"--workdir={workdir}"]
     process = subprocess.Popen(

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from helpers import ROOT, batch_of, enable_x64, exchanges_examples
+from helpers import ROOT, assert_identical, batch_of, enable_x64, exchanges_examples
 from jax.flatten_util import ravel_pytree
 
 from flaxmnist.core import augment, gathering, models, objective, optim, sharding, steps
@@ -42,10 +42,6 @@ def test_the_readmes_ten_lines_run(capsys):
     (lines,) = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
     exec(lines.replace("range(200)", "range(2)"), {})
     assert "'accuracy'" in capsys.readouterr().out
-
-
-def assert_equal(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.mark.slow
@@ -124,7 +120,7 @@ def test_uint8_and_scaled_floats_are_the_same_images(make_state, synthetic):
         outputs["logits"], steps.predict_step(state, scaled)["logits"], atol=1e-6
     )
     np.testing.assert_allclose(outputs["probabilities"].sum(-1), np.ones(8), rtol=1e-6)
-    assert_equal(outputs["classes"], outputs["probabilities"].argmax(-1))
+    assert_identical(outputs["classes"], outputs["probabilities"].argmax(-1))
 
 
 def test_dropout_draws_anew_each_step_and_only_in_training(make_state, synthetic):
@@ -187,9 +183,9 @@ def test_batch_statistics_are_kept_and_used(make_state, synthetic):
     moved = jax.device_get(state.model_state)
     mean = moved["batch_stats"]["BatchNorm_0"]["mean"]
     assert not np.array_equal(mean, fresh["batch_stats"]["BatchNorm_0"]["mean"])
-    assert_equal(jax.device_get(state.model_state), moved)
+    assert_identical(jax.device_get(state.model_state), moved)
     steps.eval_step(state, batch)
-    assert_equal(jax.device_get(state.model_state), moved)
+    assert_identical(jax.device_get(state.model_state), moved)
 
 
 @pytest.mark.slow
@@ -211,7 +207,7 @@ def test_many_steps_in_one_dispatch_are_those_steps(
         many.params,
         one_by_one.params,
     )
-    assert_equal(window.confusion.sum(), total.confusion.sum())
+    assert_identical(window.confusion.sum(), total.confusion.sum())
 
 
 def test_the_hot_loop_moves_nothing_and_traces_once(make_state, synthetic, mesh):
@@ -284,7 +280,7 @@ def test_one_thread_gathers_the_rows_that_several_do(count, monkeypatch):
     assert not uses_a_loop()
     with gathering.on_one_thread(True):
         assert uses_a_loop()
-        assert_equal(gathering.gather_rows(array, rows), array[rows])
+        assert_identical(gathering.gather_rows(array, rows), array[rows])
         monkeypatch.setattr(gathering, "MIN_DIVIDED_BYTES", count * 3 * 4)
         assert not uses_a_loop()
 
@@ -330,7 +326,9 @@ def test_evaluation_counts_every_example_once(batch_size, make_state, synthetic,
     for placement in (DeviceFeed, HostFeed):
         feed = placement(synthetic.test, batch_size, mesh)
         metrics = evaluate(state, feed, sharding.replicated(mesh))
-        assert_equal(metrics.confusion.sum(axis=1), np.bincount(synthetic.test.labels))
+        assert_identical(
+            metrics.confusion.sum(axis=1), np.bincount(synthetic.test.labels)
+        )
 
 
 def test_a_step_of_the_cnn_computes_less_than_direct_convolution(monkeypatch):
@@ -535,7 +533,7 @@ def test_dropout_of_other_forms_remains_that_of_linen(synthetic):
     assert_close(by_place[by_place != 0], 2 * x[by_place != 0])
     assert len(np.unique(same_rows == 0, axis=0)) == 1
     assert len(np.unique(same_columns, axis=1).T) == 1
-    assert_equal(everything, x)
+    assert_identical(everything, x)
     assert not nothing.any()
 
 
@@ -641,7 +639,7 @@ def test_a_batch_that_cannot_be_cut_is_refused(make_state, synthetic):
 def test_the_average_of_the_parameters_is_what_evaluation_reads(decay, synthetic):
     state = create_state(models.SoftmaxRegression(), optax.sgd(0.5), ema_decay=decay)
     batch = batch_of(synthetic.test, 100)
-    assert_equal(state.eval_params, state.params)
+    assert_identical(state.eval_params, state.params)
     seen = []
     for start in range(0, 250, 50):
         state, _ = steps.train_step(state, batch_of(synthetic.train, 50, start))
@@ -661,7 +659,7 @@ def test_the_average_of_the_parameters_is_what_evaluation_reads(decay, synthetic
         (steps.predict_step, batch["image"]),
     ):
         found = step(state, given)
-        assert_equal(found, step(averaged, given))
+        assert_identical(found, step(averaged, given))
         assert not all(
             np.array_equal(a, b)
             for a, b in zip(

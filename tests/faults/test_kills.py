@@ -486,10 +486,6 @@ def first_format(record):
     return record
 
 
-def format_to_come(record):
-    return manifest.with_checksum(record | {"format": 3}) | {}
-
-
 def test_the_first_checkpoint_format_is_read_and_a_future_one_is_refused(
     finished_run, tmp_path, monkeypatch
 ):
@@ -526,7 +522,7 @@ def test_checkpoints_without_a_save_leave_no_thread_at_exit(tmp_path):
     before = set(threading.enumerate())
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.wait()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 # Damage

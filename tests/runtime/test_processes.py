@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import lines, saved
+from helpers import free_port, lines, saved
 
 from flaxmnist import config as configs
 from flaxmnist.cli import train
@@ -32,12 +31,6 @@ FLAGS = [
     "--config.checkpoint_every=15",
     "--config.report=False",
 ]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -6,16 +6,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from helpers import free_port
 
 from flaxmnist.errors import UserError
 from flaxmnist.runtime import rendezvous
 from flaxmnist.runtime.cluster import Process
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def meet(*processes, port=None, timeout=20):

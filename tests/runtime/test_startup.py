@@ -127,10 +127,9 @@ def test_a_closed_standard_stream_is_not_reused_for_a_file(tmp_path):
         "print('out'); "
         f"file = open({str(said)!r}, 'w'); assert file.fileno() > 2; os.write(1, b'x')"
     )
+    without_output = ["sh", "-c", 'exec "$@" >&-', "sh"]
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: os.close(1),
+        [*without_output, sys.executable, "-c", script], stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0
     assert said.read_bytes() == b""
