@@ -3,13 +3,17 @@
 import json
 import os
 import pathlib
+import runpy
 
+import jax
+import jax.numpy as jnp
 import pytest
 from helpers import ROOT
 
 from flaxmnist import config as configs
 from flaxmnist.errors import UserError
 from flaxmnist.training import loop
+from flaxmnist.training.experiment import Experiment
 
 
 def test_overrides_are_taken_in_every_form():
@@ -77,6 +81,24 @@ def test_every_shipped_configuration_and_its_smoke_variant_load():
     for name, model in models.items():
         assert configs.load(name).model.name == model
         assert configs.load(f"{name}:smoke").data.source == "synthetic"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        f"{name}{variant and ':'}{variant}"
+        for name, path in configs.shipped().items()
+        for variant in ("", *runpy.run_path(str(path))["VARIANTS"])
+    ],
+)
+def test_every_shipped_variant_builds_with_the_documented_parameters(spec, synthetic):
+    config = configs.override(configs.load(spec), {"mesh.data": 1})
+    experiment = Experiment.build(config, synthetic)
+    images = jnp.zeros((1, *synthetic.image_shape))
+    made = jax.eval_shape(experiment.model.init, jax.random.key(0), images)
+    count = sum(leaf.size for leaf in jax.tree.leaves(made["params"]))
+    documented = {"cnn": 3_274_634, "cnn:tiny": 9_640, "cnn:accurate": 450_690}
+    assert count == documented.get(spec, count)
 
 
 def test_a_loaded_configuration_can_be_changed_and_is_checked_when_it_is_used():

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -138,6 +139,27 @@ def state_with(augment, mesh=None, **options):
     layout = sharding.Layout(mesh or sharding.make_mesh(1))
     model, tx = models.SoftmaxRegression(), optax.sgd(0.1)
     return create_state(model, tx, 0, layout, augment=augment, **options)
+
+
+def test_a_step_trains_on_the_augmented_batch(synthetic):
+    batch = batch_of(synthetic.train, 16)
+    state = state_with(Augment(rotate=30.0, cutout=9, outliers=0.25))
+
+    @jax.jit
+    def update(state, batch):
+        grads = jax.grad(lambda *args: objective.loss_fn(*args)[0])(
+            state.params, state, batch
+        )
+        return jax.tree.map(lambda p, grad: p - 0.1 * grad, state.params, grads)
+
+    expected = update(state, objective.augmented(state, batch))
+    plain = update(state, batch)
+    found, _ = steps.train_step(state, batch)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-6), found.params, expected
+    )
+    kernels = (jax.tree.leaves(each)[-1] for each in (expected, plain))
+    assert abs(np.subtract(*kernels)).max() > 1e-3
 
 
 @pytest.mark.slow

@@ -648,11 +648,23 @@ class InfiniteInEvaluation(nn.Module):
         return logits if train else jnp.where(jnp.arange(10) == 3, -jnp.inf, logits)
 
 
-def test_an_evaluation_whose_loss_is_not_finite_stops_with_its_split(tmp_path):
-    config = tiny_config(model={"name": InfiniteInEvaluation}, checkpoint_every=5)
-    said = r"loss on validation is not finite at step 20; the last good .* of step 15"
+@pytest.mark.parametrize(
+    ("options", "tried", "rollbacks"),
+    [
+        ({}, "", 0),
+        ({"on_nan": "rollback", "max_rollbacks": 2}, ", after 2 of 2 rollbacks", 2),
+    ],
+)
+def test_an_evaluation_whose_loss_is_not_finite_stops_with_its_split(
+    options, tried, rollbacks, tmp_path, capsys
+):
+    config = tiny_config(
+        model={"name": InfiniteInEvaluation}, checkpoint_every=5, **options
+    )
+    said = f"on validation is not finite at step 20{tried}; the last good .* of step 15"
     with pytest.raises(UserError, match=said):
         loop.train_and_evaluate(config, tmp_path)
+    assert capsys.readouterr().err.count("back to step 15, with") == rollbacks
     assert {line["split"] for line in lines(tmp_path)} == {"train"}
 
 
