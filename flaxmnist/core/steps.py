@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.tree_util import GetAttrKey, tree_leaves_with_path
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from flaxmnist.core import optim
@@ -252,10 +253,15 @@ def _global_norm(tree: Params) -> Float[Array, ""]:
 @_explained
 @jax.jit
 def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Returns whether every floating-point number in a tree is finite."""
-    floats = [
-        leaf
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
-    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in floats]))
+    """Returns whether every floating-point number in a tree is finite.
+
+    In the `opt_state` of a state, scalars may be infinite: an optimizer such as
+    `reduce_on_plateau` starts with an infinite best loss.
+    """
+    checks = []
+    for path, leaf in tree_leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            of_optimizer = path[:1] == (GetAttrKey("opt_state"),)
+            scalar = of_optimizer and leaf.ndim == 0
+            checks.append(~jnp.isnan(leaf) if scalar else jnp.isfinite(leaf).all())
+    return jnp.all(jnp.array(checks))

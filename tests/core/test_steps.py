@@ -71,6 +71,24 @@ def test_the_cross_entropy_stays_finite_where_probabilities_vanish(make_state):
     assert not steps.all_finite(jax.tree.map(lambda x: x / 0, {"a": jnp.ones(2)}))
 
 
+def test_only_scalars_of_the_optimizer_may_be_infinite(make_state):
+    tx = optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau())
+    state = make_state(models.SoftmaxRegression(), tx=tx)
+    assert jnp.isinf(state.opt_state[1].best_value)
+    assert steps.all_finite(state)
+    adam, plateau = state.opt_state
+    nan = plateau._replace(best_value=jnp.array(jnp.nan))
+    infinite = jax.tree.map(lambda leaf: leaf + jnp.inf, state.params)
+    moments = adam[0]._replace(nu=infinite)
+    for changed in (
+        {"opt_state": (adam, nan)},
+        {"opt_state": ((moments, *adam[1:]), plateau)},
+        {"params": infinite},
+        {"model_state": {"scale": jnp.array(jnp.inf)}},
+    ):
+        assert not steps.all_finite(state.replace(**changed))
+
+
 @pytest.mark.slow
 def test_the_naive_cross_entropy_breaks_where_ours_does_not(make_state):
     """The tutorials' warning about ``-sum(y * log(softmax(logits)))``."""
