@@ -36,8 +36,7 @@ def report_run(run: "SavedRun", compare: Iterable[str | os.PathLike[str]]) -> Pa
         )
     if run.members:
         return report_population(run.workdir, run)
-    with written(run.workdir):
-        path = _report_run(run)
+    path = _report_run(run)
     Console().line(str(path))
     return path
 
@@ -106,4 +105,6 @@ def _report_run(run: "SavedRun") -> Path:
         console = Console()
         summary = summarize(evaluated, run.state, run.last_step, run.step, console)
     history = History.read(run.workdir, summary)
-    return write_report(collect(evaluated, run.state, history), run.workdir)
+    results = collect(evaluated, run.state, history)
+    with written(run.workdir):
+        return write_report(results, run.workdir)

@@ -23,6 +23,7 @@ from flaxmnist.rundir.results import Summary
 from flaxmnist.rundir.trust import permit as permit
 from flaxmnist.rundir.trust import permit_all as permit_all
 from flaxmnist.runtime import durable, files, processes
+from flaxmnist.runtime.failures import is_of_files
 
 
 def saved_summary(workdir: Path, step: int | None = None) -> Summary | None:
@@ -198,7 +199,8 @@ def locked(workdir: Path) -> Iterator[Lock]:
     Raises:
       UserError: the directory cannot be created or written, when the block begins or
         later, or another run is in it.
-      OSError: the block cannot read or write a file outside the directory.
+      OSError: the block cannot read or write a file outside the directory, or reach
+        the network.
     """
     try:
         lock = Lock(workdir)
@@ -220,7 +222,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
     except BrokenPipeError:  # Of the standard output.
         raise
     except OSError as error:
-        if _is_elsewhere(error.filename, workdir):
+        if _is_elsewhere(error, workdir):
             raise
         reason = f"{error.strerror or error}"
         where = f": {error.filename}" if error.filename else ""
@@ -237,11 +239,13 @@ def locked(workdir: Path) -> Iterator[Lock]:
         lock.release()
 
 
-def _is_elsewhere(name: str | bytes | int | None, workdir: Path) -> bool:
-    """Returns whether an error names a file outside `workdir`, as of a user's model."""
-    if not isinstance(name, str | bytes):
+def _is_elsewhere(error: OSError, workdir: Path) -> bool:
+    """Returns whether the cause is not a file in `workdir`, but the user's model."""
+    if not is_of_files(error):
+        return True
+    if not isinstance(error.filename, str | bytes):
         return False
-    path = Path(os.path.abspath(os.fsdecode(name)))
+    path = Path(os.path.abspath(os.fsdecode(error.filename)))
     return not path.is_relative_to(os.path.abspath(workdir))
 
 

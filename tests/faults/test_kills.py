@@ -9,10 +9,12 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 
 import flax.linen as nn
 import jax
@@ -408,6 +410,24 @@ def test_an_unreadable_disk_does_not_hide_the_error(tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match=r"any more \(No space.*nothing in it was del"):
         write()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no weights"),
+        urllib.error.HTTPError("run/weights", 404, "Not Found", {}, None),
+        ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)),
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+    ],
+)
+def test_an_error_of_the_network_is_no_error_of_the_directory(
+    error, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(type(error)) as raised, folder.locked(tmp_path / "run"):
+        raise error
+    assert raised.value is error
 
 
 class Pretrained(nn.Module):

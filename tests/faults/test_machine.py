@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import warnings
@@ -109,6 +110,8 @@ def test_an_unreadable_file_of_a_checkpoint_is_named(
         (RuntimeError("can't start new thread"), r"new thread; .*ulimit -u"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"), r"\(RESOURCE_EXH"),
         (OSError("of a library"), None),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), None),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), None),
         (RuntimeError("a defect"), None),
     ],
 )
