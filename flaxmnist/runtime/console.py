@@ -25,6 +25,8 @@ _BLOCKS, _COMPILING = "▁▂▃▄▅▆▇█", "compiling …"
 Bar = Callable[[int, float, float, Sequence[str]], None]
 # Columns of the shortest progress bar, and of the spaces beside it.
 _BAR_COLUMNS = 8
+# Losses that a progress bar keeps at most; each update draws all of them.
+_MAX_LOSSES = 1_024
 # The warnings that a block of `warned_once` has printed.
 _warned: ContextVar[set[str] | None] = ContextVar("_warned", default=None)
 
@@ -167,12 +169,21 @@ class Console:
     def training(self, step: int, total: int) -> Iterator[Bar]:
         """Shows the progress bar of training; yields what updates it."""
         losses: list[float] = []
+        updates, interval = 0, 1
         with self._bar(total, description=_COMPILING, completed=step) as move:
 
             def update(
                 step: int, epoch: float, loss: float, figures: Sequence[str]
             ) -> None:
-                losses.append(loss)
+                nonlocal updates, interval
+                if not self._live:
+                    return
+                if updates % interval == 0:
+                    losses.append(loss)
+                updates += 1
+                if len(losses) == _MAX_LOSSES:
+                    del losses[1::2]
+                    interval *= 2
                 description = f"epoch {epoch:.1f}"
                 taken = len(description) + len(f"{step}/{total}") + _BAR_COLUMNS
                 found = [f"loss {loss:.3f}", *figures, f"{sparkline(losses):<8}"]

@@ -70,6 +70,22 @@ def test_the_bar_keeps_the_figures_that_fit(terminal, columns, figures):
     assert "step 1200" not in text
 
 
+def test_the_bar_draws_few_losses_evenly(terminal, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module, "_MAX_LOSSES", 8)
+    monkeypatch.setattr(
+        module, "sparkline", lambda losses: drawn.append([*losses]) or ""
+    )
+    for kind in ("xterm", "dumb"):
+        console, _ = terminal(kind=kind)
+        with console.training(0, 100) as update:
+            for step in range(33):
+                update(step, 1.0, step, ())
+    assert drawn[6] == [0, 1, 2, 3, 4, 5, 6]
+    assert drawn[32] == [0, 8, 16, 24, 32]
+    assert len(drawn) == 33  # A dumb terminal shows no bar.
+
+
 def test_a_dumb_terminal_shows_plain_lines(terminal):
     console, shown = terminal(kind="dumb")
     with console.compiling(1716):
