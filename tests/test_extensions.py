@@ -468,7 +468,10 @@ def test_a_changed_source_stops_a_resumption_and_warns_otherwise(
     user_code.load("own_nets:Net")
     assert train.main([f"--workdir={run}", "--config.num_steps=4"]) == 2
     changed = f"the source in {code}/own_nets.py (it was {project}/own_nets.py) has ch"
-    assert changed in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert changed in error
+    # The same message is that of a member of a population, which has no such flag.
+    assert "or, for a single run, add --allow_change" in error
     assert predict.main([f"--workdir={run}", "--split=test"]) == 0
     output = capsys.readouterr()
     assert (output.out + output.err).count(changed) == 1

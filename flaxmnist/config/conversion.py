@@ -255,5 +255,5 @@ def differences(old: Config, new: Config, allow_change: bool = False) -> list[st
         if name.partition(".")[0] not in CHANGEABLE:
             texts.append(text)
         elif not allow_change:
-            texts.append(f"{text} (--allow_change permits it)")
+            texts.append(f"{text} (--allow_change permits it for a single run)")
     return texts

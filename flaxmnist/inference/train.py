@@ -36,6 +36,9 @@ def train(
 ) -> SavedRun:
     """Trains a model, or resumes a run, and opens the result.
 
+    :func:`flaxmnist.train_and_evaluate` has `allow_change`, which resumes a run with
+    other options.
+
     Args:
       config: as :func:`flaxmnist.train_and_evaluate` takes it, such as ``"cnn"``.
       workdir: the run directory; ``runs/<config>-<UTC time>`` if None.

@@ -91,7 +91,7 @@ def check(workdir: Path, config: configs.Config, allow_change: bool = False) -> 
     if changes and not allow_change:
         raise UserError(
             f"{'; '.join(changes)}. Restore the former source, use another --workdir, "
-            "or add --allow_change"
+            "or, for a single run, add --allow_change"
         )
     for change in changes:
         Console().warn(f"{change}; the run continues with the new source")

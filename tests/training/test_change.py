@@ -215,7 +215,8 @@ def test_other_changes_are_refused_and_the_message_says_which_are_permitted(
     workdir = shutil.copytree(before, tmp_path / "run")
     config = (workdir / "config.json").read_bytes()
     permitted = (
-        r"learning_rate: 0.1 in the saved run, 0.03 in this run \(--allow_change"
+        r"learning_rate: 0.1 in the saved run, 0.03 in this run \(--allow_change "
+        r"permits it for a single run\)"
     )
     with pytest.raises(UserError, match=permitted):
         run(CHANGED, workdir)
