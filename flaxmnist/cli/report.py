@@ -74,8 +74,7 @@ def _check(args: argparse.Namespace, runs: Sequence[Path], compares: bool) -> No
 def _has_no_ensemble(workdir: Path) -> bool:
     """Returns whether members of a population differ in their model or are missing."""
     members = population.saved_members(workdir) or ()
-    folders = [workdir / one.name for one in members]
-    return bool(not population.has_one_model(members) or unfinished(folders))
+    return not population.has_one_model(members) or bool(unfinished(workdir, members))
 
 
 def run(argv: Sequence[str]) -> None:

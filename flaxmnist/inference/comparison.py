@@ -112,9 +112,10 @@ def _read(paths: Iterable[Path]) -> Iterator[History | Unfinished]:
 def _read_run(workdir: Path) -> History | Unfinished:
     try:
         integrity.check_links(workdir)
-        if (workdir / "summary.json").exists():
+        config = workdirs.saved_config(workdir, alone=True)
+        if workdirs.is_finished(workdir):
             return History.read(workdir)
-        if (config := workdirs.saved_config(workdir)) is None:
+        if config is None:
             return Unfinished(str(workdir), "contains no run")
         steps = workdirs.saved_steps(workdir)
         status = f"unfinished, step {steps[-1] if steps else 0:,}"

@@ -10,6 +10,7 @@ from flaxmnist import config as configs
 from flaxmnist.core.ensemble import Ensemble, stack
 from flaxmnist.errors import UserError
 from flaxmnist.options import OptionType
+from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import trust
 from flaxmnist.rundir.population import MODEL, Member, configuration
 from flaxmnist.runtime.console import warned_once
@@ -46,13 +47,13 @@ def open_members(
     configurations: dict[Path, configs.Config] = {}
     for one in members:
         folder = workdir / one.name
-        if not (folder / "summary.json").is_file():
+        own = configuration(config, one)
+        if not workdirs.is_finished(folder, own):
             raise UserError(
                 f"{folder} is not finished; an ensemble requires all members of the "
                 f"population. `flaxmnist train --workdir {quote(str(workdir))}` "
                 "finishes them, or names the reason why not"
             )
-        own = configuration(config, one)
         # The list of members is not signed, and may be of another person.
         trust.check(configs.as_dict(own), workdir)
         configurations[folder] = own

@@ -1,6 +1,7 @@
 """The directory of a run: its lock, its configuration and its summary."""
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -40,6 +41,27 @@ def saved_summary(workdir: Path, step: int | None = None) -> Summary | None:
 def saved_steps(workdir: Path) -> list[int]:
     """Returns the steps of the checkpoints, in order."""
     return integrity.saved_steps(workdir / "checkpoints")
+
+
+def is_finished(workdir: Path, config: configs.Config | None = None) -> bool:
+    """Returns whether a run has a result, and was not trained further since then.
+
+    A damaged result counts: reading it for use reports the damage.
+
+    Args:
+      workdir: the run directory.
+      config: a later configuration of the run, whose length counts, too.
+    """
+    if not (workdir / "summary.json").exists():
+        return False
+    if (summary := saved_summary(workdir)) is None:
+        return True
+    is_longer = config is not None and any(
+        (getattr(config, name) or 0) > (summary.config[name] or math.inf)
+        for name in ("num_epochs", "num_steps")
+    )
+    # Its user may have deleted the checkpoints.
+    return not is_longer and saved_steps(workdir)[-1:] <= [summary.step]
 
 
 class Lock:

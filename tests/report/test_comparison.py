@@ -143,6 +143,17 @@ def test_a_comparison_is_a_page_of_its_own(compared, capsys):
     assert lines["Loss"][4]["seconds"] == pytest.approx(seconds, rel=0.01)
 
 
+def test_a_run_that_was_trained_further_is_unfinished(compared, capsys):
+    (compared / "other/checkpoints/60").mkdir()
+    shutil.rmtree(compared / "part/checkpoints")
+    shutil.copy(compared / "run/summary.json", compared / "part")
+    names = [str(compared / name) for name in ("run", "other", "part")]
+    assert report.main([*names, f"--output={compared}/compare.html"]) == 0
+    said = capsys.readouterr().out
+    assert f"{names[1]}: unfinished, step 60\n" in said
+    assert said.count("unfinished") == 1
+
+
 def test_a_comparison_changes_no_report(compared):
     run, other = compared / "run", compared / "other"
     assert report.main([f"--workdir={run}", "--compare", str(other)]) == 0

@@ -276,6 +276,28 @@ def test_members_after_a_diverged_one_are_trained(
     assert "Not finished: seed-6." in (workdir / "report.html").read_text()
 
 
+def test_members_of_the_former_length_are_not_finished(
+    trained_population, tmp_path, capsys
+):
+    """The population is extended, and stops before or in the second member."""
+    config, workdir = tiny_config(num_steps=60), tmp_path / "p"
+    shutil.copytree(trained_population[0], workdir)
+    (workdir / "config.json").write_text(configs.to_json(config))
+    path = workdir / "seed-0" / "summary.json"
+    values = json.loads(path.read_text())
+    values["config"]["num_steps"] = values["step"] = values["total_steps"] = 60
+    path.write_text(json.dumps(values))
+    (workdir / "seed-0/checkpoints/60").mkdir()
+    for started in (False, True):
+        if started:
+            (workdir / "config.json").unlink()
+            (workdir / "seed-1/checkpoints/50").mkdir()
+        assert report.main([f"--workdir={workdir}"]) == 0
+        assert "Not finished: seed-1." in (workdir / "report.html").read_text()
+        with pytest.raises(UserError, match="seed-1 is not finished; an ensemble"):
+            open_run(workdir, config=config)
+
+
 def test_an_interrupt_is_reported_once(trained_population, tmp_path, monkeypatch):
     config, workdir = tiny_config(), tmp_path / "p"
     shutil.copytree(trained_population[0], workdir)
