@@ -57,8 +57,8 @@ def train_members(
     console = Console()
     if jax.process_count() > 1:
         raise UserError(
-            "a population is trained by one process; remove --coordinator, or train "
-            "the members one by one"
+            "a population is trained by one process; start one only, or train the "
+            "members one by one"
         )
     results: dict[Member, Summary] = {}
     failed: dict[str, str] = {}

@@ -205,11 +205,15 @@ def test_what_cannot_be_trained_writes_nothing(flags, message, tmp_path, capsys)
 
 
 def test_a_population_and_a_run_do_not_mix(
-    trained_population, finished_run, tmp_path, capsys
+    trained_population, finished_run, tmp_path, capsys, monkeypatch
 ):
     config = tiny_config()
     with pytest.raises(UserError, match="contains a run; expected a new directory"):
         train_members(config, finished_run[0], vary(config, [0, 1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(UserError, match="start one only, or train the members"):
+            train_members(config, tmp_path, vary(config, [0, 1]))
     flags = [f"--workdir={trained_population[0]}", "--seeds=0:2", "--config.ema=0.9"]
     assert train.main(flags) == 2
     said = capsys.readouterr().err
