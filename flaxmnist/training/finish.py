@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from flaxmnist.core.state import TrainState
-from flaxmnist.errors import DamagedError
+from flaxmnist.data import SPLITS
+from flaxmnist.errors import DamagedError, DivergedError
 from flaxmnist.rundir.checkpoints import Checkpoints
 from flaxmnist.rundir.history import History
 from flaxmnist.rundir.results import Summary
@@ -40,6 +42,7 @@ def finish(
       the content of ``summary.json``.
 
     Raises:
+      DivergedError: the loss on a split is not finite.
       StoppedError: Ctrl-C or SIGTERM stopped it.
     """
     rundir, console, clock = outputs.rundir, outputs.console, outputs.clock
@@ -68,6 +71,7 @@ def finish(
             images_per_second=trained / clock.seconds["train"] if trained else None,
         )
         print_table(console, summary)
+        _check_finite(summary)
         rundir.remove("report.html")  # It is of an earlier summary.
         rundir.write("summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
         if experiment.config.report:
@@ -83,6 +87,19 @@ def finish(
         f"tensorboard/, checkpoints/ (steps {saved})"
     )
     return summary
+
+
+def _check_finite(summary: Summary) -> None:
+    """Raises DivergedError if the loss on a split is not finite."""
+    for split in SPLITS:
+        if not math.isfinite(getattr(summary, split).loss):
+            raise DivergedError(
+                f"the loss on {split} is not finite at step {summary.evaluated_step}, "
+                "which is saved",
+                "If the model returns logits that are not finite, correct it and add "
+                "--allow_change. Else use another --workdir, with a smaller "
+                "optimizer.learning_rate or optimizer.clip_norm=1",
+            )
 
 
 def finish_again(

@@ -33,7 +33,7 @@ from flaxmnist.cli import exits, predict, train
 from flaxmnist.core import models
 from flaxmnist.core.steps import predict_step, train_step
 from flaxmnist.data import idx
-from flaxmnist.errors import StoppedError, UserError
+from flaxmnist.errors import DivergedError, StoppedError, UserError
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.report import html
 from flaxmnist.rundir import new_folder
@@ -666,6 +666,28 @@ def test_an_evaluation_whose_loss_is_not_finite_stops_with_its_split(
         loop.train_and_evaluate(config, tmp_path)
     assert capsys.readouterr().err.count("back to step 15, with") == rollbacks
     assert {line["split"] for line in lines(tmp_path)} == {"train"}
+
+
+class InfiniteForWhite(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train):
+        pixels = models.scale(images).reshape(len(images), -1)
+        is_white = jnp.all(pixels == 1, axis=1, keepdims=True)
+        return jnp.where(is_white, -jnp.inf, nn.Dense(10)(pixels))
+
+
+def test_a_final_loss_that_is_not_finite_is_an_error_with_its_split(
+    synthetic, tmp_path
+):
+    images = synthetic.test.images.copy()
+    images[0] = 255
+    test = data.Split(images, synthetic.test.labels)
+    given = dataclasses.replace(synthetic, test=test)
+    config = tiny_config(model={"name": InfiniteForWhite}, num_steps=20)
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="on test is not finite at step 20, wh"):
+            loop.train_and_evaluate(config, tmp_path, data=given)
+        assert not (tmp_path / "summary.json").exists()
 
 
 def test_a_signal_stops_a_run_whose_loss_is_not_finite(tmp_path, monkeypatch):
