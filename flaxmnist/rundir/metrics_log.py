@@ -170,7 +170,7 @@ class MetricsWriter:
         )
 
     def show(self, split: str, step: int, *summaries: Summary) -> None:
-        """Writes :func:`histogram`, :func:`image` and :func:`text` for TensorBoard."""
+        """Writes summaries of `flaxmnist.rundir.tensorboard` to the file of a split."""
         if processes.is_first():
             self._events[split].write(step, *summaries)
 
