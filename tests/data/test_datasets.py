@@ -187,7 +187,7 @@ def test_mnist_has_its_licence_however_it_is_stored(gzipped_dir, tmp_path):
         (tmp_path / name).write_bytes(gzip.decompress(packed))
     dataset = data.load("mnist", "idx", str(tmp_path))
     assert "CC BY-SA 3.0" in dataset.licence
-    drawn = data.load("mnist", "idx", str(mnist_dir), split_seed=1)
+    drawn = data.load("mnist", "idx", str(tmp_path), split_seed=1)
     assert "CC BY-SA 3.0" in drawn.licence
     with pytest.raises(UserError, match="belongs to mnist, not to kmnist"):
         data.load("kmnist", "idx", str(tmp_path))
