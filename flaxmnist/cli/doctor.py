@@ -16,9 +16,8 @@ import psutil
 from packaging.requirements import Requirement
 
 from flaxmnist.cli import command, exits
-from flaxmnist.data import Dataset, duplicates
+from flaxmnist.data import Dataset, download, duplicates
 from flaxmnist.data.datasets import load, locate
-from flaxmnist.data.download import cache_dir, reachable, registered
 from flaxmnist.errors import UserError
 from flaxmnist.runtime.console import Console
 from flaxmnist.runtime.machine import PACKAGES, versions
@@ -103,7 +102,7 @@ def problems_with_devices(wanted: str | None) -> Iterator[str]:
     try:
         if locate("mnist"):
             yield from _problems_with_data(load("mnist"))
-        elif not reachable(registered("mnist")[0].url):
+        elif not download.reachable(download.registered("mnist")[0].url):
             yield (
                 "MNIST is missing and its server cannot be reached: runs will train on "
                 "the bundled subset of 5,000 images; set FLAXMNIST_DATA_DIR to the "
@@ -160,7 +159,7 @@ def _programs() -> str:
 
 
 def _caches() -> str:
-    return f"downloads and other caches: {cache_dir()}"
+    return f"downloads and other caches: {download.cache_dir()}"
 
 
 def run(argv: Sequence[str]) -> int:

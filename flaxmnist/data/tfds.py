@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flaxmnist.data import emnist
-from flaxmnist.data.download import reachable, registered
+from flaxmnist.data import download, emnist
 from flaxmnist.data.encoded import Example, decoders
 from flaxmnist.data.raw import Raw
 from flaxmnist.data.splits import SPLITS
@@ -96,7 +95,7 @@ def prepare(name: str, directory: str | None) -> Path:
             "form"
         )
     # Without a network TFDS would retry for minutes.
-    if not reachable(registered("mnist")[0].url):
+    if not download.reachable(download.registered("mnist")[0].url):
         raise DownloadError(
             f"data.name={shown(name)} is not prepared, and the network cannot be "
             "reached. Connect to a network"

@@ -117,7 +117,10 @@ def _diverged(
     listed = "".join(f"\n  {name}: {problem}" for name, problem in failed.items())
     advice = "Use "
     if config.on_nan == "stop":
-        advice = "Add --config.on_nan=rollback to train them again. Or use "
+        advice = (
+            "Add --config.on_nan=rollback to train those again whose training failed. "
+            "Or use "
+        )
     advice += "another --workdir, with a smaller optimizer.learning_rate or "
     return DivergedError(
         f"{len(failed)} of {count} members failed{others}{listed}",

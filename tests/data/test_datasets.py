@@ -581,8 +581,8 @@ def test_a_set_that_cannot_be_prepared_is_an_error_of_the_user(
         stub.builder.side_effect = error
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", stub)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr(tfds, "registered", lambda name: [stub])
-    monkeypatch.setattr(tfds, "reachable", lambda url: True)
+    monkeypatch.setattr(tfds.download, "registered", lambda name: [stub])
+    monkeypatch.setattr(tfds.download, "reachable", lambda url: True)
     with pytest.raises(UserError, match=said):
         data.load("runes/foo", "tfds")
 

@@ -138,7 +138,7 @@ def test_the_doctor_names_the_variable_that_hides_a_gpu(environment, said, monke
 def test_the_doctor_knows_bad_flags(name, value, message, monkeypatch, capsys):
     monkeypatch.setenv(name, value)
     monkeypatch.setattr(devices, "start", lambda *args, **options: None)
-    monkeypatch.setattr(doctor, "reachable", lambda url: True)
+    monkeypatch.setattr(doctor.download, "reachable", lambda url: True)
     assert doctor.main([]) == 1
     text = capsys.readouterr().out
     assert f"problem: {name}={value!r}" in text
