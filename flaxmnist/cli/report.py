@@ -10,7 +10,7 @@ from flaxmnist.cli import command, exits
 from flaxmnist.errors import UserError
 from flaxmnist.inference.comparison import compare_runs
 from flaxmnist.inference.ensemble import NO_STEP
-from flaxmnist.inference.report import report_population, unfinished
+from flaxmnist.inference.report import report_population
 from flaxmnist.inference.saved_run import open_run
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import folder as workdirs
@@ -74,7 +74,9 @@ def _check(args: argparse.Namespace, runs: Sequence[Path], compares: bool) -> No
 def _has_no_ensemble(workdir: Path) -> bool:
     """Returns whether members of a population differ in their model or are missing."""
     members = population.saved_members(workdir) or ()
-    return not population.has_one_model(members) or bool(unfinished(workdir, members))
+    return not population.has_one_model(members) or bool(
+        population.unfinished(workdir, members)
+    )
 
 
 def run(argv: Sequence[str]) -> None:

@@ -78,7 +78,7 @@ class Batches(Protocol):
     """A pytree that yields batches inside a compiled program."""
 
     def at(self, step: Int[Array, ""]) -> Batch:
-        """Returns the batch of a step, int32 `[]`."""
+        """Returns the batch of `step`, int32 `[]`."""
 
 
 @_explained

@@ -159,7 +159,7 @@ def locate(name: str, directory: str | None = None) -> tuple[str, Path] | None:
             return "idx", path
         if found := forms.reader(path):
             return found[0], path
-    if given and name in NAMES:
+    if given and emnist.full_name(name) in NAMES:
         return "idx", given[1]
     if name in download.FAMILY and (paths := download.cached(name)):
         return "tfds", paths[0].parent
@@ -189,7 +189,7 @@ def load_auto(request: Request) -> Dataset:
                 f"{shown(str(path))} contains {', '.join(others)}, not {name}; set "
                 f"data.name={closest!r}"
             )
-        if name in NAMES:
+        if emnist.full_name(name) in NAMES:
             raise UserError(
                 f"no train-images-idx3-ubyte (or .gz) in {shown(str(path))}, and no "
                 "data of another form; expected the four MNIST-format files, "

@@ -29,8 +29,9 @@ class Draw:
         """Raises UserError if a share is given, because a validation split exists."""
         if self.validation_share is not None:
             raise UserError(
-                f"data.validation_share={self.validation_share:g}: this data set has a "
-                "validation split of its own. Leave out the option"
+                f"data.validation_share={self.validation_share:g} has no effect on "
+                "this data set, which has its validation split already. Leave out the "
+                "option"
             )
 
     def rows(self, labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

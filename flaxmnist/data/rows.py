@@ -117,11 +117,9 @@ def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def _are_adjacent(arrays: Sequence[np.ndarray]) -> bool:
     """Returns whether each array begins where the one before it ends, in memory."""
-    return all(
+    return all(array.flags.c_contiguous for array in arrays) and all(
         before.base is after.base
         and (before.dtype, before.shape[1:]) == (after.dtype, after.shape[1:])
-        and before.flags.c_contiguous
-        and after.flags.c_contiguous
         and before.ctypes.data + before.nbytes == after.ctypes.data
         for before, after in itertools.pairwise(arrays)
     )

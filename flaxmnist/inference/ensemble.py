@@ -10,9 +10,8 @@ from flaxmnist import config as configs
 from flaxmnist.core.ensemble import Ensemble, stack
 from flaxmnist.errors import UserError
 from flaxmnist.options import OptionType
-from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import trust
-from flaxmnist.rundir.population import MODEL, Member, configuration
+from flaxmnist.rundir.population import MODEL, Member, configuration, unfinished
 from flaxmnist.runtime.console import warned_once
 
 if TYPE_CHECKING:
@@ -44,19 +43,18 @@ def open_members(
     Raises:
       UserError: a member is not finished, or the members have different models or data.
     """
+    if missing := unfinished(workdir, members):
+        raise UserError(
+            f"{workdir / missing[0]} is not finished; an ensemble requires all members "
+            f"of the population. `flaxmnist train --workdir {quote(str(workdir))}` "
+            "finishes them, or names the reason why not"
+        )
     configurations: dict[Path, configs.Config] = {}
     for one in members:
-        folder = workdir / one.name
         own = configuration(config, one)
-        if not workdirs.is_finished(folder, own):
-            raise UserError(
-                f"{folder} is not finished; an ensemble requires all members of the "
-                f"population. `flaxmnist train --workdir {quote(str(workdir))}` "
-                "finishes them, or names the reason why not"
-            )
         # The list of members is not signed, and may be of another person.
         trust.check(configs.as_dict(own), workdir)
-        configurations[folder] = own
+        configurations[workdir / one.name] = own
     runs: list[SavedRun] = []
     with warned_once():
         for folder, own in configurations.items():

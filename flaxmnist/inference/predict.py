@@ -121,7 +121,8 @@ def predict_images(
         picture.
       run: a state, or a run directory, whose best checkpoint on validation is used.
       class_names: a name per class; if empty, those of the run, or "0", "1", … for a
-        state.
+        state. If they are not the ten digits, a picture of MNIST's size remains as it
+        is.
 
     Raises:
       UserError: the run does not exist, `class_names` has another length, or one of the

@@ -11,7 +11,6 @@ from flaxmnist.errors import UserError
 from flaxmnist.inference.evaluation import evaluation
 from flaxmnist.paths import path_of
 from flaxmnist.report.results import PopulationSummary
-from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity, population
 from flaxmnist.rundir.history import History
 from flaxmnist.runtime.console import Console
@@ -60,7 +59,7 @@ def report_population(workdir: Path, ensemble: "SavedRun | None" = None) -> Path
 
     integrity.check_links(workdir)
     members = population.saved_members(workdir) or ()
-    missing = unfinished(workdir, members)
+    missing = population.unfinished(workdir, members)
     finished = [one for one in members if one.name not in missing]
     if not finished:
         raise UserError(
@@ -79,22 +78,6 @@ def report_population(workdir: Path, ensemble: "SavedRun | None" = None) -> Path
         path = write_population(workdir, summary, histories, together)
     Console().line(str(path))
     return path
-
-
-def unfinished(workdir: Path, members: Iterable[population.Member]) -> list[str]:
-    """Returns the names of the members without a result of the present length.
-
-    Raises:
-      UserError: the configuration of the population cannot be read.
-    """
-    config = workdirs.saved_config(workdir, alone=True)
-    return [
-        one.name
-        for one in members
-        if not workdirs.is_finished(
-            workdir / one.name, config and population.configuration(config, one)
-        )
-    ]
 
 
 @contextlib.contextmanager

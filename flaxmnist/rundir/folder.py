@@ -56,9 +56,14 @@ def is_finished(workdir: Path, config: configs.Config | None = None) -> bool:
         return False
     if (summary := saved_summary(workdir)) is None:
         return True
-    is_longer = config is not None and any(
-        (getattr(config, name) or 0) > (summary.config[name] or math.inf)
-        for name in ("num_epochs", "num_steps")
+    stopped_early = summary.step < summary.total_steps
+    is_longer = (
+        config is not None
+        and not stopped_early
+        and any(
+            (getattr(config, name) or 0) > (summary.config[name] or math.inf)
+            for name in ("num_epochs", "num_steps")
+        )
     )
     # Its user may have deleted the checkpoints.
     return not is_longer and saved_steps(workdir)[-1:] <= [summary.step]
@@ -262,7 +267,7 @@ def locked(workdir: Path) -> Iterator[Lock]:
 
 
 def _is_elsewhere(error: OSError, workdir: Path) -> bool:
-    """Returns whether the cause is not a file in `workdir`, but the user's model."""
+    """Returns whether an error is not one of a file in `workdir`."""
     if not is_of_files(error):
         return True
     if not isinstance(error.filename, str | bytes):

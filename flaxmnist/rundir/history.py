@@ -11,7 +11,8 @@ from flaxmnist.rundir.metrics_log import records
 from flaxmnist.rundir.results import Summary
 
 # Options that a run may change when it resumes, although its result depends on them.
-_DECISIVE = ("eval_every", "patience", "on_nan", "max_rollbacks")
+# Those of a rollback decide nothing about most runs.
+_DECISIVE = ("eval_every", "patience")
 
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:

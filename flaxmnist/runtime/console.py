@@ -113,8 +113,9 @@ class Console:
         """Prints a line, above the progress bars if there are any.
 
         Args:
-          text: is wrapped at the width of a terminal,
-          wrap: unless this is False, for text that programs read.
+          text: one line or several.
+          wrap: whether to break lines at the width of a terminal; False for text that
+            programs read.
         """
         text = printable(text, keep="\n")
         if wrap and self._rich.is_terminal:

@@ -229,7 +229,7 @@ def test_the_draw_depends_on_its_seed_only_and_is_stratified(tmp_path):
     assert one.fingerprints == same.fingerprints != other.fingerprints
     again = {"x_train": images, "y_train": labels, "x_val": images, "y_val": labels}
     path = save(tmp_path / "b.npz", **again)
-    with pytest.raises(UserError, match=r"validation_share=0\.2: this data set has a"):
+    with pytest.raises(UserError, match=r"validation_share=0\.2 has no effect on this"):
         data.load(dir=path, validation_share=0.2)
 
 

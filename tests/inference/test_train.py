@@ -100,7 +100,7 @@ MISTAKES = [
     ({"data": "fashion_mnst"}, r"does not exist; did you mean 'fashion_mnist'"),
     (
         {"data": (make(4), make(4)), "validation_share": 0.2},
-        r"validation_share=0\.2: this data set has a validation split of its own",
+        r"validation_share=0\.2 has no effect on this data set, which has its",
     ),
     ({"hooks": 3}, "hooks=3: expected a list of functions"),
 ]

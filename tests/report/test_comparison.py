@@ -72,8 +72,7 @@ def test_a_seed_that_was_trained_twice_counts_once(finished_run):
     [
         ("eval_every", 10, 2),
         ("patience", 3, 2),
-        ("on_nan", "rollback", 2),
-        ("max_rollbacks", 9, 2),
+        ("on_nan", "rollback", 1),
         ("ema", 0.9, 2),
         ("log_every", 7, 1),
     ],

@@ -302,6 +302,20 @@ def test_members_of_the_former_length_are_not_finished(
             open_run(workdir, config=config)
 
 
+def test_neither_another_configuration_nor_more_time_makes_members_unfinished(
+    trained_population, tmp_path
+):
+    """The patience of the members was over before the former end."""
+    config, workdir = tiny_config(num_steps=60), tmp_path / "p"
+    shutil.copytree(trained_population[0], workdir)
+    assert len(open_run(workdir, config=config).members) == 2
+    (workdir / "config.json").write_text(configs.to_json(config))
+    for path in workdir.glob("*/summary.json"):
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps(values | {"total_steps": 50}))
+    assert len(open_run(workdir).members) == 2
+
+
 def test_an_interrupt_is_reported_once(trained_population, tmp_path, monkeypatch):
     config, workdir = tiny_config(), tmp_path / "p"
     shutil.copytree(trained_population[0], workdir)
