@@ -280,7 +280,7 @@ def test_data_come_from_a_function_of_the_user():
         data.load(source=f"{__name__}:not_a_model")
     with pytest.raises(UserError, match=r"unknown option 'data.sides'; did you mean"):
         data.load(source=f"{__name__}:squares", sides=1)
-    with pytest.raises(UserError, match=r"validation_share=0\.2: this data set has a"):
+    with pytest.raises(UserError, match=r"validation_share=0\.2 has no effect on this"):
         data.load(source=f"{__name__}:squares", side=5, validation_share=0.2)
 
 

@@ -90,11 +90,12 @@ def make_mesh(
             f"mesh.model={model}, mesh.data={data}: the product is {count}; expected "
             f"{len(available)}, all devices of the {jax.process_count()} processes"
         )
-    return jax.make_mesh(
-        (data, model),
+    # jax.make_mesh would refuse GPUs of several machines, and some cores of a TPU. The
+    # devices of a process are neighbours, and those of `model` mostly of one process.
+    return Mesh(
+        np.array(chosen[:count]).reshape(data, model),
         ("data", "model"),
         axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=chosen[:count],
     )
 
 

@@ -12,8 +12,9 @@ from flaxmnist.errors import UserError
 from flaxmnist.runtime import files, machine, processes
 from flaxmnist.runtime.files import cache_dir
 
-# The names of JAX for each platform, in the order in which they are tried.
-PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda,cpu", "rocm,cpu"), "tpu": ("tpu,cpu",)}
+# The names of JAX for each platform, in the order in which they are tried. Without an
+# NVIDIA GPU, JAX would start with the CPU alone for "cuda,cpu", and stay with it.
+PLATFORMS = {"cpu": ("cpu",), "gpu": ("rocm,cpu", "cuda,cpu"), "tpu": ("tpu,cpu",)}
 
 
 # JAX's warning of a compiled program that it cannot read.
@@ -66,9 +67,6 @@ def start(
     # Others may be on the same GPU; a user who sets the variable decides.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     files.cache_enabled = keep_programs
-    # So does one who keeps programs elsewhere.
-    if keep_programs and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        _keep_programs()
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
@@ -76,6 +74,11 @@ def start(
         jax.config.update("jax_num_cpu_devices", num_cpu_devices)
     if join is not None:
         join()
+    # A user who keeps programs elsewhere decides. One of several processes that loads a
+    # program while another compiles it does not take its part in the tuning for GPUs.
+    alone = not jax.distributed.is_initialized()
+    if keep_programs and alone and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        _keep_programs()
     wanted = "cpu" if num_cpu_devices is not None else platform
     if wanted is not None:
         _choose_platform(wanted)
@@ -100,9 +103,9 @@ def _check_devices() -> None:
 
 def _choose_platform(wanted: str) -> None:
     """Restricts JAX to a platform; raises UserError if that has no devices."""
-    reason = ""
     # "gpu" would fail in JAX where only one of the two kinds is installed.
     for name in PLATFORMS[wanted]:
+        reason = ""
         jax.config.update("jax_platforms", name)
         try:
             if jax.devices()[0].platform == wanted:

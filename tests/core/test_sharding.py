@@ -363,3 +363,16 @@ def test_a_step_is_that_of_shard_map_and_pmap(how, synthetic):
         jax.device_get((theirs.params, theirs.opt_state)),
     )
     assert metrics.compute() == pytest.approx(expected.compute(), rel=1e-5)
+
+
+def test_a_mesh_has_the_given_devices_in_their_order(monkeypatch):
+    """JAX's function refuses GPUs of several machines, and sorts those of one."""
+
+    def refuse(*args, **options):
+        raise ValueError("jax.make_mesh does not support multi-slice topologies")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    mesh = sharding.make_mesh(model=2, devices=(5, 2, 7, 0))
+    assert dict(mesh.shape) == {"data": 2, "model": 2}
+    assert [device.id for device in mesh.devices.flat] == [5, 2, 7, 0]
+    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)

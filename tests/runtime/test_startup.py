@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 import flaxmnist
-from flaxmnist.runtime import startup
+from flaxmnist.runtime import devices, startup
 
 LIGHT = """
 import signal, sys
@@ -256,3 +257,19 @@ def test_too_little_memory(tmp_path):
     code, _, error = started(*flags, before="ulimit -v 900000; ")
     assert (code, error.count("\n")) == (2, 1)
     assert "limits of memory and threads" in error
+
+
+def test_an_amd_gpu_is_found(monkeypatch):
+    """Without NVIDIA's, JAX starts with the CPU alone for "cuda,cpu", and stays so."""
+    chosen, started = [], []
+
+    def found():
+        if not started:
+            started.append("cpu" if chosen[-1].startswith("cuda") else "gpu")
+        return [types.SimpleNamespace(platform=started[0])]
+
+    config = types.SimpleNamespace(update=lambda name, value: chosen.append(value))
+    jax = types.SimpleNamespace(config=config, devices=found)
+    monkeypatch.setattr(devices, "jax", jax)
+    devices._choose_platform("gpu")
+    assert chosen == ["rocm,cpu"]
