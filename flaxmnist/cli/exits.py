@@ -24,10 +24,11 @@ def _quiet() -> Iterator[None]:
     """Hides the warnings and log messages of libraries while the block runs."""
     error, nothing = logging.ERROR, logging.CRITICAL
     # Orbax logs each error that it raises, with the traceback.
-    levels = logs.at_levels(
-        absl=nothing, orbax=nothing, flaxmnist=error, jax=error, onnx_ir=error
-    )
-    with levels, warnings.catch_warnings():
+    levels = {"absl": nothing, "orbax": nothing, "onnx_ir": error}
+    levels |= {"flaxmnist": error, "jax": error}
+    # Here, JAX tells of a GPU or TPU that it cannot use.
+    levels["jax._src.xla_bridge"] = logging.WARNING
+    with logs.at_levels(**levels), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

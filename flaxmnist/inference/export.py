@@ -17,6 +17,7 @@ from flaxmnist.export.parity import CHECKED
 from flaxmnist.export.write import FORMATS, write_export
 from flaxmnist.paths import path_of
 from flaxmnist.rundir import integrity
+from flaxmnist.runtime import devices
 from flaxmnist.runtime.console import Console
 from flaxmnist.signatures import parameters
 
@@ -28,17 +29,6 @@ def _generated(image_shape: tuple[int, ...]) -> np.ndarray:
     """Returns noise, with fewer bright pixels than dark ones, as images."""
     noise = np.random.default_rng(0).random((CHECKED, *image_shape), np.float32)
     return (255 * noise**4).astype(np.uint8)
-
-
-def _cpu() -> jax.Device | None:
-    """Returns the CPU, which computes in float32; None if JAX may not use it.
-
-    Accelerators round the factors of products, to TensorFloat-32 or bfloat16.
-    """
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return None
 
 
 def export_run(
@@ -95,7 +85,8 @@ def export_run(
     if run.members:
         model = Ensemble(model, len(run.members))
     state = dataclasses.replace(state, model=model, layout=None)
-    with jax.default_device(_cpu()):
+    # Accelerators round the factors of products, to TensorFloat-32 or bfloat16.
+    with jax.default_device(devices.cpu()):
         difference = write_export(state, folder, images, card)
     console = Console()
     console.line(

@@ -88,6 +88,14 @@ def start(
         processes.check_devices()
 
 
+def cpu() -> jax.Device | None:
+    """Returns a device of the CPU; None if JAX may not use it."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
 def _check_devices() -> None:
     """Raises UserError if JAX does not find the devices that it is told to use."""
     try:

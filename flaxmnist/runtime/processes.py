@@ -214,7 +214,10 @@ def is_peer_failure(error: BaseException | None) -> bool:
         jax.distributed.is_initialized()
         and isinstance(error, jax.errors.JaxRuntimeError)
         and re.search(
-            "gloo|nccl|barrier|unavailable|deadline", str(error), re.IGNORECASE
+            # NCCL also refuses devices, such as one GPU for two processes.
+            "gloo|nccl(?!_|.*invalid)|barrier|unavailable|deadline",
+            str(error),
+            re.IGNORECASE,
         )
         is not None
     )

@@ -1,5 +1,6 @@
 """Gathers the content of a report from the devices of a run."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from flaxmnist.core.state import TrainState
 from flaxmnist.core.steps import predict_step
 from flaxmnist.report.html import Costs, Results
 from flaxmnist.rundir.history import History
+from flaxmnist.runtime import devices
 from flaxmnist.training.durations import make_optimizer
 from flaxmnist.training.evaluate import predict
 from flaxmnist.training.experiment import Evaluation
@@ -43,7 +45,10 @@ def _costs(run: Evaluation, state: TrainState) -> Costs:
         for name, leaf in sharding.named_leaves(state.params)
     ]
     image = jax.ShapeDtypeStruct((1, *state.image_shape), np.uint8)
-    lowered = predict_step.lower(sharding.abstract(lambda: state, None), image)
+    described = sharding.abstract(lambda: dataclasses.replace(state, layout=None), None)
+    # On GPU, the costs of convolutions, which are functions of a library, are unknown.
+    with jax.default_device(devices.cpu()):
+        lowered = predict_step.lower(described, image)
     # Not every backend can analyse a program before it is compiled.
     costs = lowered.cost_analysis() or lowered.compile().cost_analysis() or {}
 

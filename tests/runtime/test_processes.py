@@ -468,3 +468,16 @@ def test_a_coordinator_that_does_not_answer(monkeypatch, capsys):
     assert f"--coordinator {where}: timed out" in said
     assert len(said.splitlines()) == 1
     assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "lost"),
+    [
+        ("remote process exited or there was a network error", True),
+        ("invalid usage (run with NCCL_DEBUG=WARN for details)", False),
+    ],
+)
+def test_nccl_that_refuses_a_device_is_no_lost_process(reason, lost, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    error = jax.errors.JaxRuntimeError(f"INTERNAL: NCCL operation x failed: {reason}")
+    assert processes.is_peer_failure(error) == lost

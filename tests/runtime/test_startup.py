@@ -1,6 +1,7 @@
 """The start of a program: imports, signals and standard streams."""
 
 import ast
+import logging
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import flaxmnist
+from flaxmnist.cli import exits
 from flaxmnist.runtime import devices, startup
 
 LIGHT = """
@@ -273,3 +275,14 @@ def test_an_amd_gpu_is_found(monkeypatch):
     monkeypatch.setattr(devices, "jax", jax)
     devices._choose_platform("gpu")
     assert chosen == ["rocm,cpu"]
+
+
+def test_jax_may_tell_of_a_gpu_that_it_cannot_use():
+    shown = {}
+
+    def run(_):
+        for name in ("jax._src.xla_bridge", "jax._src.compiler"):
+            shown[name] = logging.getLogger(name).isEnabledFor(logging.WARNING)
+
+    assert exits.exit_code(run, []) == 0
+    assert shown == {"jax._src.xla_bridge": True, "jax._src.compiler": False}
