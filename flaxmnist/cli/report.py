@@ -75,7 +75,7 @@ def _has_no_ensemble(workdir: Path) -> bool:
     """Returns whether members of a population differ in their model or are missing."""
     members = population.saved_members(workdir) or ()
     return not population.has_one_model(members) or bool(
-        population.unfinished(workdir, members)
+        workdirs.unfinished(workdir, members)
     )
 
 

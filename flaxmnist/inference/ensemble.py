@@ -10,8 +10,9 @@ from flaxmnist import config as configs
 from flaxmnist.core.ensemble import Ensemble, stack
 from flaxmnist.errors import UserError
 from flaxmnist.options import OptionType
+from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import trust
-from flaxmnist.rundir.population import MODEL, Member, configuration, unfinished
+from flaxmnist.rundir.population import MODEL, Member, configuration
 from flaxmnist.runtime.console import warned_once
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def open_members(
     Raises:
       UserError: a member is not finished, or the members have different models or data.
     """
-    if missing := unfinished(workdir, members):
+    if missing := workdirs.unfinished(workdir, members):
         raise UserError(
             f"{workdir / missing[0]} is not finished; an ensemble requires all members "
             f"of the population. `flaxmnist train --workdir {quote(str(workdir))}` "

@@ -11,6 +11,7 @@ from flaxmnist.errors import UserError
 from flaxmnist.inference.evaluation import evaluation
 from flaxmnist.paths import path_of
 from flaxmnist.report.results import PopulationSummary
+from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity, population
 from flaxmnist.rundir.history import History
 from flaxmnist.runtime.console import Console
@@ -59,7 +60,7 @@ def report_population(workdir: Path, ensemble: "SavedRun | None" = None) -> Path
 
     integrity.check_links(workdir)
     members = population.saved_members(workdir) or ()
-    missing = population.unfinished(workdir, members)
+    missing = workdirs.unfinished(workdir, members)
     finished = [one for one in members if one.name not in missing]
     if not finished:
         raise UserError(

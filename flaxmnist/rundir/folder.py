@@ -15,7 +15,7 @@ import jax
 
 from flaxmnist import config as configs
 from flaxmnist.errors import UserError
-from flaxmnist.rundir import integrity, trust
+from flaxmnist.rundir import integrity, population, trust
 from flaxmnist.rundir.configuration import check as check
 from flaxmnist.rundir.configuration import check_same as check_same
 from flaxmnist.rundir.configuration import saved_config as saved_config
@@ -67,6 +67,22 @@ def is_finished(workdir: Path, config: configs.Config | None = None) -> bool:
     )
     # Its user may have deleted the checkpoints.
     return not is_longer and saved_steps(workdir)[-1:] <= [summary.step]
+
+
+def unfinished(workdir: Path, members: Iterable[population.Member]) -> list[str]:
+    """Returns the names of the members without a result of the present length.
+
+    Raises:
+      UserError: the configuration of the population cannot be read.
+    """
+    config = saved_config(workdir, alone=True)
+    return [
+        one.name
+        for one in members
+        if not is_finished(
+            workdir / one.name, config and population.configuration(config, one)
+        )
+    ]
 
 
 class Lock:

@@ -15,7 +15,6 @@ from typing import Any
 from flaxmnist import config as configs
 from flaxmnist import options as types
 from flaxmnist.errors import UserError, did_you_mean
-from flaxmnist.rundir import folder as workdirs
 from flaxmnist.rundir import integrity
 from flaxmnist.rundir.schemas import OBJECT, Schema, conform
 from flaxmnist.runtime import files
@@ -185,22 +184,6 @@ def check_exists(workdir: Path) -> None:
 
 def _names(members: Iterable[Member]) -> list[str]:
     return [one.name for one in members]
-
-
-def unfinished(workdir: Path, members: Iterable[Member]) -> list[str]:
-    """Returns the names of the members without a result of the present length.
-
-    Raises:
-      UserError: the configuration of the population cannot be read.
-    """
-    config = workdirs.saved_config(workdir, alone=True)
-    return [
-        one.name
-        for one in members
-        if not workdirs.is_finished(
-            workdir / one.name, config and configuration(config, one)
-        )
-    ]
 
 
 def merged(workdir: Path, members: Sequence[Member]) -> tuple[Member, ...]:

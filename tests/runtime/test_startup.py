@@ -59,6 +59,31 @@ def test_garbage_collection_starts_after_the_imports_and_skips_them():
     subprocess.run([sys.executable, "-c", COLLECTS], check=True)
 
 
+# Imports each module first in a process, after the packages that all of them need.
+FIRST = """
+import os, sys
+import cv2, flax.linen, jax, optax, orbax.checkpoint
+
+for name in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        __import__(name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{name} cannot be imported first")
+"""
+
+
+def test_every_public_name_may_be_the_first_to_be_used():
+    stub = Path(flaxmnist.__file__).with_suffix(".pyi").read_text("utf-8")
+    names = {
+        f"flaxmnist.{found[1]}"
+        for found in re.finditer(r"^from \.([\w.]+)", stub, re.M)
+    } | {f"flaxmnist.cli.{name}" for name in ("train", "eval", "predict", "report")}
+    assert "flaxmnist.inference.train" in names
+    command = [sys.executable, "-W", "ignore", "-c", FIRST, *sorted(names)]
+    subprocess.run(command, check=True)
+
+
 def test_exactly_the_public_names_exist():
     for name in flaxmnist.__all__:
         found = getattr(flaxmnist, name)
